@@ -1,0 +1,38 @@
+# One-time set-up in .venv, then the commands of the README. DEVICE=cuda installs fbgemm's CUDA build instead.
+DEVICE ?= cpu
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready-$(DEVICE)
+
+.PHONY: demo test check format bench docs clean
+
+demo: $(READY)
+	$(BIN)/python -m jobs.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+docs: $(READY)
+	$(BIN)/python -m jobs.config_reference > docs/config.md
+
+$(READY): requirements/base.txt requirements/dev.txt requirements/$(DEVICE).txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$(DEVICE).txt
+	touch $@
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Ratios of things measured in turns in one run; `python -m benchmarks` runs them."""

@@ -1,0 +1,93 @@
+"""From a log's Arrow column to the numbers or ids of one feature, before statistics are applied."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.errors import DataError
+from features.schema import BucketFeature, DenseFeature, IdFeature, SequenceFeature
+
+
+def dense_values(feature: DenseFeature | BucketFeature, column: pa.Array) -> np.ndarray:
+    """Numbers of a dense or bucketised feature.
+
+    Args:
+        feature: Its declaration.
+        column: Numeric or boolean array of N rows.
+
+    Returns:
+        float64 of shape (N,), after log1p where declared; NaN where the value is missing.
+
+    Raises:
+        DataError: An infinite value; names column and row.
+    """
+    values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+    infinite = np.isinf(values)
+    if infinite.any():
+        row = int(infinite.argmax())
+        raise DataError(f"column {feature.source!r} has {values[row]} at row {row}: expected finite numbers or null")
+    if isinstance(feature, DenseFeature) and feature.log1p:
+        return np.sign(values) * np.log1p(np.abs(values))
+    return values
+
+
+def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Ids of an id or sequence feature, cut to the declared length and without nulls.
+
+    Args:
+        feature: Its declaration.
+        column: Array of N ids, or of N lists of ids.
+
+    Returns:
+        The ids of all rows, shape (sum of lengths,), and int32 offsets of shape (N + 1,): row i's ids are
+        `ids[offsets[i]:offsets[i + 1]]`.
+
+    Raises:
+        DataError: A null list; names column and row.
+    """
+    if isinstance(feature, IdFeature):
+        if column.null_count == 0:
+            return column, np.arange(len(column) + 1, dtype=np.int32)
+        return column.drop_null(), _offsets(column.is_valid().to_numpy(zero_copy_only=False))
+    if column.null_count:
+        row = int(pc.index(column.is_null(), True).as_py())
+        raise DataError(
+            f"column {feature.source!r} has a null list at row {row}, and {column.null_count} in all: a sequence "
+            "without ids is an empty list"
+        )
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    ids, offsets = _cut(column.values, offsets, feature)
+    if ids.null_count:
+        kept = np.concatenate(([0], np.cumsum(ids.is_valid().to_numpy(zero_copy_only=False))))
+        ids, offsets = ids.drop_null(), kept[offsets]
+    return ids, offsets.astype(np.int32)
+
+
+def _cut(values: pa.Array, offsets: np.ndarray, feature: SequenceFeature) -> tuple[pa.Array, np.ndarray]:
+    """Keep the declared end of lists that are too long; returns values that start at offset 0."""
+    starts, stops = offsets[:-1], offsets[1:]
+    if len(starts) == 0 or (stops - starts).max() <= feature.max_length:
+        return values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
+    if feature.keep == "last":
+        starts = np.maximum(starts, stops - feature.max_length)
+    else:
+        stops = np.minimum(stops, starts + feature.max_length)
+    kept_offsets = np.concatenate(([0], np.cumsum(stops - starts)))
+    return values.take(pa.array(ragged_index(starts, kept_offsets))), kept_offsets
+
+
+def ragged_index(starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Index of the elements of ragged rows.
+
+    Args:
+        starts: Where each row's elements begin in the source, shape (N,).
+        offsets: Where they begin in the result, shape (N + 1,).
+
+    Returns:
+        int64 of shape (offsets[-1],).
+    """
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], np.diff(offsets))
+
+
+def _offsets(present: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(present))).astype(np.int32)

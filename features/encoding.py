@@ -1,0 +1,336 @@
+"""Encoding: from the Arrow columns of a unit to the fixed columns of a batch, vectorised, without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.columns import dense_values, id_values, ragged_index
+from features.errors import ConfigError, DataError
+from features.expressions import parse_expression
+from features.hashing import hash_ids, rows_of, salt_of
+from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TaskConfig
+from features.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """N encoded rows; F sparse features, D dense features, K tasks.
+
+    Args:
+        ids: Per sparse feature, the table rows of all N bags one after the other, int32.
+        offsets: Per sparse feature, int32 of shape (N + 1,): where each bag begins.
+        dense: float32 of shape (N, D); NaN where the value is missing.
+        labels: float32 of shape (N, K); NaN where the row is outside the task's space.
+        weights: float32 of shape (N, K), or None where no task declares a weight.
+        slots: int32 of shape (N,); -1 where there is none.
+        rows: int32 of shape (N,): row numbers within the unit.
+        truth: float32 of shape (N, K) with the true probabilities of synthetic logs, or None.
+    """
+
+    ids: list[np.ndarray]
+    offsets: list[np.ndarray]
+    dense: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray | None
+    slots: np.ndarray
+    rows: np.ndarray
+    truth: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, order: np.ndarray) -> "EncodedRows":
+        """The rows at the given places, in that order; shape (M,)."""
+        ids, offsets = [], []
+        for values, starts in zip(self.ids, self.offsets, strict=True):
+            if len(values) == len(self) and starts[-1] == len(self) and (np.diff(starts) == 1).all():
+                ids.append(values[order])
+                offsets.append(np.arange(len(order) + 1, dtype=np.int32))
+                continue
+            lengths = (starts[1:] - starts[:-1])[order]
+            taken = np.concatenate(([0], np.cumsum(lengths, dtype=np.int32))).astype(np.int32)
+            ids.append(values[ragged_index(starts[order], taken)])
+            offsets.append(taken)
+        rest: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[order]
+            for name in ("dense", "labels", "weights", "slots", "rows", "truth")
+        }
+        return EncodedRows(ids=ids, offsets=offsets, **rest)
+
+    def to_arrow(self) -> pa.Table:
+        """One Arrow row that holds all N rows, so that nothing downstream can split or reorder them."""
+        columns: dict[str, pa.Array] = {}
+        for name, value in self._columns().items():
+            flat = pa.array(value.reshape(-1))
+            columns[name] = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
+        return pa.table(columns)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                found |= {f"{field.name}.{index}": array for index, array in enumerate(value)}
+            elif value is not None:
+                found[field.name] = value
+        return found
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> "EncodedRows":
+        """Read what `to_arrow` wrote, without copying."""
+        flat = {name: _flat(table[name]) for name in table.column_names}
+        num_rows = len(flat["rows"])
+        num_sparse = sum(name.startswith("ids.") for name in flat)
+
+        def matrix(name: str) -> np.ndarray | None:
+            return flat[name].reshape(num_rows, -1) if name in flat else None
+
+        dense, labels = matrix("dense"), matrix("labels")
+        assert dense is not None
+        assert labels is not None
+        return cls(
+            ids=[flat[f"ids.{index}"] for index in range(num_sparse)],
+            offsets=[flat[f"offsets.{index}"] for index in range(num_sparse)],
+            dense=dense,
+            labels=labels,
+            weights=matrix("weights"),
+            slots=flat["slots"],
+            rows=flat["rows"],
+            truth=matrix("truth"),
+        )
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    chunk = column.chunk(0)
+    return chunk.values.slice(chunk.offsets[0].as_py(), len(chunk[0].values)).to_numpy(zero_copy_only=True)
+
+
+class Encoder:
+    """Encodes units as a schema and its statistics say.
+
+    Args:
+        schema: What a log line means.
+        statistics: Of the same schema; needed where dense features are standardised or bucketised.
+        with_truth: Also read the tasks' truth columns.
+
+    Raises:
+        ConfigError: The statistics lack a feature of the schema.
+    """
+
+    def __init__(self, schema: Schema, statistics: Statistics | None, *, with_truth: bool = False) -> None:
+        self.schema = schema
+        self.statistics = statistics
+        self.with_truth = with_truth and any(task.truth for task in schema.tasks)
+        for feature in schema.features:
+            needed = isinstance(feature, BucketFeature) or (isinstance(feature, DenseFeature) and feature.standardise)
+            if needed and (statistics is None or feature.name not in statistics.numbers):
+                raise ConfigError(f"feature {feature.name!r} needs statistics, there are none: run jobs.fit_features")
+        self._tables = {table.name: table for table in schema.tables}
+        self._salt = salt_of(schema.hash_salt)
+
+    @property
+    def columns(self) -> list[str]:
+        """The log's columns that `encode` reads."""
+        return self.schema.columns(with_truth=self.with_truth)
+
+    def check_columns(self, log: pa.Schema) -> None:
+        """Hold a file's schema against the declaration.
+
+        Raises:
+            DataError: A column that is missing or of a wrong type.
+        """
+        check_columns(self.schema, log, self.columns)
+
+    def encode(self, columns: Mapping[str, pa.Array], first_row: int = 0) -> EncodedRows:
+        """Encode rows.
+
+        Args:
+            columns: Arrays of equal length N by column name.
+            first_row: The row number of the first row within its unit.
+
+        Returns:
+            N encoded rows, in the order given.
+
+        Raises:
+            DataError: A value that the declaration does not allow; names column or task, and row.
+        """
+        num_rows = len(next(iter(columns.values())))
+        sparse = [self._encode_sparse(feature, columns[feature.source]) for feature in self.schema.sparse_features]
+        dense = np.empty((num_rows, len(self.schema.dense_features)), np.float32)
+        for index, feature in enumerate(self.schema.dense_features):
+            dense[:, index] = self._encode_dense(feature, columns[feature.source])
+        slots = np.full(num_rows, -1, np.int32)
+        if self.schema.slot:
+            slots = pc.cast(columns[self.schema.slot].fill_null(-1), pa.int32()).to_numpy()
+        return EncodedRows(
+            ids=[ids for ids, _ in sparse],
+            offsets=[offsets for _, offsets in sparse],
+            dense=dense,
+            labels=self._encode_labels(columns, num_rows),
+            weights=self._encode_weights(columns, num_rows),
+            slots=slots,
+            rows=np.arange(first_row, first_row + num_rows, dtype=np.int32),
+            truth=self._encode_truth(columns, num_rows) if self.with_truth else None,
+        )
+
+    def _encode_sparse(self, feature: SparseFeature, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(feature, BucketFeature):
+            assert self.statistics is not None
+            values = dense_values(feature, column)
+            buckets = np.searchsorted(self.statistics.numbers[feature.name].boundaries, values, side="right") + 1
+            buckets[np.isnan(values)] = 0
+            return buckets.astype(np.int32), np.arange(len(column) + 1, dtype=np.int32)
+        ids, offsets = id_values(feature, column)
+        return rows_of(hash_ids(ids, self._salt), self._tables[feature.table].num_rows), offsets
+
+    def _encode_dense(self, feature: DenseFeature, column: pa.Array) -> np.ndarray:
+        values = dense_values(feature, column)
+        if feature.standardise:
+            assert self.statistics is not None
+            numbers = self.statistics.numbers[feature.name]
+            values = (values - numbers.mean) / (numbers.deviation or 1.0)
+        if feature.clip is not None:
+            values = np.clip(values, -feature.clip, feature.clip)
+        return values
+
+    def _encode_labels(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray:
+        labels = np.empty((num_rows, len(self.schema.tasks)), np.float32)
+        for index, task in enumerate(self.schema.tasks):
+            label = task.label_expression.evaluate(columns)
+            values = pc.cast(label, pa.float64()).to_numpy(zero_copy_only=False)
+            in_space = label.is_valid().to_numpy(zero_copy_only=False)
+            if task.space is not None:
+                in_space &= evaluate_space(task.space, columns)
+            check_labels(task, values, in_space)
+            labels[:, index] = np.where(in_space, values, np.nan)
+        return labels
+
+    def _encode_weights(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray | None:
+        if not any(task.weight for task in self.schema.tasks):
+            return None
+        weights = np.ones((num_rows, len(self.schema.tasks)), np.float32)
+        for index, task in enumerate(self.schema.tasks):
+            if task.weight is None:
+                continue
+            values = _numbers(task.weight, columns)
+            wrong = ~(np.isfinite(values) & (values >= 0))
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise DataError(
+                    f"task {task.name!r}: weight {task.weight!r} is {values[row]} at row {row}, expected finite >= 0"
+                )
+            weights[:, index] = values
+        return weights
+
+    def _encode_truth(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray:
+        truth = np.full((num_rows, len(self.schema.tasks)), np.nan, np.float32)
+        for index, task in enumerate(self.schema.tasks):
+            if task.truth is not None:
+                truth[:, index] = _numbers(task.truth, columns)
+        return truth
+
+
+def evaluate_space(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
+    """Rows on which a space's expression is true, bool of shape (N,); null is outside."""
+    space = parse_expression(text).evaluate(columns)
+    if not pa.types.is_boolean(space.type):
+        space = pc.not_equal(space, pa.scalar(0, space.type))
+    return space.fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def _numbers(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
+    return pc.cast(parse_expression(text).evaluate(columns), pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def check_labels(task: TaskConfig, values: np.ndarray, in_space: np.ndarray) -> None:
+    """Refuse labels that the task's kind does not allow.
+
+    Args:
+        task: The task.
+        values: float64 of shape (N,).
+        in_space: bool of shape (N,); labels outside the space are not looked at.
+
+    Raises:
+        DataError: Names task, label, row, value and what was expected.
+    """
+    allowed, expected = np.isfinite(values), "a finite number"
+    if task.kind == "binary":
+        allowed, expected = (values == 0) | (values == 1), "0 or 1"
+    elif task.kind == "multiclass":
+        assert task.num_classes is not None
+        allowed = (values >= 0) & (values < task.num_classes) & (values == np.floor(values))
+        expected = f"a class from 0 to {task.num_classes - 1}"
+    elif task.loss == "poisson" or task.log1p_target:
+        allowed, expected = allowed & (values >= 0), "a finite number of at least 0"
+    elif task.link == "sigmoid":
+        allowed, expected = allowed & (values >= 0) & (values <= 1), "a number from 0 to 1"
+    wrong = in_space & ~allowed
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"task {task.name!r}: label {task.label!r} is {values[row]:g} at row {row} ({int(wrong.sum())} such rows), "
+            f"expected {expected}: correct the label or leave these rows out of the task's space"
+        )
+
+
+def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
+    """Hold a log file's Arrow schema against the declaration.
+
+    Args:
+        schema: The declaration.
+        log: The file's schema.
+        columns: Names of the columns that will be read.
+
+    Raises:
+        DataError: A column that is missing or of a wrong type, or an expression that does not fit.
+    """
+    missing = [name for name in columns if name not in log.names]
+    if missing:
+        raise DataError(f"no column {missing[0]!r} ({len(missing)} missing: {missing}); the file has {log.names}")
+    for feature in schema.features:
+        found = log.field(feature.source).type
+        if not _accepts(feature.kind, found):
+            raise DataError(
+                f"column {feature.source!r} is {found}, feature {feature.name!r} is {_EXPECTED[feature.kind]}"
+            )
+    if schema.slot and not pa.types.is_integer(log.field(schema.slot).type):
+        raise DataError(f"column {schema.slot!r} is {log.field(schema.slot).type}, the slot is an integer")
+    empty = {name: pa.array([], log.field(name).type) for name in columns}
+    for task in schema.tasks:
+        for text in task.expressions():
+            if set(parse_expression(text).columns) <= set(empty):
+                value = parse_expression(text).evaluate(empty)
+                if not _is_number(value.type):
+                    raise DataError(f"task {task.name!r}: {text!r} is {value.type}, expected a number or boolean")
+
+
+_EXPECTED = {
+    "id": "an id: expected integers, strings or binary",
+    "sequence": "a sequence: expected a list of integers, strings or binary",
+    "dense": "dense: expected a number or boolean",
+    "bucket": "bucketised: expected a number or boolean",
+}
+
+
+def _accepts(kind: str, found: pa.DataType) -> bool:
+    if kind in ("dense", "bucket"):
+        return _is_number(found)
+    if kind == "sequence":
+        return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _is_id(found.value_type)
+    return _is_id(found)
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
+
+
+def _is_id(found: pa.DataType) -> bool:
+    if pa.types.is_dictionary(found):
+        return _is_id(found.value_type)
+    text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
+    return pa.types.is_integer(found) or pa.types.is_boolean(found) or text or binary

@@ -1,0 +1,223 @@
+"""Small declared expressions over the columns of a log, parsed once and evaluated by pyarrow.compute.
+
+The grammar is a fixed subset of Python's expression syntax; it is walked node by node and never evaluated as
+Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error), logic is Kleene's (unknown stays null).
+
+    play_ms >= 7000 and played == 1        clip(play_ms / duration_ms, 0, 1)        scene in ("wifi", "feed")
+"""
+
+import ast
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.errors import ConfigError, DataError
+
+_MAX_LENGTH = 1000
+_MAX_DEPTH = 40
+
+Value = Any  # an Arrow array or scalar
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
+    ast.Eq: pc.equal,
+    ast.NotEq: pc.not_equal,
+    ast.Lt: pc.less,
+    ast.LtE: pc.less_equal,
+    ast.Gt: pc.greater,
+    ast.GtE: pc.greater_equal,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
+    ast.Add: pc.add,
+    ast.Sub: pc.subtract,
+    ast.Mult: pc.multiply,
+    ast.Div: pc.divide,
+}
+
+
+def _float(value: Value) -> Value:
+    return pc.cast(value, pa.float64())
+
+
+def _clip(value: Value, low: Value, high: Value) -> Value:
+    value = _float(value)  # if_else rather than min_element_wise, which would turn NaN into a bound
+    return pc.if_else(pc.less(value, low), _float(low), pc.if_else(pc.greater(value, high), _float(high), value))
+
+
+_FUNCTIONS: dict[str, tuple[int, Callable[..., Value]]] = {
+    "clip": (3, _clip),
+    "log1p": (1, lambda value: pc.log1p(_float(value))),
+    "abs": (1, pc.abs),
+    "floor": (1, lambda value: pc.floor(_float(value))),
+    "is_null": (1, lambda value: pc.is_null(value, nan_is_null=True)),
+    "if_else": (3, pc.if_else),
+    "coalesce": (2, pc.coalesce),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A parsed expression.
+
+    Args:
+        text: The expression as declared.
+        columns: Names of the columns that it reads, in order of first use.
+    """
+
+    text: str
+    columns: tuple[str, ...]
+
+    def evaluate(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        """Evaluate over equally long columns.
+
+        Args:
+            columns: Arrays of length N by column name; needs every name in `self.columns`.
+
+        Returns:
+            An array of length N.
+
+        Raises:
+            DataError: The columns' types do not fit the operators.
+        """
+        try:
+            value = _evaluate(_parse(self.text).body, columns)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            types = ", ".join(f"{name}: {columns[name].type}" for name in self.columns)
+            reason = str(error).splitlines()[0]
+            raise DataError(f"expression {self.text!r} does not fit its columns ({types}): {reason}") from error
+        if isinstance(value, pa.Scalar):
+            num_rows = len(next(iter(columns.values()))) if columns else 0
+            return pa.repeat(value, num_rows)
+        return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
+
+
+def parse_expression(text: str) -> Expression:
+    """Parse and check a declared expression.
+
+    Args:
+        text: The expression; a bare column name is one too.
+
+    Raises:
+        ConfigError: The text is not of the grammar; says what and where.
+    """
+    tree = _parse(text)
+    names: dict[str, None] = {}
+    _check(tree.body, text, names, depth=0)
+    if not names:
+        raise ConfigError(f"expression {text!r} reads no column: name at least one")
+    return Expression(text, tuple(names))
+
+
+def _parse(text: str) -> ast.Expression:
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(f"expression of {len(text)} characters, expected at most {_MAX_LENGTH}: {text[:60]!r}...")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ConfigError(f"expression {text!r} does not parse: {error.msg} at character {error.offset}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"expression {text!r} does not parse: {error}") from error
+
+
+def _check(node: ast.expr, text: str, names: dict[str, None], depth: int) -> None:
+    """Walk the tree once at declaration, so that a wrong expression fails before a cluster is asked for."""
+    problem = None
+    children: list[ast.expr] = []
+    if depth > _MAX_DEPTH:
+        problem = f"nests deeper than {_MAX_DEPTH}"
+    elif isinstance(node, ast.Name):
+        names[node.id] = None
+    elif isinstance(node, ast.Call):
+        problem, children = _check_call(node), node.args
+    elif isinstance(node, ast.Constant):
+        problem = None if isinstance(node.value, bool | int | float | str) else f"has the constant {node.value!r}"
+    else:
+        children = _children(node)
+        problem = None if children else f"uses {type(node).__name__}, which is not in the grammar"
+    if problem:
+        allowed = "columns, numbers, strings, + - * /, comparisons, in (...), and/or/not, " + ", ".join(_FUNCTIONS)
+        raise ConfigError(f"expression {text!r} {problem} at character {node.col_offset + 1}; allowed: {allowed}")
+    for child in children:
+        _check(child, text, names, depth + 1)
+
+
+def _check_call(node: ast.Call) -> str | None:
+    name = node.func.id if isinstance(node.func, ast.Name) else None
+    if name not in _FUNCTIONS or node.keywords:
+        return f"calls {ast.unparse(node.func)!r}, which is not a function of the grammar"
+    expected = _FUNCTIONS[name][0]
+    if len(node.args) != expected:
+        return f"calls {name} with {len(node.args)} arguments, expected {expected},"
+    return None
+
+
+def _children(node: ast.expr) -> list[ast.expr]:
+    """Operands of an operator node of the grammar; empty for every other node."""
+    match node:
+        case ast.BoolOp(values=values):
+            return values
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            return [operand]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            return [left, right]
+        case ast.Compare(left=left, ops=[ast.In() | ast.NotIn()], comparators=[ast.Tuple(elts=items)]):
+            constant = items and all(isinstance(item, ast.Constant) for item in items)
+            return [left, *items] if constant else []
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
+            return [left, *others]
+    return []
+
+
+def _evaluate(node: ast.expr, columns: Mapping[str, pa.Array]) -> Value:
+    match node:
+        case ast.Name(id=name):
+            return columns[name]
+        case ast.Constant(value=value):
+            return pa.scalar(value)
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return _FUNCTIONS[name][1](*(_evaluate(argument, columns) for argument in arguments))
+        case ast.BoolOp(op=op, values=values):
+            combine = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
+            result = _boolean(_evaluate(values[0], columns))
+            for value in values[1:]:
+                result = combine(result, _boolean(_evaluate(value, columns)))
+            return result
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return pc.invert(_boolean(_evaluate(operand, columns)))
+        case ast.UnaryOp(operand=operand):
+            return pc.negate(_evaluate(operand, columns))
+        case ast.BinOp(left=left, op=op, right=right):
+            return _ARITHMETIC[type(op)](_float(_evaluate(left, columns)), _float(_evaluate(right, columns)))
+        case ast.Compare():
+            return _compare(node, columns)
+    raise AssertionError(f"unchecked node {ast.dump(node)}")
+
+
+def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
+    left = _evaluate(node.left, columns)
+    if isinstance(node.ops[0], ast.In | ast.NotIn):
+        items = node.comparators[0]
+        assert isinstance(items, ast.Tuple)
+        members = pa.array([item.value for item in items.elts if isinstance(item, ast.Constant)])
+        found = pc.if_else(pc.is_null(left), pa.scalar(None, pa.bool_()), pc.is_in(left, members))
+        return found if isinstance(node.ops[0], ast.In) else pc.invert(found)
+    result: Value | None = None
+    for op, comparator in zip(node.ops, node.comparators, strict=True):
+        right = _evaluate(comparator, columns)
+        step = _COMPARISONS[type(op)](left, right)
+        result = step if result is None else pc.and_kleene(result, step)
+        left = right
+    assert result is not None
+    return result
+
+
+def _boolean(value: Value) -> Value:
+    """Numbers count as true where they are not zero, as 0 / 1 columns of logs mean it."""
+    if pa.types.is_boolean(value.type):
+        return value
+    return pc.not_equal(value, pa.scalar(0, value.type))

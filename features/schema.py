@@ -1,0 +1,267 @@
+"""The declared schema: which columns of a log line become ids, sequences, dense values, labels and sample spaces."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from features.expressions import Expression, parse_expression
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Declaration(BaseModel):
+    """Base of every config class: frozen, and a key that is not declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TableInit(Declaration):
+    """How the rows of a table start.
+
+    Args:
+        kind: `uniform` on (-scale, scale), or `normal` with that standard deviation.
+        scale: Absent: 1 / sqrt(dim) for uniform, as in DLRM; it must be given for normal.
+    """
+
+    kind: Literal["uniform", "normal"] = "uniform"
+    scale: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _normal_needs_scale(self) -> Self:
+        if self.kind == "normal" and self.scale is None:
+            raise ValueError("a normal init needs its scale, the standard deviation")
+        return self
+
+
+class TableConfig(Declaration):
+    """An embedding table, which several features may share.
+
+    Args:
+        name: The table's name.
+        num_rows: Rows; hashed ids are spread over all of them.
+        dim: Width of a row.
+        init: How rows start.
+    """
+
+    name: Name
+    num_rows: int = Field(ge=1, le=2**31 - 1)
+    dim: int = Field(ge=1, le=4096)
+    init: TableInit = TableInit()
+
+
+class _Column(Declaration):
+    name: Name
+    column: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The log's column that the feature reads; its own name unless declared otherwise."""
+        return self.column or self.name
+
+
+class IdFeature(_Column):
+    """One id per row, hashed into a table; a null id is an empty bag.
+
+    Args:
+        kind: `id`.
+        name: The feature's name, the key in the batch's KeyedJaggedTensor.
+        column: The log's column (integer, string or binary); absent: the name.
+        table: The table it is looked up in.
+    """
+
+    kind: Literal["id"]
+    table: Name
+
+
+class SequenceFeature(_Column):
+    """A list of ids per row, hashed into a table and pooled; nulls inside the list are skipped.
+
+    Args:
+        kind: `sequence`.
+        name: The feature's name.
+        column: The log's list column; absent: the name. A null list is an error, an empty one is an empty bag.
+        table: The table it is looked up in.
+        max_length: Longer lists are cut to this many ids.
+        keep: Which end of a longer list stays.
+        pooling: How the looked-up rows become one vector; an empty bag gives zeros.
+    """
+
+    kind: Literal["sequence"]
+    table: Name
+    max_length: int = Field(ge=1, le=100_000)
+    keep: Literal["first", "last"] = "last"
+    pooling: Literal["sum", "mean"] = "mean"
+
+
+class DenseFeature(_Column):
+    """A number per row; null and NaN reach a learned value (Meituan's missing value layer).
+
+    Args:
+        kind: `dense`.
+        name: The feature's name.
+        column: The log's numeric or boolean column; absent: the name.
+        log1p: Apply sign(x) * log(1 + abs(x)) first.
+        standardise: Subtract the mean and divide by the deviation of the statistics, after log1p.
+        clip: Bound the result to [-clip, clip]; absent: unbounded.
+    """
+
+    kind: Literal["dense"]
+    log1p: bool = False
+    standardise: bool = True
+    clip: float | None = Field(default=None, gt=0)
+
+
+class BucketFeature(_Column):
+    """A number per row as one of equal-frequency buckets, looked up in a table; missing has a bucket of its own.
+
+    Args:
+        kind: `bucket`.
+        name: The feature's name.
+        column: The log's numeric or boolean column; absent: the name.
+        table: A table with at least `num_buckets` + 1 rows: row 0 is for null and NaN.
+        num_buckets: Buckets; fewer are used where values repeat.
+    """
+
+    kind: Literal["bucket"]
+    table: Name
+    num_buckets: int = Field(ge=2, le=1024)
+
+
+FeatureConfig = Annotated[IdFeature | SequenceFeature | DenseFeature | BucketFeature, Field(discriminator="kind")]
+SparseFeature = IdFeature | SequenceFeature | BucketFeature
+
+
+class TaskConfig(Declaration):
+    """One objective and the sample space on which it is defined.
+
+    Args:
+        name: The task's name.
+        kind: `binary`, `regression` or `multiclass`.
+        label: A column or an expression; a null label is outside the space.
+        space: An expression that says which rows are in the task's sample space; absent: all rows.
+        loss: For regression: `mse`, `huber` or `poisson`.
+        huber_delta: Where huber turns from square to linear.
+        link: For mse and huber: the tower's output as it is, or through a sigmoid (targets within 0 and 1).
+        log1p_target: Regression learns log(1 + label); predictions are in the label's own unit.
+        num_classes: For multiclass: labels are 0 .. num_classes - 1.
+        role: An auxiliary task trains, and is in no score or export.
+        objective: Groups the reports.
+        weight: An expression: the weight of a row in this task's loss and metrics; absent: 1.
+        truth: A column with the row's true probability or mean, where logs are synthetic; read by evaluations only.
+    """
+
+    name: Name
+    kind: Literal["binary", "regression", "multiclass"] = "binary"
+    label: str
+    space: str | None = None
+    loss: Literal["mse", "huber", "poisson"] = "mse"
+    huber_delta: float = Field(default=1.0, gt=0)
+    link: Literal["identity", "sigmoid"] = "identity"
+    log1p_target: bool = False
+    num_classes: int | None = Field(default=None, ge=2)
+    role: Literal["main", "auxiliary"] = "main"
+    objective: Literal["engagement", "satisfaction"] = "engagement"
+    weight: str | None = None
+    truth: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for text in self.expressions():
+            parse_expression(text)
+        if (self.num_classes is None) == (self.kind == "multiclass"):
+            raise ValueError(f"task {self.name!r}: num_classes is for multiclass tasks, and they need it")
+        given = self.model_fields_set & {"loss", "huber_delta", "link", "log1p_target"}
+        if self.kind != "regression" and given:
+            raise ValueError(f"task {self.name!r}: {sorted(given)} are for regression tasks, this one is {self.kind}")
+        if self.loss == "poisson" and (self.log1p_target or self.link == "sigmoid"):
+            raise ValueError(f"task {self.name!r}: poisson has a logarithmic link of its own: no log1p_target or link")
+        return self
+
+    def expressions(self) -> list[str]:
+        """The declared expressions, the label first."""
+        return [text for text in (self.label, self.space, self.weight, self.truth) if text is not None]
+
+    @property
+    def label_expression(self) -> Expression:
+        """The parsed label."""
+        return parse_expression(self.label)
+
+
+class Schema(Declaration):
+    """What a log line means.
+
+    Args:
+        tables: Embedding tables.
+        features: Inputs, in the order of the batch.
+        tasks: Objectives, in the order of every `(B, K)` tensor.
+        slot: The column that says where on the page an item was shown (an integer); absent: none.
+        hash_salt: Recorded in every checkpoint; another salt is another model.
+    """
+
+    tables: list[TableConfig]
+    features: list[FeatureConfig] = Field(min_length=1)
+    tasks: list[TaskConfig] = Field(min_length=1)
+    slot: str | None = None
+    hash_salt: str = "counterpoise"
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        _refuse_repeats("tables", (table.name for table in self.tables))
+        _refuse_repeats("features", (feature.name for feature in self.features))
+        _refuse_repeats("tasks", (task.name for task in self.tasks))
+        tables = {table.name: table for table in self.tables}
+        for feature in self.sparse_features:
+            if feature.table not in tables:
+                raise ValueError(
+                    f"feature {feature.name!r} reads table {feature.table!r}, declared are {sorted(tables)}: declare it"
+                )
+            rows = tables[feature.table].num_rows
+            if isinstance(feature, BucketFeature) and rows < feature.num_buckets + 1:
+                raise ValueError(
+                    f"feature {feature.name!r} has {feature.num_buckets} buckets and one for missing values, its table "
+                    f"{feature.table!r} has {rows} rows: declare at least {feature.num_buckets + 1}"
+                )
+        unused = set(tables) - {feature.table for feature in self.sparse_features}
+        if unused:
+            raise ValueError(f"tables {sorted(unused)} are read by no feature: remove them")
+        if all(task.role == "auxiliary" for task in self.tasks):
+            raise ValueError("every task is auxiliary: at least one needs role: main")
+        return self
+
+    @property
+    def sparse_features(self) -> list[SparseFeature]:
+        """Features that are looked up in a table, in declared order: the keys of the KeyedJaggedTensor."""
+        return [feature for feature in self.features if not isinstance(feature, DenseFeature)]
+
+    @property
+    def dense_features(self) -> list[DenseFeature]:
+        """Features that are columns of the dense tensor, in declared order."""
+        return [feature for feature in self.features if isinstance(feature, DenseFeature)]
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in the order of every `(B, K)` tensor."""
+        return [task.name for task in self.tasks]
+
+    def columns(self, *, with_truth: bool = False) -> list[str]:
+        """The log's columns that training reads (an evaluation also reads the truth), each once."""
+        names = {feature.source: None for feature in self.features}
+        for task in self.tasks:
+            texts = [text for text in task.expressions() if with_truth or text != task.truth]
+            names |= {name: None for text in texts for name in parse_expression(text).columns}
+        if self.slot:
+            names[self.slot] = None
+        return list(names)
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when the meaning of a checkpoint's tensors would."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=6).hexdigest()
+
+
+def _refuse_repeats(what: str, names: Iterable[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{what} named {sorted(repeated)} are declared twice: rename one")

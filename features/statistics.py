@@ -1,0 +1,222 @@
+"""Statistics of a log that encoding needs: means, deviations, quantiles, null rates and distinct ids, by sketches.
+
+Every sketch merges exactly (sums of integers, maxima), so quantiles and distinct counts do not depend on how the
+log was cut into units or on the order in which units were read; means and deviations are merged in unit order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from features.columns import dense_values, id_values
+from features.hashing import hash_ids, salt_of
+from features.schema import BucketFeature, Declaration, DenseFeature, Schema
+
+_RELATIVE_ERROR = 0.005
+_LOG_GAMMA = np.log((1 + _RELATIVE_ERROR) / (1 - _RELATIVE_ERROR))
+_SMALLEST = 1e-12
+_REGISTER_BITS = 14
+
+
+class NumberStatistics(Declaration):
+    """Statistics of one dense or bucketised feature, after its log1p where it has one.
+
+    Args:
+        count: Rows with a value.
+        missing: Rows with null or NaN.
+        mean: Mean of the values.
+        deviation: Standard deviation of the values; 0 where they are all equal.
+        boundaries: Inner boundaries of the equal-frequency buckets, increasing; empty for dense features.
+    """
+
+    count: int
+    missing: int
+    mean: float
+    deviation: float
+    boundaries: list[float] = Field(default_factory=list)
+
+
+class Statistics(Declaration):
+    """What `jobs.fit_features` found; stored in every checkpoint and frozen along a line.
+
+    Args:
+        days: The days that were read, ISO dates.
+        rows: Rows that were read.
+        numbers: By feature name.
+        distinct_ids: Estimated distinct ids per table (HyperLogLog, standard error .8 %).
+        missing_ids: Share of rows without an id, by id feature.
+        schema_fingerprint: The schema that they were made for.
+    """
+
+    days: list[str]
+    rows: int
+    numbers: dict[str, NumberStatistics]
+    distinct_ids: dict[str, int]
+    missing_ids: dict[str, float]
+    schema_fingerprint: str
+
+
+@dataclass(slots=True)
+class QuantileSketch:
+    """DDSketch (Masson, Rim, Lee, VLDB 2019): counts per logarithmic bin, relative error .5 %, merged by adding."""
+
+    bins: dict[int, int] = field(default_factory=dict)
+
+    def update(self, values: np.ndarray) -> None:
+        """Add finite values, shape (N,)."""
+        magnitude = np.abs(values)
+        keys = np.zeros(len(values), np.int64)
+        large = magnitude > _SMALLEST
+        # +1e6 keeps keys of either sign apart from each other and from zero's.
+        keys[large] = np.ceil(np.log(magnitude[large]) / _LOG_GAMMA).astype(np.int64) + 1_000_000
+        keys[values < 0] *= -1
+        for key, count in zip(*np.unique(keys, return_counts=True), strict=True):
+            self.bins[int(key)] = self.bins.get(int(key), 0) + int(count)
+
+    def merge(self, other: "QuantileSketch") -> None:
+        """Add another sketch's counts."""
+        for key, count in other.bins.items():
+            self.bins[key] = self.bins.get(key, 0) + count
+
+    def quantiles(self, probabilities: np.ndarray) -> np.ndarray:
+        """Values below which the given shares of the weight lie, each within .5 % of a true quantile."""
+        keys = np.array(sorted(self.bins))
+        cumulative = np.cumsum([self.bins[int(key)] for key in keys])
+        index = np.searchsorted(cumulative, probabilities * cumulative[-1], side="left")
+        chosen = keys[np.minimum(index, len(keys) - 1)]
+        magnitude = np.exp((np.abs(chosen) - 1_000_000) * _LOG_GAMMA) * (1 - _RELATIVE_ERROR)
+        return np.where(chosen == 0, 0.0, np.sign(chosen) * magnitude)
+
+
+@dataclass(slots=True)
+class DistinctSketch:
+    """HyperLogLog (Flajolet et al., 2007) over 64-bit hashes with linear counting for few; merged by maximum."""
+
+    registers: np.ndarray = field(default_factory=lambda: np.zeros(1 << _REGISTER_BITS, np.uint8))
+
+    def update(self, hashes: np.ndarray) -> None:
+        """Add hashes, uint64 of shape (N,)."""
+        index = (hashes >> np.uint64(64 - _REGISTER_BITS)).astype(np.int64)
+        rest = (hashes << np.uint64(_REGISTER_BITS)) >> np.uint64(_REGISTER_BITS)
+        bits = 64 - _REGISTER_BITS
+        rank = bits - np.floor(np.log2(np.maximum(rest, 1).astype(np.float64))).astype(np.int64)
+        rank[rest == 0] = bits + 1
+        np.maximum.at(self.registers, index, rank.astype(np.uint8))
+
+    def merge(self, other: "DistinctSketch") -> None:
+        """Take the maximum of the registers."""
+        np.maximum(self.registers, other.registers, out=self.registers)
+
+    def count(self) -> int:
+        """Estimated number of distinct hashes."""
+        size = len(self.registers)
+        empty = int(np.count_nonzero(self.registers == 0))
+        raw = 0.7213 / (1 + 1.079 / size) * size**2 / np.sum(2.0 ** -self.registers.astype(np.float64))
+        return round(size * np.log(size / empty)) if raw <= 2.5 * size and empty else round(raw)
+
+
+@dataclass(slots=True)
+class _Moments:
+    count: int = 0
+    missing: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    sketch: QuantileSketch | None = None
+
+    def update(self, values: np.ndarray) -> None:
+        present = values[~np.isnan(values)].astype(np.float64)
+        other = _Moments(len(present), len(values) - len(present))
+        if len(present):
+            other.mean = float(present.mean())
+            other.squares = float(np.square(present - other.mean).sum())
+        if self.sketch is not None:
+            self.sketch.update(present)
+        self.merge(other)
+
+    def merge(self, other: "_Moments") -> None:
+        """Chan, Golub, LeVeque (1979), pairwise."""
+        total = self.count + other.count
+        if other.count:
+            difference = other.mean - self.mean
+            self.mean += difference * other.count / total
+            self.squares += other.squares + difference**2 * self.count * other.count / total
+        self.count, self.missing = total, self.missing + other.missing
+        if self.sketch is not None and other.sketch is not None:
+            self.sketch.merge(other.sketch)
+
+
+class StatisticsAccumulator:
+    """Statistics in the making: one per unit, merged in unit order.
+
+    Args:
+        schema: Whose features to observe.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.rows = 0
+        self.numbers: dict[str, _Moments] = {}
+        for feature in schema.features:
+            if isinstance(feature, DenseFeature | BucketFeature):
+                sketch = QuantileSketch() if isinstance(feature, BucketFeature) else None
+                self.numbers[feature.name] = _Moments(sketch=sketch)
+        self.distinct = {table.name: DistinctSketch() for table in schema.tables}
+        self.missing_ids = {feature.name: 0 for feature in schema.features if feature.kind == "id"}
+
+    def update(self, columns: Mapping[str, pa.Array]) -> None:
+        """Observe the rows of a unit: arrays of equal length by column name."""
+        self.rows += len(next(iter(columns.values())))
+        for feature in self.schema.features:
+            column = columns[feature.source]
+            if isinstance(feature, DenseFeature | BucketFeature):
+                self.numbers[feature.name].update(dense_values(feature, column))
+            else:
+                ids, offsets = id_values(feature, column)
+                self.distinct[feature.table].update(hash_ids(ids, salt_of(self.schema.hash_salt)))
+                if feature.kind == "id":
+                    self.missing_ids[feature.name] += int(np.count_nonzero(np.diff(offsets) == 0))
+
+    def merge(self, other: "StatisticsAccumulator") -> None:
+        """Add what another one observed."""
+        self.rows += other.rows
+        for name, moments in self.numbers.items():
+            moments.merge(other.numbers[name])
+        for name, sketch in self.distinct.items():
+            sketch.merge(other.distinct[name])
+        for name in self.missing_ids:
+            self.missing_ids[name] += other.missing_ids[name]
+
+    def finish(self, days: list[str]) -> Statistics:
+        """The statistics of all rows observed.
+
+        Args:
+            days: The days that were read, ISO dates.
+        """
+        numbers = {}
+        for feature in self.schema.features:
+            if not isinstance(feature, DenseFeature | BucketFeature):
+                continue
+            moments = self.numbers[feature.name]
+            boundaries: list[float] = []
+            if isinstance(feature, BucketFeature) and moments.count and moments.sketch is not None:
+                inner = np.arange(1, feature.num_buckets) / feature.num_buckets
+                boundaries = np.unique(moments.sketch.quantiles(inner)).tolist()
+            deviation = float(np.sqrt(moments.squares / moments.count)) if moments.count else 0.0
+            numbers[feature.name] = NumberStatistics(
+                count=moments.count,
+                missing=moments.missing,
+                mean=moments.mean,
+                deviation=deviation,
+                boundaries=boundaries,
+            )
+        return Statistics(
+            days=days,
+            rows=self.rows,
+            numbers=numbers,
+            distinct_ids={name: sketch.count() for name, sketch in self.distinct.items()},
+            missing_ids={name: count / max(self.rows, 1) for name, count in self.missing_ids.items()},
+            schema_fingerprint=self.schema.fingerprint(),
+        )

@@ -1,0 +1,1 @@
+"""The mathematics: batches, embedding tables, multi-task networks, towers and the union-space loss."""

@@ -1,0 +1,1 @@
+"""One run: ingest, sharding, the train step, checkpoints, storage and evaluation."""
