@@ -1,0 +1,1 @@
+"""Synthetic video logs: a world of users and videos whose every probability is known."""
