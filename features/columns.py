@@ -1,11 +1,26 @@
 """From a log's Arrow column to the numbers or ids of one feature, before statistics are applied."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import DataError
 from features.schema import BucketFeature, DenseFeature, IdFeature, SequenceFeature
+
+LARGEST = float(np.finfo(np.float32).max)  # what is larger would become infinite in a batch
+
+
+def contiguous(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, pa.Array]:
+    """The columns, such as a Parquet table's, with one array each; copies those in several chunks."""
+    return {name: _one_array(column) for name, column in columns.items()}
+
+
+def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one chunk
 
 
 def dense_values(feature: DenseFeature | BucketFeature, column: pa.Array) -> np.ndarray:
@@ -19,10 +34,10 @@ def dense_values(feature: DenseFeature | BucketFeature, column: pa.Array) -> np.
         float64 of shape (N,), after log1p where declared; NaN where the value is missing.
 
     Raises:
-        DataError: An infinite value; names column and row.
+        DataError: A value that is infinite, or would be as float32; names column and row.
     """
-    values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
-    infinite = np.isinf(values)
+    values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    infinite = np.abs(values) > LARGEST
     if infinite.any():
         row = int(infinite.argmax())
         raise DataError(f"column {feature.source!r} has {values[row]} at row {row}: expected finite numbers or null")
@@ -46,6 +61,7 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
         DataError: A null list; names column and row.
     """
     if isinstance(feature, IdFeature):
+        column = _without_dictionary_nulls(column)
         if column.null_count == 0:
             return column, np.arange(len(column) + 1, dtype=np.int32)
         return column.drop_null(), _offsets(column.is_valid().to_numpy(zero_copy_only=False))
@@ -57,6 +73,7 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
         )
     offsets = column.offsets.to_numpy().astype(np.int64)
     ids, offsets = _cut(column.values, offsets, feature)
+    ids = _without_dictionary_nulls(ids)
     if ids.null_count:
         kept = np.concatenate(([0], np.cumsum(ids.is_valid().to_numpy(zero_copy_only=False))))
         ids, offsets = ids.drop_null(), kept[offsets]
@@ -91,3 +108,10 @@ def ragged_index(starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def _offsets(present: np.ndarray) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(present))).astype(np.int32)
+
+
+def _without_dictionary_nulls(ids: pa.Array) -> pa.Array:
+    """Arrow does not count a null among a dictionary's values as a null of the array."""
+    if pa.types.is_dictionary(ids.type) and ids.dictionary.null_count:
+        return ids.dictionary_decode()
+    return ids

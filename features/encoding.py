@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import dense_values, id_values, ragged_index
+from features.columns import LARGEST, contiguous, dense_values, id_values, ragged_index
 from features.errors import ConfigError, DataError
-from features.expressions import parse_expression
+from features.expressions import as_boolean, parse_expression
 from features.hashing import hash_ids, rows_of, salt_of
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TaskConfig
 from features.statistics import Statistics
@@ -25,7 +25,7 @@ class EncodedRows:
         offsets: Per sparse feature, int32 of shape (N + 1,): where each bag begins.
         dense: float32 of shape (N, D); NaN where the value is missing.
         labels: float32 of shape (N, K); NaN where the row is outside the task's space.
-        weights: float32 of shape (N, K), or None where no task declares a weight.
+        weights: float32 of shape (N, K), 1 outside the task's space; None where no task declares a weight.
         slots: int32 of shape (N,); -1 where there is none.
         rows: int32 of shape (N,): row numbers within the unit.
         truth: float32 of shape (N, K) with the true probabilities of synthetic logs, or None.
@@ -45,21 +45,12 @@ class EncodedRows:
 
     def take(self, order: np.ndarray) -> "EncodedRows":
         """The rows at the given places, in that order; shape (M,)."""
-        ids, offsets = [], []
-        for values, starts in zip(self.ids, self.offsets, strict=True):
-            if len(values) == len(self) and starts[-1] == len(self) and (np.diff(starts) == 1).all():
-                ids.append(values[order])
-                offsets.append(np.arange(len(order) + 1, dtype=np.int32))
-                continue
-            lengths = (starts[1:] - starts[:-1])[order]
-            taken = np.concatenate(([0], np.cumsum(lengths, dtype=np.int32))).astype(np.int32)
-            ids.append(values[ragged_index(starts[order], taken)])
-            offsets.append(taken)
+        bags = [_take_bags(*bag, order) for bag in zip(self.ids, self.offsets, strict=True)]
         rest: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[order]
+            name: None if getattr(self, name) is None else getattr(self, name).take(order, axis=0)
             for name in ("dense", "labels", "weights", "slots", "rows", "truth")
         }
-        return EncodedRows(ids=ids, offsets=offsets, **rest)
+        return EncodedRows(ids=[ids for ids, _ in bags], offsets=[offsets for _, offsets in bags], **rest)
 
     def to_arrow(self) -> pa.Table:
         """One Arrow row that holds all N rows, so that nothing downstream can split or reorder them."""
@@ -77,36 +68,40 @@ class EncodedRows:
                 found |= {f"{field.name}.{index}": array for index, array in enumerate(value)}
             elif value is not None:
                 found[field.name] = value
-        return found
+        # The widths of the matrices, which no rows at all would not tell.
+        return found | {"widths": np.array([self.dense.shape[1], self.labels.shape[1]], np.int32)}
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "EncodedRows":
         """Read what `to_arrow` wrote, without copying."""
-        flat = {name: _flat(table[name]) for name in table.column_names}
+        assert table.num_rows == 1, f"{table.num_rows} units in one block"
+        flat = {name: table[name][0].values.to_numpy(zero_copy_only=True) for name in table.column_names}
         num_rows = len(flat["rows"])
         num_sparse = sum(name.startswith("ids.") for name in flat)
+        num_dense, num_tasks = flat["widths"]
 
-        def matrix(name: str) -> np.ndarray | None:
-            return flat[name].reshape(num_rows, -1) if name in flat else None
+        def per_task(name: str) -> np.ndarray | None:
+            return flat[name].reshape(num_rows, num_tasks) if name in flat else None
 
-        dense, labels = matrix("dense"), matrix("labels")
-        assert dense is not None
-        assert labels is not None
         return cls(
             ids=[flat[f"ids.{index}"] for index in range(num_sparse)],
             offsets=[flat[f"offsets.{index}"] for index in range(num_sparse)],
-            dense=dense,
-            labels=labels,
-            weights=matrix("weights"),
+            dense=flat["dense"].reshape(num_rows, num_dense),
+            labels=flat["labels"].reshape(num_rows, num_tasks),
+            weights=per_task("weights"),
             slots=flat["slots"],
             rows=flat["rows"],
-            truth=matrix("truth"),
+            truth=per_task("truth"),
         )
 
 
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    chunk = column.chunk(0)
-    return chunk.values.slice(chunk.offsets[0].as_py(), len(chunk[0].values)).to_numpy(zero_copy_only=True)
+def _take_bags(ids: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    lengths = offsets[1:] - offsets[:-1]
+    if len(lengths) and (lengths == lengths[0]).all():  # ids, and histories that are full: rows of a matrix
+        taken = ids.reshape(len(lengths), lengths[0]).take(order, axis=0).reshape(-1)
+        return taken, np.arange(len(order) + 1, dtype=np.int32) * lengths[0]
+    taken_offsets = np.concatenate(([0], np.cumsum(lengths[order]))).astype(np.int32)
+    return ids[ragged_index(offsets[order], taken_offsets)], taken_offsets
 
 
 class Encoder:
@@ -129,6 +124,8 @@ class Encoder:
             needed = isinstance(feature, BucketFeature) or (isinstance(feature, DenseFeature) and feature.standardise)
             if needed and (statistics is None or feature.name not in statistics.numbers):
                 raise ConfigError(f"feature {feature.name!r} needs statistics, there are none: run jobs.fit_features")
+            if isinstance(feature, BucketFeature) and statistics is not None:
+                _check_buckets(feature, statistics)
         self._tables = {table.name: table for table in schema.tables}
         self._salt = salt_of(schema.hash_salt)
 
@@ -145,7 +142,22 @@ class Encoder:
         """
         check_columns(self.schema, log, self.columns)
 
-    def encode(self, columns: Mapping[str, pa.Array], first_row: int = 0) -> EncodedRows:
+    def empty(self) -> EncodedRows:
+        """No rows, with the columns and types that `encode` gives."""
+        num_sparse, num_tasks = len(self.schema.sparse_features), len(self.schema.tasks)
+        labels = np.empty((0, num_tasks), np.float32)
+        return EncodedRows(
+            ids=[np.empty(0, np.int32)] * num_sparse,
+            offsets=[np.zeros(1, np.int32)] * num_sparse,
+            dense=np.empty((0, len(self.schema.dense_features)), np.float32),
+            labels=labels,
+            weights=labels if any(task.weight for task in self.schema.tasks) else None,
+            slots=np.empty(0, np.int32),
+            rows=np.empty(0, np.int32),
+            truth=labels if self.with_truth else None,
+        )
+
+    def encode(self, columns: Mapping[str, pa.Array | pa.ChunkedArray], first_row: int = 0) -> EncodedRows:
         """Encode rows.
 
         Args:
@@ -156,23 +168,23 @@ class Encoder:
             N encoded rows, in the order given.
 
         Raises:
-            DataError: A value that the declaration does not allow; names column or task, and row.
+            DataError: A value that the declaration does not allow; names column or task, and row, counted from the
+                first of `columns`.
         """
+        columns = contiguous(columns)
         num_rows = len(next(iter(columns.values())))
         sparse = [self._encode_sparse(feature, columns[feature.source]) for feature in self.schema.sparse_features]
         dense = np.empty((num_rows, len(self.schema.dense_features)), np.float32)
         for index, feature in enumerate(self.schema.dense_features):
             dense[:, index] = self._encode_dense(feature, columns[feature.source])
-        slots = np.full(num_rows, -1, np.int32)
-        if self.schema.slot:
-            slots = pc.cast(columns[self.schema.slot].fill_null(-1), pa.int32()).to_numpy()
+        labels = self._encode_labels(columns, num_rows)
         return EncodedRows(
             ids=[ids for ids, _ in sparse],
             offsets=[offsets for _, offsets in sparse],
             dense=dense,
-            labels=self._encode_labels(columns, num_rows),
-            weights=self._encode_weights(columns, num_rows),
-            slots=slots,
+            labels=labels,
+            weights=self._encode_weights(columns, in_space=~np.isnan(labels)),
+            slots=self._encode_slots(columns, num_rows),
             rows=np.arange(first_row, first_row + num_rows, dtype=np.int32),
             truth=self._encode_truth(columns, num_rows) if self.with_truth else None,
         )
@@ -197,11 +209,24 @@ class Encoder:
             values = np.clip(values, -feature.clip, feature.clip)
         return values
 
+    def _encode_slots(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray:
+        if self.schema.slot is None:
+            return np.full(num_rows, -1, np.int32)
+        values = pc.cast(columns[self.schema.slot], pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        wrong = np.abs(values) >= 2**31
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(
+                f"column {self.schema.slot!r} has {values[row]:.0f} at row {row}: a slot is a place on the page, "
+                "an integer within 32 bits, or null"
+            )
+        return np.where(np.isnan(values), -1, values).astype(np.int32)
+
     def _encode_labels(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray:
         labels = np.empty((num_rows, len(self.schema.tasks)), np.float32)
         for index, task in enumerate(self.schema.tasks):
             label = task.label_expression.evaluate(columns)
-            values = pc.cast(label, pa.float64()).to_numpy(zero_copy_only=False)
+            values = pc.cast(label, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             in_space = label.is_valid().to_numpy(zero_copy_only=False)
             if task.space is not None:
                 in_space &= evaluate_space(task.space, columns)
@@ -209,21 +234,21 @@ class Encoder:
             labels[:, index] = np.where(in_space, values, np.nan)
         return labels
 
-    def _encode_weights(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray | None:
+    def _encode_weights(self, columns: Mapping[str, pa.Array], in_space: np.ndarray) -> np.ndarray | None:
         if not any(task.weight for task in self.schema.tasks):
             return None
-        weights = np.ones((num_rows, len(self.schema.tasks)), np.float32)
+        weights = np.ones(in_space.shape, np.float32)
         for index, task in enumerate(self.schema.tasks):
             if task.weight is None:
                 continue
             values = _numbers(task.weight, columns)
-            wrong = ~(np.isfinite(values) & (values >= 0))
+            wrong = in_space[:, index] & ~((values >= 0) & (values <= LARGEST))
             if wrong.any():
                 row = int(wrong.argmax())
                 raise DataError(
                     f"task {task.name!r}: weight {task.weight!r} is {values[row]} at row {row}, expected finite >= 0"
                 )
-            weights[:, index] = values
+            weights[:, index] = np.where(in_space[:, index], values, 1.0)
         return weights
 
     def _encode_truth(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray:
@@ -235,15 +260,22 @@ class Encoder:
 
 
 def evaluate_space(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
-    """Rows on which a space's expression is true, bool of shape (N,); null is outside."""
-    space = parse_expression(text).evaluate(columns)
-    if not pa.types.is_boolean(space.type):
-        space = pc.not_equal(space, pa.scalar(0, space.type))
+    """Rows on which a space's expression is true, bool of shape (N,); null and NaN are outside."""
+    space = as_boolean(parse_expression(text).evaluate(columns))
     return space.fill_null(False).to_numpy(zero_copy_only=False)
 
 
 def _numbers(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
-    return pc.cast(parse_expression(text).evaluate(columns), pa.float64()).to_numpy(zero_copy_only=False)
+    return pc.cast(parse_expression(text).evaluate(columns), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _check_buckets(feature: BucketFeature, statistics: Statistics) -> None:
+    found = len(statistics.numbers[feature.name].boundaries) + 1
+    if found > feature.num_buckets:
+        raise ConfigError(
+            f"feature {feature.name!r} has {feature.num_buckets} buckets, its statistics have {found}: "
+            "run jobs.fit_features"
+        )
 
 
 def check_labels(task: TaskConfig, values: np.ndarray, in_space: np.ndarray) -> None:
@@ -257,7 +289,7 @@ def check_labels(task: TaskConfig, values: np.ndarray, in_space: np.ndarray) -> 
     Raises:
         DataError: Names task, label, row, value and what was expected.
     """
-    allowed, expected = np.isfinite(values), "a finite number"
+    allowed, expected = np.abs(values) <= LARGEST, "a finite number"
     if task.kind == "binary":
         allowed, expected = (values == 0) | (values == 1), "0 or 1"
     elif task.kind == "multiclass":

@@ -1,7 +1,8 @@
 """Small declared expressions over the columns of a log, parsed once and evaluated by pyarrow.compute.
 
 The grammar is a fixed subset of Python's expression syntax; it is walked node by node and never evaluated as
-Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error), logic is Kleene's (unknown stays null).
+Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error), logic is Kleene's (unknown stays null). Where
+a truth is asked for, a number is true if it is not zero, and NaN is unknown.
 
     play_ms >= 7000 and played == 1        clip(play_ms / duration_ms, 0, 1)        scene in ("wifi", "feed")
 """
@@ -39,7 +40,18 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
 
 
 def _float(value: Value) -> Value:
-    return pc.cast(value, pa.float64())
+    kind = value.type
+    if not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)):
+        raise pa.ArrowTypeError(f"{kind} is not a number")  # the cast would parse strings
+    return pc.cast(value, pa.float64(), safe=False)  # rounds integers beyond 2**53, as Python does
+
+
+def as_boolean(value: Value) -> Value:
+    """Truth of an array or scalar: numbers are true where they are not zero, NaN and null are unknown."""
+    if pa.types.is_boolean(value.type):
+        return value
+    value = _float(value)
+    return pc.if_else(pc.is_nan(value), pa.scalar(None, pa.bool_()), pc.not_equal(value, 0.0))
 
 
 def _clip(value: Value, low: Value, high: Value) -> Value:
@@ -50,10 +62,10 @@ def _clip(value: Value, low: Value, high: Value) -> Value:
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Value]]] = {
     "clip": (3, _clip),
     "log1p": (1, lambda value: pc.log1p(_float(value))),
-    "abs": (1, pc.abs),
+    "abs": (1, lambda value: pc.abs(_float(value))),
     "floor": (1, lambda value: pc.floor(_float(value))),
     "is_null": (1, lambda value: pc.is_null(value, nan_is_null=True)),
-    "if_else": (3, pc.if_else),
+    "if_else": (3, lambda test, value, other: pc.if_else(as_boolean(test), value, other)),
     "coalesce": (2, pc.coalesce),
 }
 
@@ -103,6 +115,7 @@ def parse_expression(text: str) -> Expression:
     Raises:
         ConfigError: The text is not of the grammar; says what and where.
     """
+    text = text.strip()
     tree = _parse(text)
     names: dict[str, None] = {}
     _check(tree.body, text, names, depth=0)
@@ -117,9 +130,10 @@ def _parse(text: str) -> ast.Expression:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.parse(text.strip(), mode="eval")
+            return ast.parse(text, mode="eval")
     except SyntaxError as error:
-        raise ConfigError(f"expression {text!r} does not parse: {error.msg} at character {error.offset}") from error
+        place = error.offset or 1
+        raise ConfigError(f"expression {text!r} does not parse: {error.msg} at character {place}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(f"expression {text!r} does not parse: {error}") from error
 
@@ -133,12 +147,10 @@ def _check(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Non
     elif isinstance(node, ast.Name):
         names[node.id] = None
     elif isinstance(node, ast.Call):
-        problem, children = _check_call(node), node.args
-    elif isinstance(node, ast.Constant):
-        problem = None if isinstance(node.value, bool | int | float | str) else f"has the constant {node.value!r}"
-    else:
+        problem, children = _check_call(node, text), node.args
+    elif _constant(node) is None:
         children = _children(node)
-        problem = None if children else f"uses {type(node).__name__}, which is not in the grammar"
+        problem = None if children else f"has {ast.get_source_segment(text, node)!r}, which is not in the grammar,"
     if problem:
         allowed = "columns, numbers, strings, + - * /, comparisons, in (...), and/or/not, " + ", ".join(_FUNCTIONS)
         raise ConfigError(f"expression {text!r} {problem} at character {node.col_offset + 1}; allowed: {allowed}")
@@ -146,13 +158,27 @@ def _check(node: ast.expr, text: str, names: dict[str, None], depth: int) -> Non
         _check(child, text, names, depth + 1)
 
 
-def _check_call(node: ast.Call) -> str | None:
+def _check_call(node: ast.Call, text: str) -> str | None:
     name = node.func.id if isinstance(node.func, ast.Name) else None
-    if name not in _FUNCTIONS or node.keywords:
-        return f"calls {ast.unparse(node.func)!r}, which is not a function of the grammar"
+    if name not in _FUNCTIONS:
+        return f"calls {ast.get_source_segment(text, node.func)!r}, which is not a function of the grammar,"
+    if node.keywords:
+        return f"calls {name}, which takes no keywords,"
     expected = _FUNCTIONS[name][0]
     if len(node.args) != expected:
         return f"calls {name} with {len(node.args)} arguments, expected {expected},"
+    return None
+
+
+def _constant(node: ast.expr) -> bool | int | float | str | None:
+    """The value of a number (signed or not) or string; None for every other node."""
+    match node:
+        case ast.Constant(value=int() as value) if value >= 2**63:
+            return None
+        case ast.Constant(value=bool() | int() | float() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if value <= 2**63:
+            return -value
     return None
 
 
@@ -166,31 +192,32 @@ def _children(node: ast.expr) -> list[ast.expr]:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             return [left, right]
         case ast.Compare(left=left, ops=[ast.In() | ast.NotIn()], comparators=[ast.Tuple(elts=items)]):
-            constant = items and all(isinstance(item, ast.Constant) for item in items)
-            return [left, *items] if constant else []
+            of_one_kind = len({isinstance(_constant(item), str) for item in items}) == 1
+            return [left, *items] if of_one_kind and all(_constant(item) is not None for item in items) else []
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
             return [left, *others]
     return []
 
 
 def _evaluate(node: ast.expr, columns: Mapping[str, pa.Array]) -> Value:
+    constant = _constant(node)
+    if constant is not None:
+        return pa.scalar(constant)
     match node:
         case ast.Name(id=name):
             return columns[name]
-        case ast.Constant(value=value):
-            return pa.scalar(value)
         case ast.Call(func=ast.Name(id=name), args=arguments):
             return _FUNCTIONS[name][1](*(_evaluate(argument, columns) for argument in arguments))
         case ast.BoolOp(op=op, values=values):
             combine = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
-            result = _boolean(_evaluate(values[0], columns))
+            result = as_boolean(_evaluate(values[0], columns))
             for value in values[1:]:
-                result = combine(result, _boolean(_evaluate(value, columns)))
+                result = combine(result, as_boolean(_evaluate(value, columns)))
             return result
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return pc.invert(_boolean(_evaluate(operand, columns)))
+            return pc.invert(as_boolean(_evaluate(operand, columns)))
         case ast.UnaryOp(operand=operand):
-            return pc.negate(_evaluate(operand, columns))
+            return pc.negate(_float(_evaluate(operand, columns)))
         case ast.BinOp(left=left, op=op, right=right):
             return _ARITHMETIC[type(op)](_float(_evaluate(left, columns)), _float(_evaluate(right, columns)))
         case ast.Compare():
@@ -203,21 +230,21 @@ def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
     if isinstance(node.ops[0], ast.In | ast.NotIn):
         items = node.comparators[0]
         assert isinstance(items, ast.Tuple)
-        members = pa.array([item.value for item in items.elts if isinstance(item, ast.Constant)])
+        members = pa.array([_constant(item) for item in items.elts])
         found = pc.if_else(pc.is_null(left), pa.scalar(None, pa.bool_()), pc.is_in(left, members))
         return found if isinstance(node.ops[0], ast.In) else pc.invert(found)
     result: Value | None = None
     for op, comparator in zip(node.ops, node.comparators, strict=True):
         right = _evaluate(comparator, columns)
-        step = _COMPARISONS[type(op)](left, right)
+        step = _COMPARISONS[type(op)](*_comparable(left, right))
         result = step if result is None else pc.and_kleene(result, step)
         left = right
     assert result is not None
     return result
 
 
-def _boolean(value: Value) -> Value:
-    """Numbers count as true where they are not zero, as 0 / 1 columns of logs mean it."""
-    if pa.types.is_boolean(value.type):
-        return value
-    return pc.not_equal(value, pa.scalar(0, value.type))
+def _comparable(left: Value, right: Value) -> tuple[Value, Value]:
+    """Arrow compares no boolean with a number; logs hold 0 / 1 columns as either."""
+    if pa.types.is_boolean(left.type) == pa.types.is_boolean(right.type):
+        return left, right
+    return tuple(pc.cast(value, pa.int64()) if pa.types.is_boolean(value.type) else value for value in (left, right))

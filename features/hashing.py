@@ -70,12 +70,12 @@ def _hash_binary(values: pa.Array, salt: int) -> np.ndarray:
     if len(values) == 0:
         return np.empty(0, np.uint64)
     offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
-    data = values.buffers()[2]
-    padded = np.zeros((len(data) if data is not None else 0) + 8, np.uint8)
-    if data is not None:
-        padded[:-8] = np.frombuffer(data, np.uint8)
+    first, last = int(offsets[0]), int(offsets[-1])
+    padded = np.zeros(last - first + 8, np.uint8)
+    if last > first:  # an array of empty strings may have no buffer
+        padded[:-8] = np.frombuffer(values.buffers()[2], np.uint8)[first:last]
     words = np.lib.stride_tricks.as_strided(padded[:8].view(np.uint64), (len(padded) - 7,), (1,))
-    starts, lengths = offsets[:-1], np.diff(offsets)
+    starts, lengths = offsets[:-1] - first, np.diff(offsets)
     state = mix64(lengths, salt)
     active = np.flatnonzero(lengths > 0)
     position = 0

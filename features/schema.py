@@ -173,16 +173,23 @@ class TaskConfig(Declaration):
             parse_expression(text)
         if (self.num_classes is None) == (self.kind == "multiclass"):
             raise ValueError(f"task {self.name!r}: num_classes is for multiclass tasks, and they need it")
-        given = self.model_fields_set & {"loss", "huber_delta", "link", "log1p_target"}
+        # Not model_fields_set: a schema that was written out, defaults and all, must be readable again.
+        regression = ("loss", "huber_delta", "link", "log1p_target")
+        given = [name for name in regression if getattr(self, name) != type(self).model_fields[name].default]
         if self.kind != "regression" and given:
-            raise ValueError(f"task {self.name!r}: {sorted(given)} are for regression tasks, this one is {self.kind}")
+            raise ValueError(f"task {self.name!r}: {given} are for regression tasks, this one is {self.kind}")
         if self.loss == "poisson" and (self.log1p_target or self.link == "sigmoid"):
             raise ValueError(f"task {self.name!r}: poisson has a logarithmic link of its own: no log1p_target or link")
+        if self.log1p_target and self.link == "sigmoid":
+            raise ValueError(
+                f"task {self.name!r}: no log1p_target with a sigmoid link, whose targets are within 0 and 1"
+            )
         return self
 
-    def expressions(self) -> list[str]:
+    def expressions(self, *, with_truth: bool = True) -> list[str]:
         """The declared expressions, the label first."""
-        return [text for text in (self.label, self.space, self.weight, self.truth) if text is not None]
+        texts = (self.label, self.space, self.weight, self.truth if with_truth else None)
+        return [text for text in texts if text is not None]
 
     @property
     def label_expression(self) -> Expression:
@@ -250,7 +257,7 @@ class Schema(Declaration):
         """The log's columns that training reads (an evaluation also reads the truth), each once."""
         names = {feature.source: None for feature in self.features}
         for task in self.tasks:
-            texts = [text for text in task.expressions() if with_truth or text != task.truth]
+            texts = task.expressions(with_truth=with_truth)
             names |= {name: None for text in texts for name in parse_expression(text).columns}
         if self.slot:
             names[self.slot] = None

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from features.columns import dense_values, id_values
+from features.columns import contiguous, dense_values, id_values
 from features.hashing import hash_ids, salt_of
 from features.schema import BucketFeature, Declaration, DenseFeature, Schema
 
@@ -19,6 +19,7 @@ _RELATIVE_ERROR = 0.005
 _LOG_GAMMA = np.log((1 + _RELATIVE_ERROR) / (1 - _RELATIVE_ERROR))
 _SMALLEST = 1e-12
 _REGISTER_BITS = 14
+_ROUNDING = 1e-12  # of a mean: less deviation than this is what summing equal values leaves
 
 
 class NumberStatistics(Declaration):
@@ -83,12 +84,30 @@ class QuantileSketch:
 
     def quantiles(self, probabilities: np.ndarray) -> np.ndarray:
         """Values below which the given shares of the weight lie, each within .5 % of a true quantile."""
-        keys = np.array(sorted(self.bins))
-        cumulative = np.cumsum([self.bins[int(key)] for key in keys])
+        values, cumulative = self._ordered()
         index = np.searchsorted(cumulative, probabilities * cumulative[-1], side="left")
-        chosen = keys[np.minimum(index, len(keys) - 1)]
-        magnitude = np.exp((np.abs(chosen) - 1_000_000) * _LOG_GAMMA) * (1 - _RELATIVE_ERROR)
-        return np.where(chosen == 0, 0.0, np.sign(chosen) * magnitude)
+        return values[np.minimum(index, len(values) - 1)]
+
+    def boundaries(self, num_buckets: int) -> list[float]:
+        """Inner boundaries of buckets of near equal weight; fewer than `num_buckets` - 1 where values repeat.
+
+        Each lies half-way between two bins, where the weight below is nearest to the one wanted. At a bin's own value
+        it would fall on either side of the values of that bin, which in many logs are all equal.
+        """
+        if len(self.bins) < 2:
+            return []
+        values, cumulative = self._ordered()
+        cuts, wanted = cumulative[:-1] * num_buckets, np.arange(1, num_buckets) * cumulative[-1]
+        above = np.minimum(np.searchsorted(cuts, wanted), len(cuts) - 1)
+        below = np.maximum(above - 1, 0)
+        chosen = np.unique(np.where(wanted - cuts[below] < cuts[above] - wanted, below, above))
+        return ((values[chosen] + values[chosen + 1]) / 2).tolist()
+
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every bin's value, increasing, and the weight up to and including it."""
+        keys = np.array(sorted(self.bins))
+        magnitude = np.exp((np.abs(keys) - 1_000_000) * _LOG_GAMMA) * (1 - _RELATIVE_ERROR)
+        return np.where(keys == 0, 0.0, np.sign(keys) * magnitude), np.cumsum([self.bins[int(key)] for key in keys])
 
 
 @dataclass(slots=True)
@@ -102,8 +121,7 @@ class DistinctSketch:
         index = (hashes >> np.uint64(64 - _REGISTER_BITS)).astype(np.int64)
         rest = (hashes << np.uint64(_REGISTER_BITS)) >> np.uint64(_REGISTER_BITS)
         bits = 64 - _REGISTER_BITS
-        rank = bits - np.floor(np.log2(np.maximum(rest, 1).astype(np.float64))).astype(np.int64)
-        rank[rest == 0] = bits + 1
+        rank = bits + 1 - np.frexp(rest.astype(np.float64))[1]  # the exponent is the number of bits in use, exactly
         np.maximum.at(self.registers, index, rank.astype(np.uint8))
 
     def merge(self, other: "DistinctSketch") -> None:
@@ -136,6 +154,11 @@ class _Moments:
             self.sketch.update(present)
         self.merge(other)
 
+    @property
+    def deviation(self) -> float:
+        deviation = float(np.sqrt(self.squares / max(self.count, 1)))
+        return deviation if deviation > _ROUNDING * abs(self.mean) else 0.0
+
     def merge(self, other: "_Moments") -> None:
         """Chan, Golub, LeVeque (1979), pairwise."""
         total = self.count + other.count
@@ -166,8 +189,9 @@ class StatisticsAccumulator:
         self.distinct = {table.name: DistinctSketch() for table in schema.tables}
         self.missing_ids = {feature.name: 0 for feature in schema.features if feature.kind == "id"}
 
-    def update(self, columns: Mapping[str, pa.Array]) -> None:
+    def update(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> None:
         """Observe the rows of a unit: arrays of equal length by column name."""
+        columns = contiguous(columns)
         self.rows += len(next(iter(columns.values())))
         for feature in self.schema.features:
             column = columns[feature.source]
@@ -201,15 +225,13 @@ class StatisticsAccumulator:
                 continue
             moments = self.numbers[feature.name]
             boundaries: list[float] = []
-            if isinstance(feature, BucketFeature) and moments.count and moments.sketch is not None:
-                inner = np.arange(1, feature.num_buckets) / feature.num_buckets
-                boundaries = np.unique(moments.sketch.quantiles(inner)).tolist()
-            deviation = float(np.sqrt(moments.squares / moments.count)) if moments.count else 0.0
+            if isinstance(feature, BucketFeature) and moments.sketch is not None:
+                boundaries = moments.sketch.boundaries(feature.num_buckets)
             numbers[feature.name] = NumberStatistics(
                 count=moments.count,
                 missing=moments.missing,
                 mean=moments.mean,
-                deviation=deviation,
+                deviation=moments.deviation,
                 boundaries=boundaries,
             )
         return Statistics(
