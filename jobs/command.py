@@ -1,0 +1,83 @@
+"""What every command has around it: one JSON line on stdout, its log on stderr, an exit code to act upon.
+
+0 done, nothing to do, or waiting; 1 failed; 2 bad arguments or config; 3 refused by a gate or a check. Trying again
+can help only after 1. No JSON line at all means that the command crashed.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from features.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+DONE, FAILED, BAD_ARGUMENTS, REFUSED = 0, 1, 2, 3
+
+Run = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) -> int:
+    """Run a command.
+
+    Args:
+        add_arguments: Declares its arguments.
+        run: Does the work and returns the figures of the JSON line.
+
+    Returns:
+        The exit code.
+    """
+    module = sys.modules["__main__"]
+    name = (module.__spec__.name if module.__spec__ else "jobs").removeprefix("jobs.")
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=module.__doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    stdout = _keep_stdout()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr, force=True
+    )
+    started = time.monotonic()
+    result, code = _outcome(run, arguments)
+    line = {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)}
+    os.write(stdout, (json.dumps(line) + "\n").encode())
+    return code
+
+
+def _keep_stdout() -> int:
+    """Keep stdout for the JSON line: whatever prints from now on, Ray's workers included, goes to stderr."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    return stdout
+
+
+def _outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    try:
+        return run(arguments), DONE
+    except ConfigError as error:
+        return _failed(error), BAD_ARGUMENTS
+    except DataError as error:
+        return _failed(error), REFUSED
+    except KeyboardInterrupt:
+        return _failed(RuntimeError("interrupted")), FAILED
+    except Exception as error:  # the one place where everything ends
+        logger.debug("failed", exc_info=True)
+        if os.environ.get("COUNTERPOISE_TRACEBACK"):
+            raise
+        return _failed(RuntimeError(f"{type(error).__name__}: {error}")), FAILED
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    text = " ".join(str(error).split()) or type(error).__name__
+    logger.error(text)
+    return {"error": text}
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command that reads a configuration."""
+    parser.add_argument("--config", required=True, help="a YAML file, e.g. jobs/configs/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one setting, dotted")

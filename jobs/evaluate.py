@@ -1,0 +1,33 @@
+"""Evaluate a checkpoint on a day: metrics per task in its own space, beside popularity and the best reachable."""
+
+import argparse
+import sys
+from typing import Any
+
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.table import metrics_table
+
+from jobs.command import add_config, command
+from pipeline.config import load_config
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
+    parser.add_argument("--checkpoint", help="a checkpoint below the line; absent: the newest published")
+    parser.add_argument("--popularity-days", help="days of the popularity baseline; absent: none")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate, and show the table on stderr."""
+    config = load_config(arguments.config, arguments.set)
+    history = parse_days(arguments.popularity_days) if arguments.popularity_days else []
+    result = evaluate(config, parse_days(arguments.days), arguments.checkpoint, history)
+    sys.stderr.write(metrics_table(result) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

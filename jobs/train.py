@@ -1,0 +1,29 @@
+"""Train a range of days on a line, from where the line is."""
+
+import argparse
+import sys
+from typing import Any
+
+from features.errors import ConfigError
+from jobs.command import add_config, command
+from pipeline.config import load_config
+from pipeline.run import train
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over all the days (1)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train."""
+    if arguments.epochs < 1:
+        raise ConfigError(f"--epochs is {arguments.epochs}, expected at least 1")
+    return train(load_config(arguments.config, arguments.set), parse_days(arguments.days), arguments.epochs)
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

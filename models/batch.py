@@ -1,0 +1,60 @@
+"""One training batch: sparse ids, dense values, labels in their sample spaces, and where its rows came from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass(slots=True)
+class RankingBatch(Pipelineable):
+    """B rows with F sparse features, D dense features and K tasks.
+
+    Padding rows have empty bags and are in no task's sample space.
+
+    Args:
+        sparse: `KeyedJaggedTensor` with F keys in schema order, values of the shape `(F, B, L[f][i])`.
+        dense: float32; NaN where the value is missing.
+        labels: In the label's own unit, the class index for multiclass tasks; NaN outside the space.
+        in_space: Which rows are in each task's sample space.
+        weight: Weight of each row in each task.
+        slot: Where the item was shown, -1 where that is not known.
+        denominators: Weight in space per task over the batches of all ranks, divided by the number of ranks: so
+            the mean over ranks of the per-rank losses is the loss of the union. Filled in before the batch is
+            stepped.
+        loss_weights: w_k(t) of the step that this batch is for.
+        truth: True probabilities of synthetic logs, in evaluations only.
+        cursor: Where the rows came from; it is not a tensor, stays on the host, and comes back with the step.
+    """
+
+    sparse: KeyedJaggedTensor
+    dense: Float[Tensor, "batch dense"]
+    labels: Float[Tensor, "batch task"]
+    in_space: Bool[Tensor, "batch task"]
+    weight: Float[Tensor, "batch task"]
+    slot: Int[Tensor, " batch"]
+    denominators: Float[Tensor, " task"]
+    loss_weights: Float[Tensor, " task"]
+    truth: Float[Tensor, "batch task"] | None = None
+    cursor: Any = None
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
+        """The batch on a device; the cursor is shared."""
+        return self._each(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the tensors' memory until the stream has used them."""
+        self._each(lambda tensor: tensor.record_stream(stream))
+
+    def pin_memory(self) -> "RankingBatch":
+        """The batch in page-locked memory, so that its copy to a GPU is asynchronous."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any]) -> "RankingBatch":
+        values: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return RankingBatch(*[change(v) if isinstance(v, Tensor | KeyedJaggedTensor) else v for v in values])

@@ -1,0 +1,29 @@
+"""Every multi-task network that a config can name, and the one function that builds it.
+
+A network is added by a file in models/, with a `FusionNetwork` and its config class (a `kind` and a `build`), and by
+that class in the union below.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from models.fusion import FusionNetwork
+from models.ple import CGCConfig, PLEConfig
+
+NetworkConfig = Annotated[PLEConfig | CGCConfig, Field(discriminator="kind")]
+
+
+def build_network(config: NetworkConfig, in_features: int, task_names: Sequence[str]) -> FusionNetwork:
+    """Build the network that a config describes.
+
+    Args:
+        config: A member of the union.
+        in_features: Width of the network's input.
+        task_names: The tasks, in the order of the output's second dimension.
+
+    Raises:
+        ConfigError: The config does not fit these tasks.
+    """
+    return config.build(in_features, task_names)

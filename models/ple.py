@@ -1,0 +1,221 @@
+"""CGC and PLE: experts of each task's own beside experts that all share, and gates that weigh them.
+
+Source: Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020; equations are cited by its numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from features.errors import ConfigError
+from features.schema import Declaration
+from models.experts import Gates, GroupedLayer
+from models.fusion import FusionNetwork, in_slabs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One level in plain numbers.
+
+    Args:
+        num_experts_per_task: m_k of every task k; they may differ, and be 0 where experts are shared.
+        num_shared_experts: m_s.
+        expert_layers: Widths of an expert's layers (the paper's experts have one). All experts of a level have the
+            same, because Eq. 2 adds task and shared experts; the last width is its h.
+    """
+
+    num_experts_per_task: tuple[int, ...]
+    num_shared_experts: int
+    expert_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning, above all a gate with nothing to choose from."""
+        if min(self.num_shared_experts, *self.num_experts_per_task) < 0:
+            raise ValueError(f"numbers of experts cannot be negative, got {self}")
+        if self.num_shared_experts == 0 and 0 in self.num_experts_per_task:
+            task = self.num_experts_per_task.index(0)
+            raise ValueError(f"task {task} has no expert of its own and none is shared: give it one")
+        if not self.expert_layers or min(self.expert_layers) < 1:
+            raise ValueError(f"experts need one layer or more, of positive width, got {self.expert_layers}")
+
+    @property
+    def num_experts(self) -> int:
+        """All experts of the level: those of task 0, of task 1, ..., and the shared ones last."""
+        return sum(self.num_experts_per_task) + self.num_shared_experts
+
+    def choices(self, *, is_last: bool) -> list[list[int]]:
+        """For each gate, the experts it may choose: a task's own, then the shared ones (Eq. 4).
+
+        Below the last level one more gate follows, the shared experts' own, which may choose all of them.
+        """
+        ends = list(accumulate(self.num_experts_per_task, initial=0))
+        shared = list(range(ends[-1], self.num_experts))
+        of_tasks = [list(range(start, end)) + shared for start, end in pairwise(ends)]
+        return of_tasks if is_last else [*of_tasks, list(range(self.num_experts))]
+
+
+class ExtractionLevel(nn.Module):
+    """One level (Eq. 2-4 and 6): experts, and the gates that fuse them.
+
+    Our reading of figures 1i and 5 and their text, where no formula is printed: task k's experts and gate read
+    g_{k,j-1}, the shared experts and their gate g_{s,j-1}; that gate chooses among all experts of its level.
+
+    Args:
+        in_features: Width of each input.
+        level: The experts.
+        is_first: Every expert and gate reads the one input x.
+        is_last: No level follows, so the shared experts have no gate.
+    """
+
+    def __init__(self, in_features: int, level: Level, *, is_first: bool, is_last: bool) -> None:
+        super().__init__()
+        counts = [level.num_experts] if is_first else [*level.num_experts_per_task, level.num_shared_experts]
+        deeper = [GroupedLayer(*widths, [1] * level.num_experts) for widths in pairwise(level.expert_layers)]
+        self.experts = nn.Sequential(GroupedLayer(in_features, level.expert_layers[0], counts), *deeper)
+        self.gates = Gates(in_features, len(counts), level.choices(is_last=is_last), level.num_experts)
+
+    def forward(
+        self, inputs: Float[Tensor, "batch input in_features"]
+    ) -> tuple[Float[Tensor, "batch gate out_features"], Float[Tensor, "batch gate expert"]]:
+        """Fuse the experts for each gate.
+
+        Args:
+            inputs: x at the first level; above it g_{k,j-1} of every task, then g_{s,j-1}.
+
+        Returns:
+            g_{k,j} of every task, then below the last level g_{s,j}; and the weights of the gates that made them.
+        """
+        weights = self.gates(inputs)
+        return torch.bmm(weights, self.experts(inputs)), weights
+
+
+class PLE(FusionNetwork):
+    """Progressive Layered Extraction of any number of levels (Eq. 2-7 without the towers); of one level it is CGC.
+
+    Gates above the first level select by the fusion below them, not by x (Eq. 6). Experts end in ReLU. Forward, a level
+    has one matrix product for all its gates, one for each layer of all its experts and one that mixes; backward each
+    has two: none of it depends on the number of experts or tasks.
+
+    Args:
+        in_features: Width of the input.
+        num_tasks: K.
+        levels: From the input upwards.
+    """
+
+    def __init__(self, in_features: int, num_tasks: int, levels: Sequence[Level]) -> None:
+        super().__init__()
+        if not levels:
+            raise ValueError("PLE needs at least one level")
+        for number, level in enumerate(levels, start=1):
+            if len(level.num_experts_per_task) != num_tasks:
+                got = len(level.num_experts_per_task)
+                raise ValueError(f"level {number} numbers the experts of {got} tasks, the network has {num_tasks}")
+        widths = [in_features, *(level.expert_layers[-1] for level in levels)]
+        self.out_features = widths[-1]
+        last = len(levels) - 1
+        self.levels = nn.ModuleList(
+            ExtractionLevel(width, level, is_first=index == 0, is_last=index == last)
+            for index, (width, level) in enumerate(zip(widths[:-1], levels, strict=True))
+        )
+
+    def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        """Fuse x for each task: g_{k,N}(x), what task k's tower reads (Eq. 7)."""
+        return in_slabs(self._fuse, x)
+
+    def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        fused = x.unsqueeze(1)
+        for level in self.levels:
+            fused, _ = level(fused)
+        return fused
+
+    def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
+        """Weigh the experts as `forward` does, for reports on their use.
+
+        Returns:
+            One tensor per level. Gates: every task's, then below the last level the shared one. Experts: those of
+            task 0, of task 1, ..., then the shared ones; exactly 0 where the gate may not choose the expert.
+        """
+        fused = x.unsqueeze(1)
+        weights = []
+        for level in self.levels:
+            fused, of_level = level(fused)
+            weights.append(of_level)
+        return weights
+
+
+class LevelConfig(Declaration):
+    """The experts of one level.
+
+    Args:
+        expert_layers: Widths of an expert's layers; the last one is the width of what the level gives on.
+        num_experts_per_task: Experts of each task's own: one number for all, or one for every task by its name.
+        num_shared_experts: Experts that all tasks share.
+    """
+
+    expert_layers: list[PositiveInt] = Field(min_length=1)
+    num_experts_per_task: NonNegativeInt | dict[str, NonNegativeInt]
+    num_shared_experts: NonNegativeInt
+
+    def for_tasks(self, task_names: Sequence[str]) -> Level:
+        """Unpack, for tasks in this order.
+
+        Raises:
+            ConfigError: A task is numbered that does not exist, or one is not, or one has no expert to choose.
+        """
+        numbers = self.num_experts_per_task
+        if isinstance(numbers, int):
+            numbers = dict.fromkeys(task_names, numbers)
+        for name in [name for name in numbers if name not in task_names]:
+            near = get_close_matches(name, task_names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"declared are {list(task_names)}"
+            raise ConfigError(f"num_experts_per_task: there is no task {name!r}: {hint}")
+        for name in task_names:
+            if name not in numbers:
+                raise ConfigError(f"num_experts_per_task: task {name!r} is missing: give it a number too, 0 for none")
+            if numbers[name] + self.num_shared_experts == 0:
+                raise ConfigError(f"num_experts_per_task: task {name!r} has none of its own and none is shared")
+        return Level(
+            num_experts_per_task=tuple(numbers[name] for name in task_names),
+            num_shared_experts=self.num_shared_experts,
+            expert_layers=tuple(self.expert_layers),
+        )
+
+
+class PLEConfig(Declaration):
+    """PLE of any number of levels.
+
+    Args:
+        kind: `ple`.
+        levels: From the input upwards.
+    """
+
+    kind: Literal["ple"]
+    levels: list[LevelConfig] = Field(min_length=1)
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> PLE:
+        """Unpack into the network; see `models.network.build_network`."""
+        return PLE(in_features, len(task_names), [level.for_tasks(task_names) for level in self.levels])
+
+
+class CGCConfig(LevelConfig):
+    """CGC: PLE of one level.
+
+    Args:
+        kind: `cgc`.
+        expert_layers: As of a level of `ple`, like the other keys.
+        num_experts_per_task: Experts of each task's own.
+        num_shared_experts: Experts that all tasks share.
+    """
+
+    kind: Literal["cgc"]
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> PLE:
+        """Unpack into the network; see `models.network.build_network`."""
+        return PLE(in_features, len(task_names), [self.for_tasks(task_names)])

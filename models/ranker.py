@@ -1,0 +1,94 @@
+"""The whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from models.batch import RankingBatch
+from models.inputs import InputArch
+from models.loss import UnionSpaceLoss
+
+
+class Head(nn.Module):
+    """A multi-task network and its towers: (B, d) -> (B, sum of outputs).
+
+    Args:
+        network: (B, d) -> (B, K, h), e.g. `models.ple.PLE`.
+        towers: (B, K, h) -> (B, sum of outputs).
+        autocast: Compute matrix products in this type (bfloat16); None: in the parameters' own.
+    """
+
+    def __init__(self, network: nn.Module, towers: nn.Module, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.towers = towers
+        self.autocast = autocast
+
+    def forward(self, inputs: Float[Tensor, "batch input"]) -> Float[Tensor, "batch output"]:
+        """Raw outputs of all tasks side by side; never narrower than float32."""
+        if self.autocast is None:
+            return self.towers(self.network(inputs))
+        with torch.autocast(inputs.device.type, dtype=self.autocast):
+            return self.towers(self.network(inputs)).float()
+
+
+class Ranker(nn.Module):
+    """Embedding tables, input and head.
+
+    Args:
+        embeddings: The tables.
+        inputs: Makes (B, d) from pooled embeddings and dense values.
+        head: (B, d) -> (B, sum of outputs).
+    """
+
+    def __init__(self, embeddings: EmbeddingBagCollection, inputs: InputArch, head: Head) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.inputs = inputs
+        self.head = head
+
+    def forward(self, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch output"]:
+        """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
+
+        `models.tasks` turns them into probabilities and values.
+        """
+        pooled = self.embeddings(sparse)
+        return self.head(self.inputs(pooled, sparse, dense))
+
+
+class StepOutput(NamedTuple):
+    """What comes back with a step: the per-task losses on this rank's share, the outputs, and the batch itself."""
+
+    losses: Float[Tensor, " task"]
+    outputs: Float[Tensor, "batch output"]
+    batch: RankingBatch
+
+
+class RankerTrain(nn.Module):
+    """A ranker with its union-space loss; what TorchRec's train pipelines run.
+
+    Args:
+        ranker: The servable model.
+        loss: Over the union of the tasks' sample spaces.
+    """
+
+    def __init__(self, ranker: Ranker, loss: UnionSpaceLoss) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.loss = loss
+
+    def forward(self, batch: RankingBatch) -> tuple[Tensor, StepOutput]:
+        """One forward pass.
+
+        Returns:
+            The weighted loss, a scalar, and what comes back with the step.
+        """
+        outputs = self.ranker(batch.sparse, batch.dense)
+        total, losses = self.loss(
+            outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights
+        )
+        return total, StepOutput(losses.detach(), outputs.detach(), batch)

@@ -1,0 +1,138 @@
+"""The cursor: for each unit of a day, how many of its rows the model has seen, and which ones.
+
+It rides on the batch and is advanced with the batch that was stepped; a reader's own position runs ahead of the
+model by whatever is prefetched.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from features.errors import DataError
+from pipeline.units import Unit, audit_sum
+
+_MASK = (1 << 64) - 1
+
+CursorJson = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows of one unit in one batch.
+
+    Args:
+        unit: Index into the day's units.
+        salt: The unit's part in the audit's hash.
+        rows: Row numbers within the unit, int32 of shape (n,).
+    """
+
+    unit: int
+    salt: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCursor:
+    """Where the rows of one batch came from; empty for a batch of padding.
+
+    Args:
+        step: The step that the batch is for.
+        spans: The batch's rows, in order.
+        in_space: Rows in each task's sample space, int64 of shape (K,).
+    """
+
+    step: int
+    spans: tuple[Span, ...]
+    in_space: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the log in the batch, padding left out."""
+        return sum(len(span.rows) for span in self.spans)
+
+
+@dataclass(slots=True)
+class DayCursor:
+    """Rows of one (pass, day) that have been stepped.
+
+    Args:
+        seen: By unit: rows stepped.
+        sums: By unit: sum modulo 2^64 of hash(unit, row number) over the rows stepped.
+        in_space: Rows stepped in each task's sample space, in task order; empty before the first.
+    """
+
+    seen: dict[int, int] = field(default_factory=dict)
+    sums: dict[int, int] = field(default_factory=dict)
+    in_space: list[int] = field(default_factory=list)
+
+    def advance(self, stepped: BatchCursor) -> None:
+        """Count the rows of a batch that was stepped."""
+        for span in stepped.spans:
+            self.seen[span.unit] = self.seen.get(span.unit, 0) + len(span.rows)
+            self.sums[span.unit] = (self.sums.get(span.unit, 0) + audit_sum(span.salt, span.rows)) & _MASK
+        self._add_in_space(stepped.in_space.tolist())
+
+    def _add_in_space(self, counts: Sequence[int]) -> None:
+        so_far = self.in_space or [0] * len(counts)
+        self.in_space = [a + b for a, b in zip(so_far, counts, strict=True)] if counts else so_far
+
+    @property
+    def num_rows(self) -> int:
+        """Rows stepped."""
+        return sum(self.seen.values())
+
+    def missing(self, units: Sequence[Unit]) -> dict[int, int]:
+        """Rows not stepped yet, by unit; only units that have some."""
+        left = {index: unit.num_rows - self.seen.get(index, 0) for index, unit in enumerate(units)}
+        return {index: rows for index, rows in left.items() if rows > 0}
+
+    def to_json(self, units: Sequence[Unit]) -> CursorJson:
+        """By unit key: rows stepped and their sum (a decimal string: JSON numbers lose 64-bit integers)."""
+        listed = {units[index].key: [count, str(self.sums[index])] for index, count in sorted(self.seen.items())}
+        return {"units": listed, "in_space": self.in_space}
+
+    @classmethod
+    def from_json(cls, data: CursorJson, units: Sequence[Unit]) -> "DayCursor":
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: The log no longer has a unit that was trained.
+        """
+        places = {unit.key: index for index, unit in enumerate(units)}
+        cursor = cls(in_space=list(data.get("in_space", [])))
+        for key, (count, total) in data.get("units", {}).items():
+            if key not in places or count > units[places[key]].num_rows:
+                raise DataError(
+                    f"the checkpoint has trained {count} rows of {key}, the log of that day has changed since: "
+                    "restore the file, or train the day on a new line"
+                )
+            cursor.seen[places[key]] = count
+            cursor.sums[places[key]] = int(total)
+        return cursor
+
+
+def union(cursors: Iterable[DayCursor]) -> DayCursor:
+    """The union of cursors of which no two have seen the same unit's rows since they last were one."""
+    result = DayCursor()
+    for cursor in cursors:
+        for index, count in cursor.seen.items():
+            result.seen[index] = result.seen.get(index, 0) + count
+            result.sums[index] = (result.sums.get(index, 0) + cursor.sums[index]) & _MASK
+        result._add_in_space(cursor.in_space)
+    return result
+
+
+def audit(cursor: DayCursor, units: Sequence[Unit]) -> list[str]:
+    """Hold a finished day against its units: every row once.
+
+    Returns:
+        One line for each unit whose count or sum is wrong; empty when every row was stepped exactly once.
+    """
+    problems = []
+    for index, unit in enumerate(units):
+        seen, total = cursor.seen.get(index, 0), cursor.sums.get(index, 0)
+        if seen != unit.num_rows or total != audit_sum(unit.salt, np.arange(unit.num_rows)):
+            problems.append(f"{unit.key}: {seen} rows stepped of {unit.num_rows}, or not each of them once")
+    return problems

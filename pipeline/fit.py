@@ -1,0 +1,180 @@
+"""Statistics of the log and popularity of its ids, each in one Ray Data pass over units."""
+
+import logging
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from features.encoding import Encoder
+from features.errors import DataError
+from features.schema import Schema
+from features.statistics import StatisticsAccumulator
+from pipeline.config import Config
+from pipeline.datasource import named_unit, read_unit
+from pipeline.lineage.line import Line
+from pipeline.run import STATISTICS, ray_session
+from pipeline.storage import Storage
+from pipeline.units import DayLog, Unit, check_days
+
+logger = logging.getLogger(__name__)
+
+
+def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
+    """Fit a line's statistics and store them; a line that has checkpoints keeps its own.
+
+    Args:
+        config: The project's configuration.
+        days: ISO dates to read.
+
+    Returns:
+        The figures of the command's JSON line.
+
+    Raises:
+        DataError: The logs do not fit the schema, or the line has been trained with other statistics.
+    """
+    line, schema = Line.of(config.root, config.line), config.log_schema
+    if line.newest() is not None:
+        raise DataError(f"line {config.line!r} has checkpoints, its statistics are frozen: use a new line or root")
+    logs, columns = Storage(config.logs.path), schema.columns()
+    day_logs = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
+    with ray_session(config):
+        total = StatisticsAccumulator(schema)
+        observe = _Observe(logs, schema, tuple(columns))
+        for part in map_units(day_logs, observe):
+            total.merge(part)
+    statistics = total.finish(list(days))
+    line.storage.write(STATISTICS, statistics.model_dump_json(indent=1).encode())
+    return {
+        "statistics": f"{line.storage.url}/{STATISTICS}",
+        "days": list(days),
+        "rows": statistics.rows,
+        "distinct_ids": statistics.distinct_ids,
+    }
+
+
+def map_units(days: Sequence[DayLog], work: Callable[[Unit], Any]) -> list[Any]:
+    """Apply a function to every unit in data tasks.
+
+    Args:
+        days: Whose units.
+        work: Picklable; what it returns is small, and is handed back in unit order.
+
+    Raises:
+        DataError: One of them raised it.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    units = [unit for day in days for unit in day.units]
+    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Apply(work))
+    results = [pickle.loads(row["result"]) for row in found.iter_rows()]
+    for result in results:
+        if isinstance(result, DataError):
+            raise result
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Apply:
+    work: Callable[[Unit], Any]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            result = self.work(pickle.loads(row["unit"]))
+        except DataError as error:
+            result = error
+        return {"result": pickle.dumps(result)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Observe:
+    logs: Storage
+    schema: Schema
+    columns: tuple[str, ...]
+
+    def __call__(self, unit: Unit) -> StatisticsAccumulator:
+        accumulator = StatisticsAccumulator(self.schema)
+        columns = read_unit(self.logs, unit, list(self.columns))
+        with named_unit(self.logs, unit):
+            accumulator.update(columns)
+        return accumulator
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """The mean label of every id on some days, shrunk to the global mean: what a model has to beat.
+
+    Args:
+        feature: The id feature.
+        ids: Table rows that were seen, increasing, shape (N,).
+        means: Mean label per id and task, shape (N, K).
+        overall: Mean label per task, shape (K,), for ids that were not seen.
+    """
+
+    feature: str
+    ids: np.ndarray
+    means: np.ndarray
+    overall: np.ndarray
+
+    def scores(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Scores of rows.
+
+        Args:
+            ids: Table rows of the feature's bags, one after the other.
+            lengths: 0 or 1 per row, shape (B,).
+
+        Returns:
+            float64 of shape (B, K).
+        """
+        scores = np.tile(self.overall, (len(lengths), 1))
+        if len(self.ids):
+            place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+            known = self.ids[place] == ids
+            scores[np.flatnonzero(lengths)[known]] = self.means[place[known]]
+        return scores
+
+
+def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], feature: str) -> Popularity:
+    """Mean labels per id over days, within a running Ray session.
+
+    Args:
+        config: The project's configuration.
+        encoder: Encodes the same rows that training sees.
+        days: The days.
+        feature: An id feature.
+    """
+    place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
+    parts = map_units(days, _Count(Storage(config.logs.path), encoder, place))
+    ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    sums = np.zeros((len(ids), 2, len(config.log_schema.tasks)))
+    np.add.at(sums, inverse, np.concatenate([part[1] for part in parts]))
+    totals = sums.sum(0)
+    overall = totals[0] / np.maximum(totals[1], 1)
+    prior = config.evaluation.prior_rows
+    means = (sums[:, 0] + prior * overall) / (sums[:, 1] + prior)
+    return Popularity(feature, ids, means, overall)
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    logs: Storage
+    encoder: Encoder
+    place: int
+
+    def __call__(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a unit with the sums of their labels and their rows in space, shape (n, 2, K)."""
+        columns = read_unit(self.logs, unit, self.encoder.columns)
+        with named_unit(self.logs, unit):
+            encoded = self.encoder.encode(columns)
+        present = np.diff(encoded.offsets[self.place]) > 0
+        labels = encoded.labels[present].astype(np.float64)
+        ids, inverse = np.unique(encoded.ids[self.place], return_inverse=True)
+        sums = np.zeros((len(ids), 2, labels.shape[1]))
+        np.add.at(sums, inverse, np.stack([np.nan_to_num(labels), ~np.isnan(labels)], axis=1))
+        return ids, sums

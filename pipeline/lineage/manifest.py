@@ -1,0 +1,41 @@
+"""What a checkpoint says of itself: enough to restore it, to refuse it, and to know years later what it was."""
+
+import importlib.metadata
+from typing import Any
+
+from features.statistics import Statistics
+from pipeline.config import Config
+from pipeline.cursor import DayCursor
+from pipeline.stream import Header
+from pipeline.units import DayLog
+
+_LIBRARIES = ("torch", "torchrec", "ray", "pyarrow", "numpy")
+
+
+def describe(
+    config: Config, statistics: Statistics | None, header: Header, day: DayLog, cursor: DayCursor
+) -> dict[str, Any]:
+    """The part of a manifest that follows from what was trained.
+
+    Args:
+        config: The project's configuration.
+        statistics: Frozen along the line.
+        header: Of the segment that is being trained.
+        day: Its day.
+        cursor: What the model has seen of it.
+    """
+    schema = config.log_schema
+    return {
+        "format": 1,
+        "day": day.day,
+        "pass": header.pass_index,
+        "cursor": cursor.to_json(day.units),
+        "lanes": [[day.units[index].key for index in lane] for lane in header.lanes],
+        "rows": cursor.num_rows,
+        "rows_in_space": dict(zip(schema.task_names, cursor.in_space, strict=bool(cursor.in_space))),
+        "files_of_log": day.files,
+        "config": config.model_dump(mode="json", by_alias=True),
+        "schema_fingerprint": schema.fingerprint(),
+        "statistics": statistics.model_dump(mode="json") if statistics else None,
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }

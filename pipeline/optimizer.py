@@ -1,0 +1,192 @@
+"""Optimizers: fused into the backward pass for the tables, one flat reduction and Adam or SGD for the dense part."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from pydantic import Field
+from torch import Tensor, nn
+from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from features.schema import Declaration
+
+
+class TableOptimizerConfig(Declaration):
+    """The tables' optimizer.
+
+    Args:
+        kind: `rowwise_adagrad` keeps one accumulator a row; `adagrad` one an element; `sgd` none.
+        learning_rate: No default: it differs by orders of magnitude between models.
+        eps: Added to the root of the accumulator.
+    """
+
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    learning_rate: float = Field(gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+
+    @property
+    def fused_class(self) -> type[torch.optim.Optimizer]:
+        """The optimizer that TorchRec fuses into the backward pass."""
+        return {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[self.kind]
+
+    @property
+    def fused_type(self) -> EmbOptimType:
+        """FBGEMM's name of it."""
+        return {
+            "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            "adagrad": EmbOptimType.EXACT_ADAGRAD,
+            "sgd": EmbOptimType.EXACT_SGD,
+        }[self.kind]
+
+    @property
+    def fused_arguments(self) -> dict[str, Any]:
+        """Arguments of `fused_class`."""
+        return {"lr": self.learning_rate} | ({} if self.kind == "sgd" else {"eps": self.eps})
+
+
+class DenseOptimizerConfig(Declaration):
+    """The dense part's optimizer.
+
+    Args:
+        kind: `adam` or `sgd`.
+        learning_rate: No default: it differs by orders of magnitude between models.
+        betas: Adam's decay rates.
+        eps: Adam's epsilon.
+        weight_decay: L2 on the dense parameters.
+    """
+
+    kind: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def build(self, parameters: Any) -> torch.optim.Optimizer:
+        """The optimizer over parameters."""
+        if self.kind == "sgd":
+            return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.Adam(
+            parameters, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+
+class LearningRateConfig(Declaration):
+    """How learning rates change over steps; the same factor for tables and dense part.
+
+    Args:
+        warmup_steps: The factor grows linearly from 1 / warmup_steps to 1.
+        decay: After the warm-up: none, `inverse_sqrt`, or `exponential`.
+        decay_steps: For inverse_sqrt: factor = sqrt(decay_steps / (decay_steps + t)); for exponential: the half-life.
+        floor: The factor never falls below this.
+    """
+
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["none", "inverse_sqrt", "exponential"] = "none"
+    decay_steps: int = Field(default=10_000, ge=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
+
+    def factor(self, step: int) -> float:
+        """The factor of a step, counted from 0 over the whole line."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        after = step - self.warmup_steps
+        if self.decay == "inverse_sqrt":
+            return max(self.floor, (self.decay_steps / (self.decay_steps + after)) ** 0.5)
+        if self.decay == "exponential":
+            return max(self.floor, 0.5 ** (after / self.decay_steps))
+        return 1.0
+
+
+class OptimizerConfig(Declaration):
+    """All of a step's updates.
+
+    Args:
+        tables: The tables' optimizer.
+        dense: The dense part's.
+        schedule: Warm-up and decay.
+        clip_norm: The dense gradient is scaled down to this norm; absent: never.
+    """
+
+    tables: TableOptimizerConfig
+    dense: DenseOptimizerConfig
+    schedule: LearningRateConfig = LearningRateConfig()
+    clip_norm: float | None = Field(default=None, gt=0)
+
+
+class StepOptimizer:
+    """What a train pipeline calls around every backward pass.
+
+    Dense gradients are views of one flat buffer, so that a step needs one all-reduce whose order of addition is the
+    same in every step and after every restart.
+
+    Args:
+        config: The declared optimizers.
+        tables: The sharded tables' fused optimizer; it updates during backward, here only its rate is set.
+        dense: Named parameters of the dense part.
+        replicated: Named data-parallel tables, whose gradients TorchRec reduces itself.
+        group: Process group of the training thread.
+    """
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        tables: KeyedOptimizer,
+        dense: dict[str, nn.Parameter],
+        replicated: dict[str, nn.Parameter],
+        group: dist.ProcessGroup,
+    ) -> None:
+        self._config = config
+        self._group = group
+        self._parameters = list(dense.values())
+        self._buffer = _gradient_buffer(self._parameters)
+        self.tables = tables
+        self.dense = KeyedOptimizerWrapper(dense, config.dense.build)
+        self.replicated = KeyedOptimizerWrapper(replicated, self._replicated_class) if replicated else None
+        self._replicated_parameters = list(replicated.values())
+        self.num_steps = 0
+
+    def _replicated_class(self, parameters: Any) -> torch.optim.Optimizer:
+        return self._config.tables.fused_class(parameters, **self._config.tables.fused_arguments)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Before the forward pass: clear gradients and set the step's learning rates."""
+        self._buffer.zero_()
+        for parameter in self._replicated_parameters:
+            parameter.grad = None
+        factor = self._config.schedule.factor(self.num_steps)
+        _set_rate(self.tables, self._config.tables.learning_rate * factor)
+        _set_rate(self.dense, self._config.dense.learning_rate * factor)
+        if self.replicated is not None:
+            _set_rate(self.replicated, self._config.tables.learning_rate * factor)
+        self.tables.zero_grad()
+
+    def step(self) -> None:
+        """After the backward pass: reduce, clip and apply the dense gradients."""
+        dist.all_reduce(self._buffer, group=self._group)
+        self._buffer.div_(self._group.size())
+        if self._config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        self.dense.step()
+        if self.replicated is not None:
+            self.replicated.step()
+        self.num_steps += 1
+
+
+def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:
+    groups: Any = optimizer.param_groups
+    for group in groups:
+        group["lr"] = rate
+
+
+def _gradient_buffer(parameters: list[nn.Parameter]) -> Tensor:
+    """One zeroed buffer of which every parameter's gradient is a view, in the order given."""
+    buffer = torch.zeros(
+        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+    )
+    first = 0
+    for parameter in parameters:
+        parameter.grad = buffer[first : first + parameter.numel()].view_as(parameter)
+        first += parameter.numel()
+    return buffer

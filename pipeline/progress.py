@@ -1,0 +1,134 @@
+"""Progress of a run, from the workers to whoever watches: a bar on a terminal, plain log lines elsewhere."""
+
+import logging
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_LINE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is.
+
+    Args:
+        what: What is being done, e.g. `train 2026-11-20`.
+        rows: Rows done.
+        total: Rows of the day.
+        losses: Mean loss per task over the newest steps.
+    """
+
+    what: str
+    rows: int
+    total: int
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Holds the newest progress; an actor, since workers and watcher are different processes."""
+
+    def __init__(self) -> None:
+        self.newest: Progress | None = None
+
+    def post(self, progress: Progress) -> None:
+        """Replace the newest."""
+        self.newest = progress
+
+    def read(self) -> Progress | None:
+        """The newest."""
+        return self.newest
+
+
+class ProgressReporter:
+    """Rank 0's side: posts at most twice a second and never waits.
+
+    Args:
+        board: A `ProgressBoard`, or None to post nothing.
+        what: What is being done.
+        total: Rows of the day.
+    """
+
+    def __init__(self, board: Any, what: str, total: int) -> None:
+        self._board, self._what, self._total = board, what, total
+        self._posted_at = 0.0
+
+    def post(self, rows: int, losses: dict[str, float], *, final: bool = False) -> None:
+        """Say how many rows are done; too frequent calls are passed over."""
+        now = time.monotonic()
+        if self._board is not None and (final or now - self._posted_at > _POLL_S):
+            self._posted_at = now
+            self._board.post.remote(Progress(self._what, rows, self._total, losses))
+
+
+class ProgressWatcher:
+    """The command's side: a thread that shows what the board says, as a context manager.
+
+    Args:
+        board: A `ProgressBoard`.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._bar: tqdm | None = None
+        self._what = ""
+        self._since = (time.monotonic(), 0)
+        self._line_at = 0.0
+        self._shown = ("", -1)
+
+    def __enter__(self) -> "ProgressWatcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._show()
+
+    def _show(self) -> None:
+        try:
+            newest: Any = ray.get(self._board.read.remote(), timeout=5)
+        except ray.exceptions.RayError:  # the cluster is going down; the command itself says why
+            return
+        if newest is None:
+            return
+        if newest.what != self._what:
+            self._what, self._since = newest.what, (time.monotonic(), newest.rows)
+        if sys.stderr.isatty():
+            self._draw(newest)
+        elif newest.rows == newest.total or time.monotonic() - self._line_at > _LINE_S:
+            self._log(newest)
+
+    def _draw(self, newest: Progress) -> None:
+        if self._bar is None or self._bar.desc != f"{newest.what}: ":
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = tqdm(total=newest.total, desc=newest.what, unit=" rows", unit_scale=True, file=sys.stderr)
+        self._bar.set_postfix({name: f"{loss:.4f}" for name, loss in newest.losses.items()}, refresh=False)
+        self._bar.update(newest.rows - self._bar.n)
+
+    def _log(self, newest: Progress) -> None:
+        started, first = self._since
+        rate = (newest.rows - first) / max(time.monotonic() - started, 1e-9)
+        text = "  ".join(f"{name} {loss:.4f}" for name, loss in newest.losses.items())
+        if self._shown == (newest.what, newest.rows):
+            return
+        self._line_at, self._shown = time.monotonic(), (newest.what, newest.rows)
+        logger.info("%s: %d of %d rows, %.0f rows/s  %s", newest.what, newest.rows, newest.total, rate, text)

@@ -1,0 +1,256 @@
+"""A run as the command sees it: check all that can be checked, start Ray, train or evaluate, say what came out."""
+
+import contextlib
+import functools
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from features.encoding import Encoder
+from features.errors import ConfigError, DataError
+from features.statistics import Statistics
+from pipeline.config import Config
+from pipeline.lineage.line import Line, Manifest
+from pipeline.progress import ProgressBoard, ProgressWatcher
+from pipeline.storage import Storage
+from pipeline.stream import SHARD, LaneConfig, ResumePoint, RunPlan
+from pipeline.train import TrainJob, train_worker
+from pipeline.units import DayLog, check_days
+
+logger = logging.getLogger(__name__)
+
+STATISTICS = "statistics.json"
+_RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+
+
+@contextlib.contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """A Ray for the duration of a command: one of its own, or the cluster that the config names.
+
+    A Ray that the process is connected to already is used as it is, and left running.
+
+    Raises:
+        ConfigError: The cluster has fewer logical CPUs than workers and one data task need.
+    """
+    owned = not ray.is_initialized()
+    if owned:
+        for name, value in _RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        local: dict[str, Any] = {
+            "num_cpus": config.ray.num_cpus,
+            "object_store_memory": config.ray.object_store_mb * 2**20,
+        }
+        ray.init(
+            address=config.ray.address,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": _RAY_ENVIRONMENT},
+            **(local if config.ray.address == "local" else {}),  # pyright: ignore[reportArgumentType]
+        )
+    try:
+        _check_resources(config)
+        yield
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _check_resources(config: Config) -> None:
+    workers, resources = config.workers, ray.cluster_resources()
+    needed, found = workers.num * workers.cpus + 1, resources.get("CPU", 0)
+    if needed > found:
+        raise ConfigError(
+            f"{workers.num} workers of {workers.cpus:g} logical CPUs and one data task need {needed:g}, the cluster "
+            f"has {found:g}: use fewer workers, lower workers.cpus, or a larger cluster"
+        )
+    if workers.device == "cuda" and resources.get("GPU", 0) < workers.num:
+        raise ConfigError(f"{workers.num} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")
+
+
+def load_statistics(config: Config, line: Line) -> Statistics | None:
+    """The line's statistics, as `jobs.fit_features` wrote them; None where the schema needs none.
+
+    Raises:
+        ConfigError: They are missing, or were made for another schema.
+    """
+    schema = config.log_schema
+    try:
+        statistics = Statistics.model_validate_json(line.storage.read(STATISTICS))
+    except FileNotFoundError:
+        try:
+            Encoder(schema, None)
+        except ConfigError as error:
+            raise ConfigError(f"{line.storage.url}/{STATISTICS} is missing: {error}") from error
+        return None
+    if statistics.schema_fingerprint != schema.fingerprint():
+        raise ConfigError(
+            f"{line.storage.url}/{STATISTICS} was made for schema {statistics.schema_fingerprint}, the config has "
+            f"{schema.fingerprint()}: run jobs.fit_features again, on a new root or line if this one has checkpoints"
+        )
+    return statistics
+
+
+def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
+    """Train days, from where the line is.
+
+    Args:
+        config: The project's configuration.
+        days: ISO dates in order.
+        passes: Passes over all of them.
+
+    Returns:
+        The figures of the command's JSON line.
+
+    Raises:
+        ConfigError: The configuration cannot be carried out.
+        DataError: The logs, or what the line has trained already, do not fit.
+    """
+    line = Line.of(config.root, config.line)
+    start = _start(config, line, days, passes)
+    if start is not None and _is_last(start, days, passes):
+        return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
+    statistics = _frozen_statistics(config, line, start)
+    logs, encoder = Storage(config.logs.path), Encoder(config.log_schema, statistics)
+    max_rows = config.ingest.unit.max_rows
+    day_logs = tuple(check_days(logs, days, max_rows, config.log_schema, encoder.columns))
+    with ray_session(config):
+        attempt = line.begin_attempt(days, {"days": list(days), "passes": passes})
+        find = functools.partial(_resume_point, config, line, tuple(days), passes)
+        plan = RunPlan(logs, day_logs, passes, encoder, config.ingest, config.seed, find)
+        board = ProgressBoard.remote()
+        parent = start.checkpoint if start else None
+        job = TrainJob(config, statistics, line, attempt, day_logs, passes, parent, board)
+        try:
+            reported = run_workers(config, plan, train_worker, job, board)
+        except BaseException as error:
+            line.end_attempt(days, attempt, {"result": "failed", "reason": str(error).splitlines()[:1]})
+            raise
+        if reported.get("refused"):
+            line.end_attempt(days, attempt, {"result": "refused", "reason": reported["refused"]})
+            raise DataError(reported["refused"])
+        line.end_attempt(days, attempt, {"result": "done"})
+        return _publish(line, day_logs, passes) | {"attempt": attempt}
+
+
+def run_workers(
+    config: Config, plan: RunPlan, worker: Callable[[dict[str, Any]], None], job: Any, board: Any
+) -> dict[str, Any]:
+    """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
+
+    Returns:
+        What rank 0 reported last.
+    """
+    workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers.num,
+            use_gpu=workers.device == "cuda",
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.device == "cuda" else {}),
+        ),
+        torch_config=TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl", timeout_s=workers.timeout_s),
+        run_config=RunConfig(
+            name=name,
+            storage_path=_ray_storage(config),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+        datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the ranks it is given
+        dataset_config=LaneConfig(plan),
+    )
+    try:
+        with ProgressWatcher(board):
+            result = trainer.fit()
+    finally:
+        Storage(config.root).remove(f"ray/{name}")
+    return dict(result.metrics or {})
+
+
+def _ray_storage(config: Config) -> str:
+    url = f"{config.root}/ray"
+    return url if "://" in url else os.path.abspath(url)
+
+
+def _start(config: Config, line: Line, days: Sequence[str], passes: int) -> Manifest | None:
+    """The checkpoint to start from, if it fits the days that are asked for.
+
+    Raises:
+        DataError: The line is elsewhere, or was trained with another schema.
+    """
+    newest = line.newest()
+    if newest is None:
+        return None
+    check_same_schema(config, newest)
+    content = newest.content
+    if content["run"] == {"days": list(days), "passes": passes}:
+        return newest
+    if content["complete"] and newest.day < days[0] and content["pass"] == content["run"]["passes"] - 1:
+        return newest
+    raise DataError(
+        f"line {config.line!r} has trained up to {newest.day} (step {newest.step}, "
+        f"{'complete' if content['complete'] else 'within the day'}), asked for are {days[0]}..{days[-1]}: ask for "
+        f"later days, finish {content['run']['days'][0]}..{content['run']['days'][-1]}, or name another line"
+    )
+
+
+def check_same_schema(config: Config, manifest: Manifest) -> None:
+    """Refuse to load a checkpoint whose tensors mean something else, saying which.
+
+    Raises:
+        DataError: Names the table, or what else differs, and what to do.
+    """
+    if manifest.content["schema_fingerprint"] == config.log_schema.fingerprint():
+        return
+    then = manifest.content["config"]["schema"]
+    now = config.log_schema.model_dump(mode="json")
+    found = {table["name"]: table for table in then["tables"]}
+    for table in now["tables"]:
+        old = found.get(table["name"])
+        for key, what in (("num_rows", "rows"), ("dim", "columns")):
+            if old is not None and old[key] != table[key]:
+                raise DataError(
+                    f"checkpoint {manifest.checkpoint} has table {table['name']} with {old[key]:,} {what}, the config "
+                    f"declares {table[key]:,}: restore the old config or start a new root"
+                )
+    changed = [key for key in now if then.get(key) != now[key]]
+    raise DataError(
+        f"checkpoint {manifest.checkpoint} was trained with other {', '.join(changed)} in its schema: restore the old "
+        "config or start a new root"
+    )
+
+
+def _is_last(manifest: Manifest, days: Sequence[str], passes: int) -> bool:
+    content = manifest.content
+    return content["complete"] and (content["day"], content["pass"]) == (days[-1], passes - 1)
+
+
+def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> Statistics | None:
+    if start is None:
+        return load_statistics(config, line)
+    frozen = start.content["statistics"]
+    return Statistics.model_validate(frozen) if frozen else None
+
+
+def _resume_point(config: Config, line: Line, days: tuple[str, ...], passes: int) -> ResumePoint | None:
+    """What the stream asks at every start of the workers; a module's function, since it travels."""
+    start = _start(config, line, days, passes)
+    return start.resume_point() if start else None
+
+
+def _publish(line: Line, day_logs: Sequence[DayLog], passes: int) -> dict[str, Any]:
+    """Move LATEST to the last day of the run, and sum up what its days' manifests say."""
+    newest = line.newest()
+    assert newest is not None
+    line.publish(newest.day, newest.checkpoint)
+    rows = sum(day.num_rows for day in day_logs) * passes
+    return {"result": "trained", "checkpoint": newest.checkpoint, "step": newest.step, "rows": rows}

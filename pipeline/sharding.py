@@ -1,0 +1,199 @@
+"""Sharding: which rank holds which rows of which table, planned by TorchRec, confined to what keeps training honest."""
+
+import logging
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from pydantic import Field
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingEnv, ShardingType
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from features.errors import ConfigError
+from features.schema import Declaration, Schema
+from models.tables import initial_rows
+from pipeline.optimizer import TableOptimizerConfig
+
+logger = logging.getLogger(__name__)
+
+Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
+
+
+class ShardingConfig(Declaration):
+    """How tables are laid over the workers.
+
+    Args:
+        types: What the planner may choose from. Checkpoints reshard freely among the default three.
+        tables: Tables whose type is given, by name.
+        train_pipeline: TorchRec's `TrainPipelineBase`, or `TrainPipelineSparseDist`, which sends the ids of the
+            next batch while this one is computed.
+    """
+
+    types: list[Sharding] = Field(default=["table_wise", "row_wise", "table_row_wise"], min_length=1)
+    tables: dict[str, Sharding] = {}
+    train_pipeline: Literal["base", "sparse_dist"] = "sparse_dist"
+
+
+def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema: Schema, num_workers: int) -> None:
+    """Refuse what would train another model than the one declared.
+
+    Raises:
+        ConfigError: A sharding that the optimizer is not invariant to, an unknown table, or one with fewer rows
+            than workers.
+    """
+    names = {table.name for table in schema.tables}
+    unknown = set(config.tables) - names
+    if unknown:
+        raise ConfigError(f"sharding.tables names {sorted(unknown)}, declared tables are {sorted(names)}")
+    for sharding in {*config.types, *config.tables.values()}:
+        if sharding == "column_wise" and tables.kind == "rowwise_adagrad":
+            raise ConfigError(
+                "sharding column_wise with rowwise_adagrad keeps one accumulator per shard, which trains another "
+                "model: use adagrad or sgd for the tables, or another sharding"
+            )
+        if sharding == "data_parallel" and tables.kind == "adagrad":
+            raise ConfigError(
+                "sharding data_parallel is offered with rowwise_adagrad and sgd, not with adagrad: use one of those "
+                "for the tables, or another sharding"
+            )
+    if "data_parallel" in config.types:
+        raise ConfigError("sharding.types has data_parallel: name such tables one by one in sharding.tables")
+    for table in schema.tables:
+        if table.num_rows < num_workers:
+            raise ConfigError(
+                f"table {table.name!r} has {table.num_rows} rows for {num_workers} workers: declare at least one row "
+                "a worker, or use fewer workers"
+            )
+
+
+class _Sharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder, which does not offer row-wise on CPU although it works there."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types = super().sharding_types(compute_device_type)
+        return types if ShardingType.ROW_WISE.value in types else [*types, ShardingType.ROW_WISE.value]
+
+
+class _NoDataParallel(DataParallelWrapper):
+    """Leaves the dense part unwrapped: `pipeline.optimizer` reduces its gradients in one buffer of fixed layout.
+
+    DDP rebuilds its buckets after the first step, so a resumed run of 3 ranks would add in another order.
+    """
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        module = dmp._dmp_wrapped_module.to(device)
+        tables = set(DistributedModelParallel._sharded_parameter_names(module))
+        for name, parameter in module.named_parameters():
+            if name not in tables:
+                dist.broadcast(parameter.data, src=0, group=env.process_group)
+
+
+def shard_model(
+    model: nn.Module,
+    schema: Schema,
+    config: ShardingConfig,
+    tables: TableOptimizerConfig,
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> DistributedModelParallel:
+    """Shard the model's tables over the ranks of a group; collective.
+
+    Args:
+        model: With an EmbeddingBagCollection on the meta device.
+        schema: Declares the tables.
+        config: Which shardings are allowed.
+        tables: The tables' optimizer, fused into their backward pass.
+        group: Process group of the training thread.
+        device: Where this rank computes.
+    """
+    for name, parameter in model.named_parameters():
+        table = _table_of(name)
+        if table is not None and config.tables.get(table) != "data_parallel":
+            apply_optimizer_in_backward(tables.fused_class, [parameter], tables.fused_arguments)
+    constraints = {table.name: _constraint(config, table.name) for table in schema.tables}
+    sharder = _Sharder()
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=group.size()),
+        constraints=constraints,
+    )
+    plan = planner.collective_plan(model, [sharder], group)  # pyright: ignore[reportArgumentType]
+    sharded = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan,
+        sharders=[sharder],  # pyright: ignore[reportArgumentType]
+        data_parallel_wrapper=_NoDataParallel(),
+    )
+    _check_optimizers(sharded, config, tables)
+    return sharded
+
+
+def _table_of(parameter_name: str) -> str | None:
+    """The table of a parameter `...embedding_bags.<table>.weight`; None for every other parameter."""
+    parts = parameter_name.split(".")
+    return parts[-2] if len(parts) > 2 and parts[-3] == "embedding_bags" else None
+
+
+def _constraint(config: ShardingConfig, table: str) -> ParameterConstraints:
+    chosen = config.tables.get(table)
+    kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
+    return ParameterConstraints(sharding_types=[chosen] if chosen else list(config.types), compute_kernels=kernels)
+
+
+def table_shardings(model: DistributedModelParallel) -> dict[str, dict[str, object]]:
+    """The plan as it was carried out: sharding type, compute kernel and ranks of each table, for logs and manifests."""
+    found: dict[str, dict[str, object]] = {}
+    for module_plan in model.plan.plan.values():
+        for table, sharding in module_plan.items():  # pyright: ignore[reportAttributeAccessIssue]
+            found[table] = {
+                "sharding_type": sharding.sharding_type,
+                "compute_kernel": sharding.compute_kernel,
+                "ranks": sharding.ranks,
+            }
+    return found
+
+
+def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, tables: TableOptimizerConfig) -> None:
+    """Log every table's real optimizer, which must be the declared one: TorchRec drops a fused one silently."""
+    for module in model.modules():
+        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
+            if module.optimizer != tables.fused_type:
+                raise RuntimeError(f"a table trains with {module.optimizer}, declared is {tables.kind}")
+            logger.info("tables %s train with %s", module.feature_table_map, module.optimizer)
+    fused = {table for table, chosen in table_shardings(model).items() if chosen["compute_kernel"] == "fused"}
+    declared = {name for name in table_shardings(model) if config.tables.get(name) != "data_parallel"}
+    if fused != declared:
+        raise RuntimeError(f"tables {sorted(declared - fused)} lost their fused optimizer {tables.kind}")
+
+
+@torch.no_grad()
+def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int) -> None:
+    """Give every row its start value, which depends on (seed, table, row) and not on the sharding."""
+    declared = {table.name: table for table in schema.tables}
+    for name, tensor in model.state_dict().items():
+        table = declared.get(_table_of(name) or "")
+        if table is None:
+            continue
+        for local, (first_row, first_column) in local_blocks(tensor):
+            rows = range(first_row, first_row + local.shape[0])
+            columns = range(first_column, first_column + local.shape[1])
+            local.copy_(initial_rows(table, seed, rows, columns))
+
+
+def local_blocks(tensor: object) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+    """The parts of a table that this rank holds, as views, with the row and column where each begins."""
+    if isinstance(tensor, torch.Tensor) and not hasattr(tensor, "local_shards"):
+        return [(tensor, (0, 0))]
+    blocks = []
+    for shard in tensor.local_shards():  # pyright: ignore[reportAttributeAccessIssue]
+        row, column = [*shard.metadata.shard_offsets, 0][:2]  # row-wise optimizer state has one dimension
+        blocks.append((shard.tensor, (row, column)))
+    return blocks

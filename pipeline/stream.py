@@ -1,0 +1,274 @@
+"""The stream of a run: segments planned where the ranks are known, split by Ray Data, read lane by lane.
+
+The checkpoint to resume from is chosen once, when the stream is planned, and travels in the first parcel: the
+weights that a rank restores and the rows that it is sent cannot come from different checkpoints.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray.data
+import ray.train
+from ray.data import DataContext, DataIterator, ExecutionResources
+
+from features.encoding import Encoder
+from features.errors import DataError
+from pipeline.cursor import CursorJson, DayCursor
+from pipeline.datasource import Entry, Parcel, ReadPlan, UnitDatasource, group_entries
+from pipeline.deal import Lanes, deal, rounds, unit_order
+from pipeline.ingest import IngestConfig
+from pipeline.storage import Storage
+from pipeline.units import DayLog
+
+SHARD = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """What a checkpoint says about where the model is.
+
+    Args:
+        checkpoint: Its name below the line's checkpoints.
+        pass_index: Pass that was being trained.
+        day: Day that was being trained.
+        seen: The day's cursor, as `DayCursor.to_json` wrote it.
+        lanes: The day's lanes, as unit keys per rank.
+        complete: Whether all rows of the day have been stepped.
+        seed: Of the run that wrote it.
+        shuffle_rows: Whether that run shuffled rows within their unit.
+    """
+
+    checkpoint: str
+    pass_index: int
+    day: str
+    seen: CursorJson
+    lanes: Sequence[Sequence[str]]
+    complete: bool
+    seed: int
+    shuffle_rows: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first parcel of a segment says.
+
+    Args:
+        pass_index: The pass over the days.
+        day: ISO date.
+        lanes: Indices of units per rank.
+        seen: Rows that the model had seen when the stream was planned, as `DayCursor.to_json`.
+        checkpoint: What to restore before the first batch; only in the stream's first segment.
+    """
+
+    pass_index: int
+    day: str
+    lanes: Lanes
+    seen: CursorJson = field(default_factory=dict)
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Which rows a run reads, in which order.
+
+    Args:
+        logs: Where the files are.
+        days: The days in order, with their units.
+        passes: How often to go over them.
+        encoder: How rows are encoded.
+        ingest: Sizes, shuffling and bounds.
+        seed: The run's seed.
+        find_resume: Finds the checkpoint to go on from; None means from the start.
+    """
+
+    logs: Storage
+    days: tuple[DayLog, ...]
+    passes: int
+    encoder: Encoder
+    ingest: IngestConfig
+    seed: int
+    find_resume: Callable[[], ResumePoint | None]
+
+    def segments(self, num_ranks: int) -> list[tuple[DayLog, Header]]:
+        """The segments that are left to read, each dealt to the ranks.
+
+        Raises:
+            DataError: The log has changed since the checkpoint was written.
+        """
+        resume = self.find_resume()
+        todo = [(pass_index, day) for pass_index in range(self.passes) for day in self.days]
+        if resume is None:
+            return [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo]
+        places = [index for index, (p, day) in enumerate(todo) if (p, day.day) == (resume.pass_index, resume.day)]
+        if not places:  # the checkpoint is of an earlier day: all segments are left
+            left = [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo]
+        else:
+            rest = todo[places[0] + 1 :]
+            left = [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in rest]
+            if not resume.complete:
+                left.insert(0, (todo[places[0]][1], self._resumed(resume, todo[places[0]][1], num_ranks)))
+        if left:
+            day, header = left[0]
+            left[0] = (day, Header(header.pass_index, header.day, header.lanes, header.seen, resume.checkpoint))
+        return left
+
+    def _fresh(self, pass_index: int, day: DayLog, num_ranks: int) -> Header:
+        return Header(pass_index, day.day, deal(day.units, num_ranks, self._order(pass_index, day)))
+
+    def _order(self, pass_index: int, day: DayLog) -> list[int]:
+        shuffle = self.ingest.shuffle.units
+        return unit_order(day.units, seed=self.seed, pass_index=pass_index, day=day.day, shuffle=shuffle)
+
+    def _resumed(self, resume: ResumePoint, day: DayLog, num_ranks: int) -> Header:
+        self._check_unchanged(resume, day)
+        missing = DayCursor.from_json(resume.seen, day.units).missing(day.units)
+        if len(resume.lanes) == num_ranks:
+            places = {unit.key: index for index, unit in enumerate(day.units)}
+            lanes = [[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes]
+        else:
+            lanes = deal(day.units, num_ranks, self._order(resume.pass_index, day), missing)
+        return Header(resume.pass_index, day.day, lanes, dict(resume.seen))
+
+    def _check_unchanged(self, resume: ResumePoint, day: DayLog) -> None:
+        """Refuse to go on within a day where "the first n rows of a unit" are no longer those that were trained."""
+        if (resume.seed, resume.shuffle_rows) != (self.seed, self.ingest.shuffle.rows):
+            raise DataError(
+                f"{resume.checkpoint} is within {day.day}, trained with seed {resume.seed} and shuffle.rows "
+                f"{resume.shuffle_rows}, the config has {self.seed} and {self.ingest.shuffle.rows}: restore them until "
+                "the day is done"
+            )
+        then = {key for lane in resume.lanes for key in lane} | set(resume.seen["units"])
+        changed = sorted(then ^ {unit.key for unit in day.units})
+        if changed:
+            raise DataError(
+                f"{resume.checkpoint} is within {day.day}, whose log or ingest.unit.max_rows has changed since "
+                f"({len(changed)} units, e.g. {changed[0]}): restore them, or train the day on a new line"
+            )
+
+    def entries(self, segments: Sequence[tuple[DayLog, Header]], num_ranks: int) -> list[Entry]:
+        """The parcels of all ranks in the order in which the splitter deals them out."""
+        entries = []
+        for segment, (day, header) in enumerate(segments):
+            text = json.dumps(asdict(header))
+            entries += [Entry("start", segment, text=text)] * num_ranks
+            seen = DayCursor.from_json(header.seen, day.units).seen
+            rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(day.units)}
+            slack = 2 * max(rows.values())
+            for turn in rounds(header.lanes, rows, slack):
+                entries += [
+                    Entry("blank", segment)
+                    if index is None
+                    else Entry("unit", segment, unit=index, skip=seen.get(index, 0))
+                    for index in turn
+                ]
+        return entries
+
+    def read_plan(self, segments: Sequence[tuple[DayLog, Header]]) -> ReadPlan:
+        """What the data tasks need to know to read segments."""
+        return ReadPlan(
+            logs=self.logs,
+            encoder=self.encoder,
+            units=tuple(day.units for day, _ in segments),
+            passes=tuple(header.pass_index for _, header in segments),
+            seed=self.seed,
+            shuffle_rows=self.ingest.shuffle.rows,
+        )
+
+    def dataset(self, num_ranks: int) -> ray.data.Dataset:
+        """The stream as a Ray Data set of parcels."""
+        segments = self.segments(num_ranks)
+        plan = self.read_plan(segments)
+        tasks = group_entries(plan, self.entries(segments, num_ranks))
+        context = DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.target_max_block_size = 1  # bytes: every row, that is every unit, is a block of its own
+        context.enable_progress_bars = False
+        context.execution_options.resource_limits = ExecutionResources(
+            object_store_memory=self.ingest.object_store_mb * 2**20
+        )
+        return ray.data.read_datasource(
+            UnitDatasource(plan, tasks),
+            override_num_blocks=max(len(tasks), 1),
+            concurrency=self.ingest.read_tasks,
+        )
+
+
+class LaneConfig(ray.train.DataConfig):
+    """Plans the stream where Ray Train knows the number of workers, at every start of the worker group.
+
+    Args:
+        plan: What the run reads.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any = None,
+        worker_node_ids: Any = None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One lane a rank. `equal=True`, Ray Train's own way, drops rows to make the lanes even."""
+        splits = self._plan.dataset(world_size).streaming_split(world_size, equal=False)
+        return [{SHARD: split} for split in splits]
+
+
+class BadUnitError(DataError):
+    """A unit of the log could not be read or encoded."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """A day of a pass, as one rank receives it.
+
+    Args:
+        header: Its first parcel's header.
+        parcels: Its units, in lane order.
+    """
+
+    header: Header
+    parcels: Iterator[Parcel]
+
+
+def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[Any]:
+    """A rank's blocks as they are, each of them one Arrow row.
+
+    Args:
+        shard: The rank's lane, as Ray Train gives it.
+        prefetch_units: Blocks to fetch ahead.
+    """
+    assert shard is not None
+    whole: Any = None  # a batch is a block, whatever its size
+    return iter(shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=prefetch_units))
+
+
+def read_segments(blocks: Iterator[Any]) -> Iterator[Segment]:
+    """Cut a rank's blocks into segments; each has to be read to its end before the next.
+
+    Raises:
+        BadUnitError: While the parcels are read: a data task could not read or encode a unit.
+    """
+    waiting: list[Parcel] = []
+
+    def parcels() -> Iterator[Parcel]:
+        for block in blocks:
+            parcel = Parcel.from_block(block)
+            if parcel.kind == "start":
+                waiting.append(parcel)
+                return
+            if parcel.kind == "bad":
+                raise BadUnitError(parcel.text)
+            if parcel.kind == "unit":
+                yield parcel
+
+    for _ in parcels():
+        raise AssertionError("a lane begins with the start of a segment")
+    while waiting:
+        header = Header(**json.loads(waiting.pop().text))
+        yield Segment(header, parcels())

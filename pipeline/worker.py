@@ -1,0 +1,105 @@
+"""What every worker builds before it reads: process groups, device, and the sharded model with its optimizers."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.optim.keyed import KeyedOptimizer
+
+from models.assembly import build_ranker
+from pipeline.checkpoint import TrainState
+from pipeline.config import Config
+from pipeline.optimizer import StepOptimizer
+from pipeline.sharding import initialise_tables, shard_model, table_shardings
+
+logger = logging.getLogger(__name__)
+
+
+def quiet_logs(rank: int) -> None:
+    """Let our own log through, on rank 0, and of the libraries only what is a warning."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("pipeline").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for chatty in ("torchrec", "fbgemm_gpu", "torch.fx", "ray.train", "torch.distributed"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """One process group per thread of control and purpose: two users of one group add each other's numbers up.
+
+    Args:
+        training: Gradients and embeddings.
+        counts: The small vector of every step, on gloo.
+        checkpoint: Checkpoints, on gloo.
+    """
+
+    training: dist.ProcessGroup
+    counts: dist.ProcessGroup
+    checkpoint: dist.ProcessGroup
+
+    @classmethod
+    def create(cls, timeout_s: int) -> "Groups":
+        """Make the groups over all ranks; the default group is the training thread's."""
+        timeout = timedelta(seconds=timeout_s)
+        assert dist.group.WORLD is not None
+        counts: Any = dist.new_group(backend="gloo", timeout=timeout)
+        checkpoint: Any = dist.new_group(backend="gloo", timeout=timeout)
+        return cls(dist.group.WORLD, counts, checkpoint)
+
+
+def set_device(config: Config, local_rank: int) -> torch.device:
+    """Choose where this rank computes, and how its matrix products are done.
+
+    CUDA and NCCL are chosen by the config; they have not been run on the machines that this was written on.
+    """
+    torch.set_num_threads(config.workers.threads)
+    if config.workers.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = config.workers.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.workers.precision == "tf32"
+    return device
+
+
+def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) -> TrainState:
+    """Build and shard the model, with every parameter at its start value; collective.
+
+    Start values depend on the seed alone, not on the number of ranks.
+    """
+    torch.manual_seed(config.seed)
+    autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
+    model = build_ranker(config.log_schema, config.model.network, config.model.towers, config.model.dropout, autocast)
+    sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
+    initialise_tables(sharded, config.log_schema, config.seed)
+    logger.info("tables: %s", table_shardings(sharded))
+    return TrainState(sharded, build_optimizer(config, sharded, group))
+
+
+def build_optimizer(config: Config, sharded: DistributedModelParallel, group: dist.ProcessGroup) -> StepOptimizer:
+    """The optimizers of a sharded model."""
+    parameters = dict(sharded.named_parameters())
+    tables = {name for name in parameters if ".embedding_bags." in name}
+    replicated_tables = {name for name, kind in config.sharding.tables.items() if kind == "data_parallel"}
+    replicated = {name: parameters[name] for name in tables if name.split(".")[-2] in replicated_tables}
+    dense = {name: parameter for name, parameter in parameters.items() if name not in tables}
+    return StepOptimizer(config.optimizer, cast(KeyedOptimizer, sharded.fused_optimizer), dense, replicated, group)
+
+
+def build_train_pipeline(config: Config, state: TrainState, device: torch.device) -> TrainPipelineBase:
+    """TorchRec's train pipeline, as the config names it; both give the same bits."""
+    if config.sharding.train_pipeline == "base":
+        return TrainPipelineBase(state.model, state.optimizer, device)  # pyright: ignore[reportArgumentType]
+    return TrainPipelineSparseDist(  # pyright: ignore[reportReturnType]
+        state.model,
+        state.optimizer,  # pyright: ignore[reportArgumentType]
+        device,
+        execute_all_batches=True,
+    )
