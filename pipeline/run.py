@@ -143,12 +143,12 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
 
 
 def run_workers(
-    config: Config, plan: RunPlan, worker: Callable[[dict[str, Any]], None], job: Any, board: Any
+    config: Config, plan: RunPlan, worker: Callable[[dict[str, Any]], dict[str, Any]], job: Any, board: Any
 ) -> dict[str, Any]:
     """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
 
     Returns:
-        What rank 0 reported last.
+        What rank 0's worker returned. Reports to Ray Train would be kept with checkpoints only, and those are ours.
     """
     workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
@@ -173,7 +173,7 @@ def run_workers(
             result = trainer.fit()
     finally:
         Storage(config.root).remove(f"ray/{name}")
-    return dict(result.metrics or {})
+    return result.return_value or {}
 
 
 def _ray_storage(config: Config) -> str:

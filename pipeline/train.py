@@ -55,11 +55,13 @@ class TrainJob:
     board: Any
 
 
-def train_worker(settings: dict[str, TrainJob]) -> None:
+def train_worker(settings: dict[str, TrainJob]) -> dict[str, Any]:
     """Train what the stream brings; runs on every worker of Ray Train.
 
-    Reports to Ray Train, at the end, what was trained or why the run stopped. No checkpoint is handed to Ray: they
-    are ours, and a restarted group finds the newest one by itself.
+    No checkpoint is handed to Ray: they are ours, and a restarted group finds the newest one by itself.
+
+    Returns:
+        The step that was reached, when the first was made, and why the run had to stop, if it had to.
     """
     job = settings["job"]
     config = job.config
@@ -75,7 +77,7 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
         refused = trainer.train_day(segment)
         if refused is not None:
             break
-    ray.train.report({"refused": refused, "step": trainer.step, "first_step_at": trainer.first_step_at})
+    return {"refused": refused, "step": trainer.step, "first_step_at": trainer.first_step_at}
 
 
 class Trainer:

@@ -10,7 +10,6 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from models.tasks import TaskHead, predictions_of
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 
@@ -21,6 +20,7 @@ from features.statistics import Statistics
 from models.assembly import task_heads
 from models.batch import RankingBatch
 from models.ranker import StepOutput
+from models.tasks import TaskHead, predictions_of
 from pipeline.batcher import Batcher
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config
@@ -121,8 +121,8 @@ def _from_start() -> None:
     """An evaluation has no checkpoint of its own to go on from."""
 
 
-def evaluate_worker(settings: dict[str, EvaluateJob]) -> None:
-    """Measure what the stream brings; runs on every worker of Ray Train, and reports the metrics over all ranks."""
+def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
+    """Measure what the stream brings; runs on every worker of Ray Train, and returns the metrics over all ranks."""
     job = settings["job"]
     config = job.config
     quiet_logs(ray.train.get_context().get_world_rank())
@@ -140,7 +140,7 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> None:
         if refused is not None:
             break
     tasks = measured.results(groups.counts) if refused is None else []
-    ray.train.report({"refused": refused, "tasks": tasks})
+    return {"refused": refused, "tasks": tasks}
 
 
 @torch.no_grad()

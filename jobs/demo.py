@@ -1,0 +1,55 @@
+"""Seven synthetic days train, the eighth tests: logs, statistics, training and the table, in one Ray session."""
+
+import argparse
+import logging
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from features.errors import DataError
+from features.synthetic.logs import write_day
+from jobs.command import command
+from jobs.make_logs import load_world
+from pipeline.config import load_config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.table import metrics_table, share_of_gap
+from pipeline.fit import fit_statistics
+from pipeline.run import ray_session, train
+from pipeline.units import parse_days
+
+logger = logging.getLogger(__name__)
+
+_CONFIG, _WORLD = "jobs/configs/demo.yaml", "jobs/configs/demo_world.yaml"
+_TRAIN_DAYS, _TEST_DAY = "2026-11-01..2026-11-07", "2026-11-08"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--folder", default="runs/demo", help="where logs and checkpoints go (runs/demo)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make what is missing, train from where the line is, evaluate, and show the table on stderr."""
+    folder = Path(arguments.folder)
+    config = load_config(_CONFIG, [f"root={folder}", f"logs.path={folder / 'logs'}"])
+    train_days, test_days = parse_days(_TRAIN_DAYS), parse_days(_TEST_DAY)
+    world = load_world(_WORLD)
+    for day in [*train_days, *test_days]:
+        if not (folder / "logs" / f"dt={day}").exists():
+            write_day(world, date.fromisoformat(day), folder / "logs")
+            logger.info("made the log of %s: %d rows", day, world.rows_per_day)
+    with ray_session(config):
+        if not (folder / "lines" / config.line / "statistics.json").exists():
+            fit_statistics(config, train_days)
+        trained = train(config, train_days, passes=1)
+        result = evaluate(config, test_days, None, train_days)
+    if not result["tasks"]:
+        raise DataError("the evaluation measured no task")
+    sys.stderr.write(f"\n{metrics_table(result)}\n\n")
+    gaps = {entry["task"]: share_of_gap(entry) for entry in result["tasks"]}
+    return {"trained": trained, "share_of_gap": gaps, "tasks": result["tasks"]}
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))
