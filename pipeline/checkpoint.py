@@ -93,15 +93,8 @@ def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.Pro
         name: The checkpoint, below it.
         group: A process group that only checkpoints use.
     """
-    _materialise(state.optimizer)
+    state.optimizer.materialise()
     load(state.tensors(), storage_reader=FsspecReader(f"{line.url}/{name}"), process_group=group)
-
-
-def _materialise(optimizer: StepOptimizer) -> None:
-    """Make the dense optimizers allocate their state, which they do at their first step."""
-    for dense in (optimizer.dense, optimizer.replicated):
-        if dense is not None:
-            dense.init_state()
 
 
 class _HashingFileSystem(FileSystem):

@@ -141,6 +141,7 @@ class StepOptimizer:
         self._group = group
         self._parameters = list(dense.values())
         self._buffer = _gradient_buffer(self._parameters)
+        self._bind_gradients()
         self.tables = tables
         self.dense = KeyedOptimizerWrapper(dense, config.dense.build)
         self.replicated = KeyedOptimizerWrapper(replicated, self._replicated_class) if replicated else None
@@ -149,6 +150,19 @@ class StepOptimizer:
 
     def _replicated_class(self, parameters: Any) -> torch.optim.Optimizer:
         return self._config.tables.fused_class(parameters, **self._config.tables.fused_arguments)
+
+    def materialise(self) -> None:
+        """Allocate the dense optimizers' state, which they do at their first step, so that it can be loaded into."""
+        for optimizer in (self.dense, self.replicated):
+            if optimizer is not None:
+                optimizer.init_state()
+        self._bind_gradients()  # init_state has put zeros of its own in the place of every gradient
+
+    def _bind_gradients(self) -> None:
+        first = 0
+        for parameter in self._parameters:
+            parameter.grad = self._buffer[first : first + parameter.numel()].view_as(parameter)
+            first += parameter.numel()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Before the forward pass: clear gradients and set the step's learning rates."""
@@ -181,12 +195,6 @@ def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:
 
 
 def _gradient_buffer(parameters: list[nn.Parameter]) -> Tensor:
-    """One zeroed buffer of which every parameter's gradient is a view, in the order given."""
-    buffer = torch.zeros(
-        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
-    )
-    first = 0
-    for parameter in parameters:
-        parameter.grad = buffer[first : first + parameter.numel()].view_as(parameter)
-        first += parameter.numel()
-    return buffer
+    """One zeroed buffer for the gradients of all parameters."""
+    size = sum(parameter.numel() for parameter in parameters)
+    return torch.zeros(size, dtype=parameters[0].dtype, device=parameters[0].device)

@@ -52,7 +52,8 @@ class Storage:
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly in a folder, sorted; empty where there is no such folder.
 
-        Names that begin with a dot are left out: they are files that are just being written, ours among them.
+        Names that begin with a dot are left out, as readers of data sets do: among them are what is just being
+        written, and locks.
         """
         try:
             found = self.filesystem.ls(self.path(folder), detail=False)

@@ -164,15 +164,23 @@ def write_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Storage
 
     def write(days: list[list[list[int]]], root: str | None = None) -> Storage:
         logs = Storage(root or str(tmp_path_factory.mktemp("log")))
+        files = {
+            f"dt=2026-03-{day_index + 1:02d}/part-{part}.parquet": sizes
+            for day_index, parts in enumerate(days)
+            for part, sizes in enumerate(parts)
+        }
         first = 0
-        for day_index, files in enumerate(days):
-            for part, sizes in enumerate(files):
-                data = io.BytesIO()
-                with pq.ParquetWriter(data, _tiny_rows(0, 0).schema, write_page_checksum=True) as writer:
-                    for size in sizes:
-                        writer.write_table(_tiny_rows(first, size))
-                        first += size
-                logs.write(f"dt=2026-03-{day_index + 1:02d}/part-{part}.parquet", data.getvalue())
+        for file, sizes in files.items():
+            data = io.BytesIO()
+            with pq.ParquetWriter(data, _tiny_rows(0, 0).schema, write_page_checksum=True) as writer:
+                for size in sizes:
+                    writer.write_table(_tiny_rows(first, size))
+                    first += size
+            if logs.is_local:  # without waiting for the disk
+                Path(logs.path(file)).parent.mkdir(exist_ok=True)
+                Path(logs.path(file)).write_bytes(data.getvalue())
+            else:
+                logs.write(file, data.getvalue())
         return logs
 
     return write
@@ -189,3 +197,22 @@ def _tiny_rows(first: int, size: int) -> pa.Table:
         "slot": pa.array([k % 7 for k in numbers], pa.int8()),
     }
     return pa.table(columns)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The session's one Ray: real, in processes of its own, with more logical CPUs than this machine has cores."""
+    import ray  # here, so that the tests that need no Ray do not pay for it
+
+    os.environ |= {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180"}
+    ray.init(
+        address="local",
+        num_cpus=6,
+        object_store_memory=400 * 2**20,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()

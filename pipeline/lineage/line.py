@@ -145,8 +145,9 @@ class Line:
                 size, digest = self._digest(path)
             except FileNotFoundError:
                 return f"{name} is missing"
-            if size != expected["bytes"] or digest != expected["sha256"]:
-                return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {expected['bytes']}"
+            if (size, digest) != (expected["bytes"], expected["sha256"]):
+                wanted = f"{expected['bytes']}, sha256 {expected['sha256'][:12]}"
+                return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {wanted}"
         return None
 
     def _digest(self, path: str) -> tuple[int, str]:

@@ -1,0 +1,112 @@
+"""The page that lists every key of a configuration, made from the config classes and their docstrings."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_BOUNDS = {
+    "ge": "≥ {}",
+    "gt": "> {}",
+    "le": "≤ {}",
+    "lt": "< {}",
+    "min_length": "at least {} of them",
+    "pattern": "`{}`",
+}
+_PLAIN = {"int": "integer", "float": "number", "str": "text", "bool": "true or false", "date": "date"}
+
+
+def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """A config class and all below it, depth first, each with the dotted path where a file has it.
+
+    A list's entries are `[]` in the path, a mapping's `<name>`.
+    """
+    yield path, model
+    for name, field in model.model_fields.items():
+        for suffix, inner in _models(field.annotation):
+            yield from sections(inner, f"{path}.{field.alias or name}{suffix}".removeprefix("."))
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """What the Args of a class's docstring say, by field name."""
+    text = (inspect.getdoc(model) or "").partition("\nArgs:\n")[2]
+    entries = re.findall(r"^    (\w+): (.+(?:\n     .+)*)", text, re.MULTILINE)
+    return {name: " ".join(said.split()) for name, said in entries}
+
+
+def reference(model: type[BaseModel], root: str) -> str:
+    """Headings and tables for a config class and all below it.
+
+    Args:
+        model: The class of a whole file.
+        root: The heading of its top level.
+    """
+    return "\n".join(_section(path, inner, root) for path, inner in sections(model))
+
+
+def _section(path: str, model: type[BaseModel], root: str) -> str:
+    kind = model.model_fields.get("kind")
+    tag = f" (kind: {get_args(kind.annotation)[0]})" if kind is not None and kind.is_required() else ""
+    heading = "#" * min(3 + path.count("."), 4) + f" `{path}`{tag}" if path else f"## {root}"
+    first_line = (inspect.getdoc(model) or "").partition("\n")[0]
+    table = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    said = descriptions(model)
+    for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "kind"):
+        type_, default = _type(field.annotation, field.metadata), _default(field)
+        table.append(f"| `{field.alias or name}` | {type_} | {default} | {said.get(name, '')} |")
+    return "\n".join([heading, "", first_line, "", *table, ""])
+
+
+def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The config classes within an annotation, with what stands for their place in a path."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "", annotation
+    place = {list: "[]", dict: ".<name>"}.get(get_origin(annotation), "")
+    for argument in get_args(annotation):
+        yield from ((place + suffix, model) for suffix, model in _models(argument))
+
+
+def _type(annotation: Any, metadata: Any = ()) -> str:
+    """An annotation in words, with its bounds."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0], arguments[1:])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    bounds = _bounds(metadata)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_type(part, metadata) for part in arguments if part is not NoneType))
+    if origin is list:
+        return f"list of {_type(arguments[0])}{bounds and ','}{bounds}"
+    if origin is dict:
+        return f"by name: {_type(arguments[1])}"
+    if origin is tuple:
+        return f"{len(arguments)} of {_type(arguments[0])}"
+    return "section" if issubclass(annotation, BaseModel) else _PLAIN[annotation.__name__] + bounds
+
+
+def _bounds(metadata: Any) -> str:
+    flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    said = [
+        words.format(f"{value:,}" if isinstance(value, int) else value)
+        for part in flat
+        for name, words in _BOUNDS.items()
+        if (value := getattr(part, name, None)) is not None
+    ]
+    return f" {', '.join(said)}" if said else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "absent"
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"

@@ -1,0 +1,342 @@
+"""Whole runs on a real Ray: lanes as dealt, a day trained once, resumed bit for bit, measured, and refused when bad."""
+
+import json
+import shutil
+import sys
+import time
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from features.encoding import Encoder
+from features.errors import DataError
+from features.synthetic.logs import SyntheticConfig, write_day
+from pipeline import stream
+from pipeline.config import Config, parse_config
+from pipeline.datasource import Parcel
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.table import metrics_table
+from pipeline.fit import fit_statistics
+from pipeline.lineage.line import Line
+from pipeline.progress import ProgressBoard
+from pipeline.run import run_workers, train
+from pipeline.storage import Storage
+from pipeline.stream import RunPlan, read_segments, receive_blocks
+from pipeline.train import TrainJob, train_worker
+from pipeline.units import check_days
+
+DAYS = ["2026-01-01", "2026-01-02"]
+ROWS_PER_DAY = 3000
+
+pytestmark = pytest.mark.ray
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two training days and a test day; row groups of 300 rows, cut to units of at most 200."""
+    folder = tmp_path_factory.mktemp("logs")
+    world = SyntheticConfig(
+        seed=5,
+        first_day=date(2026, 1, 1),
+        rows_per_day=ROWS_PER_DAY,
+        num_users=200,
+        num_videos=200,
+        num_authors=20,
+        files_per_day=3,
+        row_group_rows=300,
+    )
+    for day in [*DAYS, "2026-01-03"]:
+        write_day(world, date.fromisoformat(day), folder)
+    return folder
+
+
+def make_config(logs: Path, root: Path, **sections: Any) -> Config:
+    ids = [{"kind": "id", "name": name, "table": name.removesuffix("_id")} for name in ("user_id", "video_id")]
+    return parse_config(
+        {
+            "name": "runs",
+            "root": str(root),
+            "seed": 11,
+            "logs": {"path": str(logs)},
+            "schema": {
+                "tables": [
+                    {"name": "user", "num_rows": 500, "dim": 8},
+                    {"name": "video", "num_rows": 500, "dim": 8},
+                    {"name": "context", "num_rows": 64, "dim": 8},
+                ],
+                "features": [
+                    *ids,
+                    *({"kind": "id", "name": name, "table": "context"} for name in ("scene", "slot", "device")),
+                    {"kind": "sequence", "name": "history_video_id", "table": "video", "max_length": 10},
+                    {"kind": "dense", "name": "duration_ms", "log1p": True},
+                ],
+                "tasks": [
+                    {"name": "ctr", "label": "click", "truth": "true_ctr"},
+                    {
+                        "name": "vcr",
+                        "kind": "regression",
+                        "label": "clip(play_ms / duration_ms, 0, 1)",
+                        "space": "played == 1",
+                        "truth": "true_vcr",
+                    },
+                ],
+            },
+            "model": {
+                "network": {"kind": "cgc", "expert_layers": [16], "num_experts_per_task": 1, "num_shared_experts": 1},
+                "towers": [8],
+            },
+            "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
+            "ingest": {"batch_size": 64, "unit": {"max_rows": 200}, "shuffle": {"interleave": 2}},
+            "workers": {"num": 2, "timeout_s": 60, "max_failures": 0},
+            "ray": {"num_cpus": 5},
+            "evaluation": {"popularity": "video_id"},
+        }
+        | sections,
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Config, dict[str, Any]]:
+    """Two days trained without a disturbance, with checkpoints every 10 steps."""
+    config = make_config(logs, tmp_path_factory.mktemp("root"), checkpoint={"every_steps": 10})
+    fit_statistics(config, DAYS)
+    return config, train(config, DAYS, passes=1)
+
+
+def weights(config: Config, checkpoint: str, folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, by name."""
+    path = folder / "whole.pt"
+    dcp_to_torch_save(Line.of(config.root, config.line).storage.path(checkpoint), path)
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{prefix}/{name}", inner)
+        elif isinstance(value, torch.Tensor):
+            found[prefix] = value
+
+    walk("", torch.load(path, weights_only=False))
+    return found
+
+
+def plan_of(config: Config, days: list[str], units: int = 200) -> RunPlan:
+    encoder = Encoder(config.log_schema, None)
+    day_logs = check_days(Storage(config.logs.path), days, units, config.log_schema, encoder.columns)
+    return RunPlan(Storage(config.logs.path), tuple(day_logs), 1, encoder, config.ingest, config.seed, _no_resume)
+
+
+def _no_resume() -> None:
+    return None
+
+
+@ray.remote(num_cpus=0.5)
+def _receive(split: Any, delay_s: float) -> list[tuple[str, list[int]]]:
+    received = []
+    for segment in read_segments(receive_blocks(split, 1)):
+        units = []
+        for parcel in segment.parcels:
+            units.append(parcel.unit)
+            time.sleep(delay_s)
+        received.append((segment.header.day, units))
+    return received
+
+
+def _without_statistics(config: Config) -> Config:
+    schema = config.log_schema.model_dump()
+    schema["features"] = [feature for feature in schema["features"] if feature["kind"] != "dense"]
+    return config.model_copy(update={"log_schema": type(config.log_schema).model_validate(schema)})
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_ray_deals_the_lanes(logs: Path, tmp_path: Path, ray_cluster: None, num_ranks: int) -> None:
+    """Catches a Ray whose splitter no longer deals one-row blocks round and round, or that splits or merges blocks."""
+    config = _without_statistics(make_config(logs, tmp_path))
+    plan = plan_of(config, DAYS)
+    expected = [(header.day, header.lanes) for _, header in plan.segments(num_ranks)]
+    splits = plan.dataset(num_ranks).streaming_split(num_ranks, equal=False)
+    # One slow consumer: who gets what must not depend on who is fast.
+    delays = [0.02 if rank == 0 else 0.0 for rank in range(num_ranks)]
+    received = ray.get([_receive.remote(split, delay) for split, delay in zip(splits, delays, strict=True)])
+    for place, (day, lanes) in enumerate(expected):
+        assert [rank[place][0] for rank in received] == [day] * num_ranks
+        assert [rank[place][1] for rank in received] == lanes
+
+
+def test_equal_split_loses_parcels(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """The negative control of the stream: `equal=True`, Ray Train's own way, drops what does not divide evenly."""
+    config = _without_statistics(make_config(logs, tmp_path))
+    plan = plan_of(config, DAYS[:1])
+    dataset = plan.dataset(1)
+    num_parcels = len(plan.entries(plan.segments(1), 1))
+    assert num_parcels % 2 == 0 or num_parcels > 2
+    splits = dataset.streaming_split(3 if num_parcels % 3 else 4, equal=True)
+    counts = ray.get([_count_blocks.remote(split) for split in splits])
+    assert sum(counts) < num_parcels
+
+
+@ray.remote(num_cpus=0.5)
+def _count_blocks(split: Any) -> int:
+    return sum(1 for _ in receive_blocks(split, 1))
+
+
+def test_every_row_is_trained_once(trained: tuple[Config, dict[str, Any]]) -> None:
+    """Catches a run that reports what it did not do: rows, spaces, cursor and LATEST are read from its checkpoints."""
+    config, result = trained
+    line = Line.of(config.root, config.line)
+    assert result["result"] == "trained"
+    assert result["rows"] == 2 * ROWS_PER_DAY
+    latest = line.latest()
+    assert latest is not None
+    assert (latest["day"], latest["checkpoint"]) == (DAYS[-1], result["checkpoint"])
+    manifest = line.read_manifest(result["checkpoint"])
+    assert manifest is not None
+    table = pq.read_table(Path(config.logs.path) / f"dt={DAYS[-1]}")
+    assert manifest.content["rows"] == ROWS_PER_DAY
+    assert manifest.content["rows_in_space"] == {"ctr": ROWS_PER_DAY, "vcr": int(np.sum(table["played"].to_numpy()))}
+    assert sum(count for count, _ in manifest.content["cursor"]["units"].values()) == ROWS_PER_DAY
+
+
+def test_nothing_to_do(trained: tuple[Config, dict[str, Any]]) -> None:
+    """Catches a second run over the same days that trains them again."""
+    config, result = trained
+    assert train(config, DAYS, passes=1) == {
+        "result": "nothing to do",
+        "checkpoint": result["checkpoint"],
+        "step": result["step"],
+    }
+
+
+def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_path: Path, ray_cluster: None) -> None:
+    """Catches rows lost, doubled or reordered by a resume, state that is not restored, dice thrown anew."""
+    config, result = trained
+    root = tmp_path / "root"
+    shutil.copytree(config.root, root)
+    cut = config.model_copy(update={"root": str(root)})
+    line = Line.of(cut.root, cut.line)
+    complete = next(m for m in line.manifests() if m.content["complete"] and m.day == DAYS[0])
+    for manifest in list(line.manifests()):
+        if manifest.step >= complete.step:
+            line.storage.remove(manifest.checkpoint)
+    line.storage.remove("LATEST")
+    resumed_from = line.newest()
+    assert resumed_from is not None
+    assert not resumed_from.content["complete"]
+    assert 0 < resumed_from.content["rows"] < ROWS_PER_DAY
+    again = train(cut, DAYS, passes=1)
+    assert again["step"] == result["step"]
+    before, after = weights(config, result["checkpoint"], tmp_path), weights(cut, again["checkpoint"], tmp_path)
+    assert set(before) == set(after)
+    assert any("momentum1" in name for name in before)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def test_resume_on_another_number_of_workers(
+    trained: tuple[Config, dict[str, Any]], tmp_path: Path, ray_cluster: None
+) -> None:
+    """Catches a resume that keeps the old lanes on new ranks, or tables that cannot be resharded."""
+    config, _ = trained
+    root = tmp_path / "root"
+    shutil.copytree(config.root, root)
+    workers = config.workers.model_copy(update={"num": 3})
+    cut = config.model_copy(update={"root": str(root), "workers": workers})
+    line = Line.of(cut.root, cut.line)
+    for manifest in list(line.manifests()):
+        if manifest.content["complete"] and manifest.day == DAYS[1]:
+            line.storage.remove(manifest.checkpoint)
+    line.storage.remove("LATEST")
+    again = train(cut, DAYS, passes=1)  # the run itself audits the day and would not have ended
+    manifest = line.read_manifest(again["checkpoint"])
+    assert manifest is not None
+    assert manifest.content["rows"] == ROWS_PER_DAY
+    assert len(manifest.content["lanes"]) == 3
+
+
+def test_evaluate(trained: tuple[Config, dict[str, Any]]) -> None:
+    """Catches an evaluation over rows outside a task's space, over padding, or of other rows than the baselines'."""
+    config, result = trained
+    found = evaluate(config, ["2026-01-03"], None, DAYS)
+    assert found["checkpoint"] == result["checkpoint"]
+    played = int(np.sum(pq.read_table(Path(config.logs.path) / "dt=2026-01-03")["played"].to_numpy()))
+    for entry, rows in zip(found["tasks"], (ROWS_PER_DAY, played), strict=True):
+        assert [entry[name]["rows"] for name in ("model", "popularity", "truth")] == [rows] * 3
+    ctr, vcr = found["tasks"]
+    assert 0.5 < ctr["model"]["auc"] < ctr["truth"]["auc"] < 1
+    assert 0.7 < ctr["truth"]["calibration"] < 1.3
+    assert vcr["truth"]["mse"] < vcr["model"]["mse"]
+    assert "ctr" in metrics_table(found)
+    json.dumps(found)
+
+
+def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
+    """`train_worker`, noting when each unit was read."""
+    reads: list[float] = []
+    original = Parcel.from_block.__func__  # pyright: ignore[reportFunctionMemberAccess]
+
+    def from_block(cls: type[Parcel], block: pa.Table) -> Parcel:
+        parcel = original(cls, block)
+        if parcel.kind == "unit":
+            reads.append(parcel.read_at)
+        return parcel
+
+    stream.Parcel.from_block = classmethod(from_block)  # pyright: ignore[reportAttributeAccessIssue]
+    return train_worker(settings) | {"reads": reads}
+
+
+def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches an ingest that reads the day, or a large part of it, before the model sees a row."""
+    ingest = {"batch_size": 16, "unit": {"max_rows": 15}, "read_tasks": 1, "object_store_mb": 1, "prefetch_units": 1}
+    config = _without_statistics(make_config(logs, tmp_path, ingest=ingest))
+    plan = plan_of(config, DAYS[:1], units=15)
+    line = Line.of(config.root, config.line)
+    attempt = line.begin_attempt(DAYS[:1], {})
+    board = ProgressBoard.remote()
+    job = TrainJob(config, None, line, attempt, plan.days, 1, None, board)
+    found = run_workers(config, plan, _train_and_watch, job, board)
+    units = len(plan.days[0].units)
+    early = sum(read_at < found["first_step_at"] for read_at in found["reads"])
+    assert len(found["reads"]) > 50
+    assert early * 2 < units / 10, f"each of 2 ranks had {early} of the day's {units} units before its first step"
+
+
+def _with_bad_file(logs: Path, folder: Path, change: Any) -> Path:
+    shutil.copytree(logs / f"dt={DAYS[0]}", folder / f"dt={DAYS[0]}")
+    path = folder / f"dt={DAYS[0]}" / "part-00002.parquet"
+    pq.write_table(change(pq.read_table(path)), path, row_group_size=300)
+    return folder
+
+
+def _set(table: pa.Table, name: str, row: int, value: Any) -> pa.Table:
+    values = table[name].to_pylist()
+    values[row] = value
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (partial(_set, name="click", row=650, value=2), "label 'click' is 2 at row"),
+        (partial(_set, name="history_video_id", row=650, value=None), "'history_video_id' has a null list at row"),
+    ],
+)
+def test_bad_unit_is_refused(logs: Path, tmp_path: Path, ray_cluster: None, change: Any, expected: str) -> None:
+    """Catches a bad value that hangs the other ranks, is retried for minutes, or leaves a published model behind."""
+    config = _without_statistics(make_config(_with_bad_file(logs, tmp_path / "logs", change), tmp_path / "root"))
+    with pytest.raises(DataError, match=expected) as error:
+        train(config, DAYS[:1], passes=1)
+    assert "part-00002.parquet, row group 2" in str(error.value)
+    assert "\n" not in str(error.value)
+    line = Line.of(config.root, config.line)
+    assert line.latest() is None
+    assert not list(line.manifests())
