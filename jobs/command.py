@@ -42,7 +42,7 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
         level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr, force=True
     )
     started = time.monotonic()
-    result, code = _outcome(run, arguments)
+    result, code = outcome(run, arguments)
     line = {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)}
     os.write(stdout, (json.dumps(line) + "\n").encode())
     return code
@@ -55,7 +55,8 @@ def _keep_stdout() -> int:
     return stdout
 
 
-def _outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Do the work; returns the figures, or the error in one line, and the exit code."""
     try:
         return run(arguments), DONE
     except ConfigError as error:
