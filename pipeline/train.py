@@ -97,6 +97,7 @@ class Trainer:
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
         self._days = {day.day: day for day in job.days}
         self._days_done = 0
+        self._within_day: list[str] = []
         self.step = 0
         self.first_step_at: float | None = None
 
@@ -184,6 +185,16 @@ class Trainer:
         manifest |= {"run": {"days": [day.day for day in self._job.days], "passes": self._job.passes}}
         write_checkpoint(self._state, self._job.line.storage, name, manifest, self._groups.checkpoint)
         logger.info("saved %s", name)
+        if not manifest["complete"]:
+            self._retire(name)
+
+    def _retire(self, newest: str) -> None:
+        """Keep the newest few of this attempt's checkpoints within days; only its own are ever removed."""
+        self._within_day.append(newest)
+        while len(self._within_day) > self._job.config.checkpoint.keep:
+            oldest = self._within_day.pop(0)
+            if dist.get_rank() == 0:
+                self._job.line.remove(oldest)
 
     def _why_stopped(self, batches: CountedBatches, stepped: DayCursor) -> str:
         """The first rank's reason; a loss that is not finite names the units of that rank's newest steps."""

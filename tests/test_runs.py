@@ -109,7 +109,7 @@ def make_config(logs: Path, root: Path, **sections: Any) -> Config:
 @pytest.fixture(scope="module")
 def trained(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Config, dict[str, Any]]:
     """Two days trained without a disturbance, with checkpoints every 10 steps."""
-    config = make_config(logs, tmp_path_factory.mktemp("root"), checkpoint={"every_steps": 10})
+    config = make_config(logs, tmp_path_factory.mktemp("root"), checkpoint={"every_steps": 10, "keep": 10})
     fit_statistics(config, DAYS)
     return config, train(config, DAYS, passes=1)
 

@@ -119,6 +119,11 @@ class Line:
             return None
         return Manifest(checkpoint, content)
 
+    def remove(self, checkpoint: str) -> None:
+        """Remove a checkpoint; it is no complete one any more from the first moment on."""
+        self.storage.remove(f"{checkpoint}/{MANIFEST}")
+        self.storage.remove(checkpoint)
+
     def newest(self) -> Manifest | None:
         """The newest checkpoint that is complete and intact: most steps, then the highest attempt.
 
