@@ -15,7 +15,7 @@ _BOUNDS = {
     "gt": "> {}",
     "le": "≤ {}",
     "lt": "< {}",
-    "min_length": "at least {} of them",
+    "min_length": "at least {}",
     "pattern": "`{}`",
 }
 _PLAIN = {"int": "integer", "float": "number", "str": "text", "bool": "true or false", "date": "date"}
