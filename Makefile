@@ -26,7 +26,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 docs: $(READY)
-	$(BIN)/python -m jobs.config_reference > docs/config.md
+	$(BIN)/python -m jobs.config_reference > docs/config.md.new
+	mv docs/config.md.new docs/config.md
 
 $(READY): requirements/base.txt requirements/dev.txt requirements/$(DEVICE).txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -234,9 +234,19 @@ class Schema(Declaration):
         unused = set(tables) - {feature.table for feature in self.sparse_features}
         if unused:
             raise ValueError(f"tables {sorted(unused)} are read by no feature: remove them")
+        self._refuse_leaks()
         if all(task.role == "auxiliary" for task in self.tasks):
             raise ValueError("every task is auxiliary: at least one needs role: main")
         return self
+
+    def _refuse_leaks(self) -> None:
+        outcomes = {text.strip() for task in self.tasks for text in (task.label, task.truth) if text}
+        for feature in self.features:
+            if feature.source in outcomes:
+                raise ValueError(
+                    f"feature {feature.name!r} reads {feature.source!r}, which is a task's label or truth: a model "
+                    "that sees it learns nothing else"
+                )
 
     @property
     def sparse_features(self) -> list[SparseFeature]:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from features.errors import ConfigError, DataError
 
@@ -34,18 +34,28 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     """
     module = sys.modules["__main__"]
     name = (module.__spec__.name if module.__spec__ else "jobs").removeprefix("jobs.")
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=module.__doc__)
+    parser = _Parser(prog=f"python -m jobs.{name}", description=module.__doc__)
     add_arguments(parser)
-    arguments = parser.parse_args()
+    try:
+        arguments, wrong = parser.parse_args(), None
+    except ConfigError as error:
+        arguments, wrong = argparse.Namespace(), error
     stdout = _keep_stdout()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr, force=True
     )
     started = time.monotonic()
-    result, code = outcome(run, arguments)
+    result, code = outcome(run, arguments) if wrong is None else (_failed(wrong), BAD_ARGUMENTS)
     line = {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)}
     os.write(stdout, (json.dumps(line) + "\n").encode())
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see {self.prog} --help")
 
 
 def _keep_stdout() -> int:

@@ -4,11 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.table import metrics_table
-
 from jobs.command import add_config, command
 from pipeline.config import load_config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.table import metrics_table
 from pipeline.units import parse_days
 
 

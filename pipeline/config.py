@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from features.errors import ConfigError
 from features.schema import Declaration, Schema
@@ -32,7 +32,7 @@ class ModelConfig(Declaration):
     """
 
     network: NetworkConfig
-    towers: list[int] = Field(default=[64])
+    towers: list[PositiveInt] = Field(default=[64])
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -117,7 +117,7 @@ class Config(Declaration):
 
     name: str
     root: str
-    line: str = Field(default="main", pattern=r"^[A-Za-z0-9_.-]+$")
+    line: str = Field(default="main", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     seed: int = Field(default=0, ge=0)
     logs: LogsConfig
     log_schema: Schema = Field(alias="schema")
@@ -146,6 +146,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         data = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"config {path} is missing") from error
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -207,7 +209,10 @@ def _override(data: dict[str, Any], text: str) -> None:
         data = data.setdefault(folder, {})
         if not isinstance(data, dict):
             raise ConfigError(f"override {text!r}: {folder} is not a section")
-    data[last] = yaml.safe_load(value)
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not YAML") from error
 
 
 def _explain(error: ValidationError) -> Iterator[str]:

@@ -23,8 +23,8 @@ class TableOptimizerConfig(Declaration):
     """
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
-    learning_rate: float = Field(gt=0)
-    eps: float = Field(default=1e-8, gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
 
     @property
     def fused_class(self) -> type[torch.optim.Optimizer]:
@@ -58,7 +58,7 @@ class DenseOptimizerConfig(Declaration):
     """
 
     kind: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -118,6 +118,7 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
     line = Line.of(config.root, config.line)
     start = _start(config, line, days, passes)
     if start is not None and _is_last(start, days, passes):
+        line.publish(start.day, start.checkpoint)  # a run that was killed just before it could
         return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
     statistics = _frozen_statistics(config, line, start)
     logs, encoder = Storage(config.logs.path), Encoder(config.log_schema, statistics)
@@ -133,7 +134,7 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
         try:
             reported = run_workers(config, plan, train_worker, job, board)
         except BaseException as error:
-            line.end_attempt(days, attempt, {"result": "failed", "reason": str(error).splitlines()[:1]})
+            line.end_attempt(days, attempt, {"result": "failed", "reason": " ".join(str(error).split())[:500]})
             raise
         if reported.get("refused"):
             line.end_attempt(days, attempt, {"result": "refused", "reason": reported["refused"]})
@@ -194,7 +195,7 @@ def _start(config: Config, line: Line, days: Sequence[str], passes: int) -> Mani
     content = newest.content
     if content["run"] == {"days": list(days), "passes": passes}:
         return newest
-    if content["complete"] and newest.day < days[0] and content["pass"] == content["run"]["passes"] - 1:
+    if newest.day < days[0] and _is_last(newest, content["run"]["days"], content["run"]["passes"]):
         return newest
     raise DataError(
         f"line {config.line!r} has trained up to {newest.day} (step {newest.step}, "
@@ -209,6 +210,11 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     Raises:
         DataError: Names the table, or what else differs, and what to do.
     """
+    if manifest.content["config"]["model"] != config.model.model_dump(mode="json"):
+        raise DataError(
+            f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config or start "
+            "a new root"
+        )
     if manifest.content["schema_fingerprint"] == config.log_schema.fingerprint():
         return
     then = manifest.content["config"]["schema"]

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from pydantic import Field
 from torch import nn
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
@@ -66,6 +67,8 @@ def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema:
     if "data_parallel" in config.types:
         raise ConfigError("sharding.types has data_parallel: name such tables one by one in sharding.tables")
     for table in schema.tables:
+        if table.dim % 4:
+            raise ConfigError(f"table {table.name!r} has dim {table.dim}: FBGEMM's tables need a multiple of 4")
         if table.num_rows < num_workers:
             raise ConfigError(
                 f"table {table.name!r} has {table.num_rows} rows for {num_workers} workers: declare at least one row "
@@ -120,7 +123,7 @@ def shard_model(
     constraints = {table.name: _constraint(config, table.name) for table in schema.tables}
     sharder = _Sharder()
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=group.size()),
+        topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=get_local_size()),
         constraints=constraints,
     )
     plan = planner.collective_plan(model, [sharder], group)  # pyright: ignore[reportArgumentType]

@@ -157,6 +157,7 @@ def _complete_file(path: str, data: bytes) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
     try:
+        os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the file from other users of a shared disk
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from features.errors import DataError
 from features.statistics import Statistics
 from models.ranker import StepOutput
 from pipeline.batcher import Batcher
@@ -24,7 +23,7 @@ from pipeline.lineage.manifest import describe
 from pipeline.progress import ProgressReporter
 from pipeline.sharding import table_shardings
 from pipeline.stream import SHARD, Header, Segment, read_segments, receive_blocks
-from pipeline.units import DayLog
+from pipeline.units import DayLog, Unit
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
 
 logger = logging.getLogger(__name__)
@@ -98,6 +97,9 @@ class Trainer:
         self._days = {day.day: day for day in job.days}
         self._days_done = 0
         self._within_day: list[str] = []
+        self._parent = job.parent
+        self._not_finite: str | None = None
+        self._units: tuple[Unit, ...] = ()
         self.step = 0
         self.first_step_at: float | None = None
 
@@ -110,6 +112,7 @@ class Trainer:
         assert manifest is not None
         self.step = self._state.optimizer.num_steps = manifest.step
         self._days_done = manifest.content["days_done"]
+        self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
         logger.info("restored %s, step %d", header.checkpoint, self.step)
 
     def train_day(self, segment: Segment) -> str | None:
@@ -119,6 +122,7 @@ class Trainer:
             None, or why the run has to stop: the same text on every rank.
         """
         day, config = self._days[segment.header.day], self._job.config
+        self._units = day.units
         ingest = config.ingest
         batcher = Batcher(config.log_schema, day.units, segment.parcels, ingest.batch_size, ingest.shuffle.interleave)
         batches = CountedBatches(
@@ -139,7 +143,7 @@ class Trainer:
                 self._save(segment.header, day, union([before, self._gather(stepped)]), complete=False)
         batches.settle()
         if batches.stopped:
-            return self._why_stopped(batches, stepped)
+            return self._why_stopped(batches)
         cursor = union([before, self._gather(stepped)])
         problems = audit(cursor, day.units)
         if problems:
@@ -157,7 +161,11 @@ class Trainer:
             return None
         self.first_step_at = self.first_step_at or time.time()
         self.step += 1
-        self._losses += output.losses.cpu()
+        losses = output.losses.cpu()
+        self._losses += losses
+        if self._not_finite is None and not bool(torch.isfinite(losses).all()):
+            units = [self._units[span.unit].key for span in output.batch.cursor.spans]
+            self._not_finite = f"loss {self._named(losses)} at step {self.step - 1}, in the rows of {', '.join(units)}"
         return output
 
     def _take_losses(self) -> Tensor:
@@ -178,14 +186,18 @@ class Trainer:
         return union(gathered)
 
     def _save(self, header: Header, day: DayLog, cursor: DayCursor, **facts: Any) -> None:
-        name = f"checkpoints/{day.day}/{self._job.attempt}/{self.step:010d}"
+        # A day may end on the very step of a checkpoint within it, and two checkpoints never share a directory.
+        suffix = "-day" if facts["complete"] else ""
+        name = f"checkpoints/{day.day}/{self._job.attempt}/{self.step:010d}{suffix}"
         manifest = describe(self._job.config, self._job.statistics, header, day, cursor) | facts
-        manifest |= {"parent": self._job.parent, "attempt": self._job.attempt, "step": self.step}
+        manifest |= {"parent": self._parent, "attempt": self._job.attempt, "step": self.step}
         manifest |= {"days_done": self._days_done, "sharding": table_shardings(self._state.model)}
         manifest |= {"run": {"days": [day.day for day in self._job.days], "passes": self._job.passes}}
         write_checkpoint(self._state, self._job.line.storage, name, manifest, self._groups.checkpoint)
         logger.info("saved %s", name)
-        if not manifest["complete"]:
+        if facts["complete"]:
+            self._parent = name
+        else:
             self._retire(name)
 
     def _retire(self, newest: str) -> None:
@@ -196,14 +208,9 @@ class Trainer:
             if dist.get_rank() == 0:
                 self._job.line.remove(oldest)
 
-    def _why_stopped(self, batches: CountedBatches, stepped: DayCursor) -> str:
-        """The first rank's reason; a loss that is not finite names the units of that rank's newest steps."""
-        mine = str(batches.error) if batches.error else None
+    def _why_stopped(self, batches: CountedBatches) -> str:
+        """The first rank's reason: a unit that could not be read, or the units of a step whose loss was not finite."""
+        mine = str(batches.error) if batches.error else self._not_finite
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine, group=self._groups.checkpoint)
-        reasons = [reason for reason in gathered if reason is not None]
-        if reasons:
-            return reasons[0]
-        raise DataError(
-            f"a loss is not finite at step {self.step}; units of this rank so far: {list(stepped.seen)[-3:]}"
-        )
+        return next((reason for reason in gathered if reason), "a loss is not finite")

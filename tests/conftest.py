@@ -105,9 +105,7 @@ def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
     }
     with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as patch:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"TMPDIR": str(folder)}
-        )
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             for name, value in environment.items():
                 patch.setenv(name, value)
@@ -116,6 +114,9 @@ def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.kill()  # it takes its time over a SIGTERM, and nobody wants its files
             server.wait()
+            for port in ports.values():
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    left.unlink()
 
 
 def _free_ports(names: list[str]) -> dict[str, int]:
@@ -133,7 +134,8 @@ def _wait_for_bucket(server: subprocess.Popen[bytes], port: int, log: Path) -> N
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             filesystem = s3fs.S3FileSystem()
-            filesystem.mkdir("bucket")
+            with contextlib.suppress(FileExistsError):
+                filesystem.mkdir("bucket")
             return filesystem.pipe_file("bucket/ready", b"")  # there is a volume to write to
         except OSError:
             assert time.monotonic() < deadline, log.read_text()[-2000:]

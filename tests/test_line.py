@@ -99,6 +99,29 @@ def test_the_newest_has_the_most_steps(any_line: Line):
     assert found.checkpoint == again  # of equal steps, that of the later attempt
 
 
+def test_of_equal_steps_the_finished_day(line: Line):
+    """The last checkpoint within a day, of as many steps as the day has, is taken for its end, which comes after it."""
+    _save(line, 20, attempt="0002")
+    finished = _save(line, 20, attempt="0001", complete=True)
+    found = line.newest()
+    assert found is not None
+    assert found.checkpoint == finished
+
+
+def test_a_line_whose_checkpoints_are_all_damaged(line: Line):
+    """Training starts from nothing, under the name of a model that is published."""
+    older = _save(line, 10, complete=True)
+    published = _save(line, 20, day=DAYS[1], complete=True)
+    line.publish(DAYS[1], published)
+    _flip(Path(line.storage.path(published), "__0_0.distcp"))
+    found = line.newest()
+    assert found is not None
+    assert found.checkpoint == older
+    _flip(Path(line.storage.path(older), "__0_0.distcp"))
+    with pytest.raises(DataError, match=rf"LATEST names {published}, and no checkpoint of the line is intact"):
+        line.newest()
+
+
 def test_what_a_manifest_says_about_where_the_model_is(line: Line):
     """The stream goes on with another pass, another seed, or another checkpoint's units."""
     name = _save(line, 7, lanes=[["a"], ["b", "c"]], cursor={"units": {"a": [1, "2"]}}, complete=True)

@@ -310,6 +310,15 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     assert early * 2 < units / 10, f"each of 2 ranks had {early} of the day's {units} units before its first step"
 
 
+def test_loss_that_is_not_finite_stops_the_run(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a diverged run that goes on, is restarted for nothing, or leaves a checkpoint of NaN."""
+    rates = {"tables": {"learning_rate": 1e30}, "dense": {"kind": "sgd", "learning_rate": 1e30}}
+    config = _without_statistics(make_config(logs, tmp_path, optimizer=rates))
+    with pytest.raises(DataError, match="at step 1, in the rows of dt=2026-01-01/part-0000"):
+        train(config, DAYS[:1], passes=1)
+    assert not list(Line.of(config.root, config.line).manifests())
+
+
 def _with_bad_file(logs: Path, folder: Path, change: Any) -> Path:
     shutil.copytree(logs / f"dt={DAYS[0]}", folder / f"dt={DAYS[0]}")
     path = folder / f"dt={DAYS[0]}" / "part-00002.parquet"

@@ -118,7 +118,9 @@ def write_day(config: SyntheticConfig, day: date, directory: str | Path) -> list
     with _published_whole(target) as staging:
         for part in range(config.files_per_day):
             path = staging / f"part-{part:05d}.parquet"
-            pq.write_table(make_part(config, day, part), path, row_group_size=config.row_group_rows)
+            pq.write_table(
+                make_part(config, day, part), path, row_group_size=config.row_group_rows, write_page_checksum=True
+            )
     return sorted(target.glob("part-*.parquet"))
 
 

@@ -81,6 +81,8 @@ def evaluate(
         ConfigError: There is no such checkpoint.
         DataError: The logs or the checkpoint do not fit the configuration.
     """
+    if popularity_days and config.evaluation.popularity is None:
+        raise ConfigError("days of a popularity baseline are given, and evaluation.popularity names no id feature")
     line = Line.of(config.root, config.line)
     manifest = _choose(line, checkpoint)
     check_same_schema(config, manifest)
@@ -99,7 +101,7 @@ def evaluate(
         reported = run_workers(config, plan, evaluate_worker, job, board)
     if reported.get("refused"):
         raise DataError(reported["refused"])
-    return {"result": "evaluated", "checkpoint": manifest.checkpoint, "days": list(days)} | reported
+    return {"result": "evaluated", "checkpoint": manifest.checkpoint, "days": list(days), "tasks": reported["tasks"]}
 
 
 def _choose(line: Line, checkpoint: str | None) -> Manifest:

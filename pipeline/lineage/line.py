@@ -128,14 +128,25 @@ class Line:
         """The newest checkpoint that is complete and intact: most steps, then the highest attempt.
 
         Checkpoints whose files differ from their manifest are passed over, with a line in the log.
+
+        Raises:
+            DataError: Something is published, and no checkpoint is intact: training must not start from nothing.
         """
         latest = self.latest()
-        found = sorted(
-            self.manifests(since=latest["day"] if latest else ""),
-            key=lambda manifest: (manifest.step, manifest.checkpoint.split("/")[2]),
-            reverse=True,
-        )
-        for manifest in found:
+        newest = self._newest_intact(self.manifests(since=latest["day"])) if latest else None
+        newest = newest or self._newest_intact(self.manifests())
+        if newest is None and latest is not None:
+            raise DataError(
+                f"{self.storage.url}/LATEST names {latest['checkpoint']}, and no checkpoint of the line is intact: "
+                "restore its files, or start a new root"
+            )
+        return newest
+
+    def _newest_intact(self, manifests: Iterator[Manifest]) -> Manifest | None:
+        def age(manifest: Manifest) -> tuple[int, bool, str]:
+            return manifest.step, manifest.content["complete"], manifest.checkpoint.split("/")[2]
+
+        for manifest in sorted(manifests, key=age, reverse=True):
             problem = self.damage(manifest)
             if problem is None:
                 return manifest

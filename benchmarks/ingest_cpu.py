@@ -1,0 +1,144 @@
+"""CPU of all processes per row, Parquet to RankingBatch through Ray Data, over a bare pyarrow decode of the columns."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import DataContext
+
+from benchmarks.processes import TreeWatcher
+from benchmarks.workload import WORKERS, load, project
+from features.encoding import Encoder
+from pipeline.batcher import Batcher
+from pipeline.config import Config
+from pipeline.run import ray_session
+from pipeline.storage import Storage
+from pipeline.stream import RunPlan, read_segments, receive_blocks
+from pipeline.units import DayLog
+
+_ROWS = 2**20
+_QUICK_ROWS = 2**18
+_ROW_GROUP_ROWS = 65_536
+_SHORT, _LONG = 1, 4  # passes over the day; the difference between the two has no start-up in it
+
+
+@ray.remote(num_cpus=1)
+class Consumer:
+    """A rank that makes batches as `pipeline.train` does, and steps nothing."""
+
+    def consume(self, shard: Any, config: Config, day: DayLog) -> int:
+        """Read a lane to its end; returns its rows."""
+        rows, ingest = 0, config.ingest
+        for segment in read_segments(receive_blocks(shard, ingest.prefetch_units)):
+            batcher = Batcher(
+                config.log_schema, day.units, segment.parcels, ingest.batch_size, ingest.shuffle.interleave
+            )
+            step = 0
+            while taken := batcher.next_batch(step).cursor.num_rows:
+                rows, step = rows + taken, step + 1
+        return rows
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Measure our stream, a bare Ray read and a bare pyarrow decode, in turns.
+
+    Each is run over the day once and several times, and what counts is the difference: start-up is in both. Encoding,
+    shuffling, collating, object store and the idle parts of Ray are in our figure.
+
+    Args:
+        quick: A quarter of the rows, 3 turns.
+    """
+    rows, turns = (_QUICK_ROWS, 3) if quick else (_ROWS, 5)
+    with project(rows, _ROW_GROUP_ROWS) as folder:
+        config, encoder, day = load(folder)
+        with ray_session(config), TreeWatcher(os.getpid()) as watcher:
+            consumers = [Consumer.remote() for _ in range(WORKERS)]
+            readings: dict[str, Callable[[int], int]] = {
+                "ours": lambda passes: _stream(config, encoder, day, passes, consumers),
+                "bare_ray": lambda passes: _bare_ray(folder, encoder.columns, passes),
+                "bare_pyarrow": lambda passes: _bare_pyarrow(folder, encoder.columns, passes),
+            }
+            for read in readings.values():
+                read(_SHORT)  # workers start and import
+            costs = [{name: _cost(read, watcher) for name, read in readings.items()} for _ in range(turns)]
+    return _figures(costs, rows, config)
+
+
+def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumers: list[Any]) -> int:
+    plan = RunPlan(Storage(config.logs.path), (day,), passes, encoder, config.ingest, config.seed, lambda: None)
+    shards = plan.dataset(WORKERS).streaming_split(WORKERS, equal=False)
+    return sum(ray.get([c.consume.remote(s, config, day) for c, s in zip(consumers, shards, strict=True)]))
+
+
+def _bare_ray(folder: Path, columns: list[str], passes: int) -> int:
+    context = DataContext()
+    context.enable_progress_bars = False
+    with DataContext.current(context):  # with Ray's own settings, whatever our stream has set
+        read = ray.data.read_parquet(_files(folder, passes), columns=columns)
+        return sum(batch.num_rows for batch in read.iter_batches(batch_size=32_768, batch_format="pyarrow"))
+
+
+def _bare_pyarrow(folder: Path, columns: list[str], passes: int) -> int:
+    rows = 0
+    for file in _files(folder, passes):
+        opened = pq.ParquetFile(file, memory_map=True)
+        for group in range(opened.num_row_groups):
+            rows += opened.read_row_group(group, columns=columns, use_threads=False).num_rows
+    return rows
+
+
+def _files(folder: Path, passes: int) -> list[str]:
+    """The day's files, several times over, each time under another name: Ray reads a file once that is listed twice."""
+    found = []
+    for number in range(passes):
+        again = folder / f"again-{number}"
+        again.mkdir(exist_ok=True)
+        for file in sorted(folder.glob("logs/*/*.parquet")):
+            if not (again / file.name).exists():
+                os.link(file, again / file.name)
+            found.append(str(again / file.name))
+    return found
+
+
+def _cost(read: Callable[[int], int], watcher: TreeWatcher) -> dict[str, Any]:
+    """CPU-seconds and wall seconds per million rows, by process."""
+    sizes = []
+    for passes in (_SHORT, _LONG):
+        started, before = time.monotonic(), watcher.cpu_seconds()
+        rows = read(passes)
+        after, wall = watcher.cpu_seconds(), time.monotonic() - started
+        sizes.append((rows, wall, {name: after[name] - before.get(name, 0.0) for name in after}))
+    (short_rows, short_wall, short), (rows, wall, cpu) = sizes
+    millions = (rows - short_rows) / 1e6
+    by_process = {name: (cpu[name] - short.get(name, 0.0)) / millions for name in cpu}
+    return {"cpu": sum(by_process.values()), "wall": (wall - short_wall) / millions, "by_process": by_process}
+
+
+def _figures(costs: list[dict[str, dict[str, Any]]], rows: int, config: Config) -> dict[str, Any]:
+    def median(name: str, what: str = "cpu") -> float:
+        return statistics.median(cost[name][what] for cost in costs)
+
+    def ratio(name: str) -> float:
+        return statistics.median(cost[name]["cpu"] / cost["bare_pyarrow"]["cpu"] for cost in costs)
+
+    names = sorted({name for cost in costs for name in cost["ours"]["by_process"]})
+    parts = {name: statistics.median(cost["ours"]["by_process"].get(name, 0.0) for cost in costs) for name in names}
+    return {
+        "unit": "CPU-seconds of all processes per million rows, start-up left out",
+        "rows": rows * (_LONG - _SHORT),
+        "row_group_rows": _ROW_GROUP_ROWS,
+        "batch_size": config.ingest.batch_size,
+        "workers": WORKERS,
+        "turns": len(costs),
+        **{f"{name}_cpu_s": median(name) for name in costs[0]},
+        "ours_over_bare_pyarrow": ratio("ours"),
+        "bare_ray_over_bare_pyarrow": ratio("bare_ray"),
+        "ours_rows_per_s": 1e6 / median("ours", "wall"),
+        "ours_by_process_cpu_s": {name: seconds for name, seconds in parts.items() if seconds >= 0.005},
+    }

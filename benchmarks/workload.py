@@ -1,0 +1,127 @@
+"""The log, schema and project that the benchmarks share: 2 ids, one history of 20, 13 dense features, 5 tasks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from features.encoding import Encoder
+from features.schema import Schema
+from features.statistics import StatisticsAccumulator
+from features.synthetic.logs import SyntheticConfig, make_part, write_day
+from pipeline.config import Config, parse_config
+from pipeline.run import STATISTICS
+from pipeline.storage import Storage
+from pipeline.units import DayLog, list_days
+
+DAY = date(2026, 11, 5)  # the fifth day, when most users have the views of a full history behind them
+WORKERS = 2
+
+_LOGARITHMIC = ("user_age_days", "user_watch_ms_7d", "user_clicks_7d", "user_shares_30d", "user_follows")
+_LOGARITHMIC += ("duration_ms", "video_plays_7d", "video_comments_7d", "author_followers")
+_PLAIN = ("user_active_days_30d", "video_age_hours", "video_like_rate_7d", "video_completion_rate_7d")
+_SCHEMA: dict[str, Any] = {
+    "slot": "slot",
+    "tables": [{"name": "user", "num_rows": 20_000, "dim": 16}, {"name": "video", "num_rows": 20_000, "dim": 16}],
+    "features": [
+        {"kind": "id", "name": "user_id", "table": "user"},
+        {"kind": "id", "name": "video_id", "table": "video"},
+        {"kind": "sequence", "name": "watched", "column": "history_video_id", "table": "video", "max_length": 20},
+        *({"kind": "dense", "name": name, "log1p": True} for name in _LOGARITHMIC),
+        *({"kind": "dense", "name": name} for name in _PLAIN),
+    ],
+    "tasks": [
+        {"name": "ctr", "label": "click"},
+        {"name": "vtr", "label": "played == 1 and coalesce(play_ms, 0) >= 7000"},
+        {
+            "name": "vcr",
+            "kind": "regression",
+            "link": "sigmoid",
+            "label": "clip(play_ms / duration_ms, 0, 1)",
+            "space": "played == 1",
+        },
+        {"name": "shr", "label": "share", "space": "played == 1"},
+        {"name": "cmr", "label": "comment", "space": "played == 1"},
+    ],
+}
+# The paper gives the widths of its levels, not the numbers of experts: as in head_gemm, two a task and two shared.
+PAPER_HEAD: dict[str, Any] = {
+    "network": {
+        "kind": "ple",
+        "levels": [
+            {"expert_layers": [width], "num_experts_per_task": 2, "num_shared_experts": 2} for width in (256, 128)
+        ],
+    },
+    "towers": [64],
+}
+ONE_LAYER_HEAD: dict[str, Any] = {
+    "network": {"kind": "cgc", "expert_layers": [64], "num_experts_per_task": 0, "num_shared_experts": 1},
+    "towers": [],
+}
+
+
+@contextmanager
+def project(num_rows: int, row_group_rows: int, **sections: dict[str, Any]) -> Iterator[Path]:
+    """A temporary project with a day's log, its statistics, and `config.yaml`; removed at the end.
+
+    Args:
+        num_rows: Rows of the day, in four files.
+        row_group_rows: Rows of a row group.
+        sections: Sections of the config, which replace those of `raw_config`.
+    """
+    with TemporaryDirectory(prefix="counterpoise-bench-") as folder:
+        world = SyntheticConfig(
+            seed=7,
+            first_day=date(2026, 11, 1),
+            rows_per_day=num_rows,
+            num_users=20_000,
+            num_videos=20_000,
+            num_authors=2_000,
+            files_per_day=4,
+            row_group_rows=row_group_rows,
+        )
+        write_day(world, DAY, f"{folder}/logs")
+        raw = raw_config(folder) | sections
+        schema = Schema.model_validate(_SCHEMA)
+        statistics = StatisticsAccumulator(schema)
+        sample = make_part(world.model_copy(update={"rows_per_day": 65_536}), DAY, 0)
+        statistics.update({name: sample[name] for name in schema.columns()})
+        text = statistics.finish([DAY.isoformat()]).model_dump_json()
+        Storage(f"{folder}/lines/main").write(STATISTICS, text.encode())
+        Path(folder, "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        yield Path(folder)
+
+
+def raw_config(folder: str) -> dict[str, Any]:
+    """A config as its file holds it, with default sizes and the one-layer head."""
+    return {
+        "name": "bench",
+        "root": folder,
+        "logs": {"path": f"{folder}/logs"},
+        "schema": _SCHEMA,
+        "model": ONE_LAYER_HEAD,
+        "optimizer": {
+            "tables": {"kind": "rowwise_adagrad", "learning_rate": 0.1},
+            "dense": {"kind": "adam", "learning_rate": 0.003},
+        },
+        "workers": {"num": WORKERS},
+    }
+
+
+def load(folder: Path, **sections: dict[str, Any]) -> tuple[Config, Encoder, DayLog]:
+    """A project's config, its encoder, and its day.
+
+    Args:
+        folder: What `project` gave.
+        sections: Sections of the config to replace.
+    """
+    from pipeline.lineage.line import Line
+    from pipeline.run import load_statistics
+
+    config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()) | sections, "benchmark")
+    encoder = Encoder(config.log_schema, load_statistics(config, Line.of(config.root, config.line)))
+    return config, encoder, list_days(Storage(config.logs.path), [DAY.isoformat()], config.ingest.unit.max_rows)[0]

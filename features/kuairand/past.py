@@ -1,0 +1,201 @@
+"""What was known before a day began: the users' histories and the outcomes of earlier impressions.
+
+No column of a row may come from its own day, or from later. The log's `date` is the day on which an impression was
+reported, up to an hour or two after it happened (`time_ms`): a day's first rows happened before the last ones of the
+day before, and a few impressions stand in the log twice, on two dates. So an impression enters the past of a day only
+if it is of an earlier date AND happened before every row of that day; the others (5 %) wait for the next. Reported
+twice, it counts once.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.kuairand.entities import Entities
+from features.kuairand.histories import Histories
+from features.kuairand.rates import Rates, joint_key
+from features.kuairand.source import read_table
+
+HISTORY_LENGTH = 50
+OUTCOMES = ("click", "long_view", "like", "comment", "profile_enter", "completion")
+UNKNOWN = -1
+_PRIOR_ROWS = 10.0
+_SEQUENCES = {"watched": "watch_seq", "long_viewed": "long_watch_seq", "liked": "like_seq"}
+_CHOSEN_BY = {"long_viewed": "long_view", "liked": "like"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impressions:
+    """N impressions and what came of them.
+
+    Args:
+        user_id: int64 of shape (N,), as all but the outcomes.
+        video_id: The video.
+        author_id: Its author; UNKNOWN where no file says.
+        tab: Where it was shown; UNKNOWN where no file says.
+        time_ms: When it happened.
+        outcomes: float64 of shape (N, len(OUTCOMES)); NaN where unknown.
+    """
+
+    user_id: np.ndarray
+    video_id: np.ndarray
+    author_id: np.ndarray
+    tab: np.ndarray
+    time_ms: np.ndarray
+    outcomes: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Impressions":
+        """The rows of an index or a mask."""
+        return Impressions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def then(self, other: "Impressions") -> "Impressions":
+        """These, and others after them."""
+        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        return Impressions(**{name: np.concatenate(pair) for name, pair in pairs.items()})
+
+    @property
+    def keys(self) -> np.ndarray:
+        """What tells one impression from another, int64 of shape (N,)."""
+        return joint_key(self.user_id, self.video_id, self.time_ms)
+
+    def outcome(self, name: str) -> np.ndarray:
+        """One outcome, shape (N,)."""
+        return self.outcomes[:, OUTCOMES.index(name)]
+
+
+def impressions_of(log: pa.Table, videos: Entities) -> Impressions:
+    """The impressions of N rows of the log.
+
+    Args:
+        log: Columns as in `source.LOG_COLUMNS`.
+        videos: Who made the videos.
+    """
+    play_ms, duration_ms = log["play_time_ms"].to_numpy(), log["duration_ms"].to_numpy()
+    completion = np.where(duration_ms > 0, np.clip(play_ms / np.maximum(duration_ms, 1), 0.0, 1.0), np.nan)
+    labels = [log[name].to_numpy() for name in ("is_click", "long_view", "is_like", "is_comment", "is_profile_enter")]
+    return Impressions(
+        **{name: log[name].to_numpy() for name in ("user_id", "video_id", "tab", "time_ms")},
+        author_id=_authors(log["video_id"].to_numpy(), videos),
+        outcomes=np.column_stack([*labels, completion]),
+    )
+
+
+def _authors(video_id: np.ndarray, videos: Entities) -> np.ndarray:
+    return videos.look_up(video_id)["author_id"].fill_null(UNKNOWN).to_numpy()
+
+
+class Past:
+    """Everything known before a day. Days come in order: `begin_day`, `columns`, `add_day`.
+
+    Args:
+        videos: Who made the videos.
+    """
+
+    def __init__(self, videos: Entities) -> None:
+        self._videos = videos
+        self._histories = {name: Histories(HISTORY_LENGTH) for name in _SEQUENCES}
+        self._rates = {name: Rates(OUTCOMES, _PRIOR_ROWS) for name in ("user", "video", "author", "video_tab")}
+        self._waiting: Impressions | None = None
+
+    def add_sequences(self, path: Path) -> int:
+        """Start from what users did before the log's first day.
+
+        Args:
+            path: `user_sequences_before_*.parquet`: of each user the last exposures, long views and likes.
+
+        Returns:
+            When the last of it happened, time_ms.
+
+        Raises:
+            DataError: Not such a file.
+        """
+        types = {"user_id": pa.int64(), "last_time_ms": pa.int64()}
+        table = read_table(path, types | dict.fromkeys(_SEQUENCES.values(), pa.list_(pa.int64())), "user_id")
+        lists = {name: table[column].combine_chunks() for name, column in _SEQUENCES.items()}
+        owners = {
+            name: np.repeat(table["user_id"].to_numpy(), pc.list_value_length(videos).to_numpy())
+            for name, videos in lists.items()
+        }
+        for name, videos in lists.items():
+            self._histories[name].extend(owners[name], videos.flatten().to_numpy())
+        watched = lists["watched"].flatten().to_numpy()
+        outcomes = np.full((len(watched), len(OUTCOMES)), np.nan)
+        for name, outcome in _CHOSEN_BY.items():
+            outcomes[:, OUTCOMES.index(outcome)] = _is_chosen(lists["watched"], lists[name])
+        unknown = np.full(len(watched), UNKNOWN)
+        self._count(
+            Impressions(
+                user_id=owners["watched"],
+                video_id=watched,
+                author_id=_authors(watched, self._videos),
+                tab=unknown,
+                time_ms=unknown,
+                outcomes=outcomes,
+            )
+        )
+        return int(table["last_time_ms"].to_numpy().max(initial=0))
+
+    def begin_day(self, first_ms: int) -> None:
+        """Let in what happened before the first row of a day, `time_ms`."""
+        if self._waiting is None:
+            return
+        early = self._waiting.time_ms < first_ms
+        rows, self._waiting = self._waiting.take(early), self._waiting.take(~early)
+        rows = rows.take(np.unique(rows.keys, return_index=True)[1])
+        rows = rows.take(np.argsort(rows.time_ms, kind="stable"))
+        self._count(rows)
+        for name, histories in self._histories.items():
+            chosen = rows.take(rows.outcome(_CHOSEN_BY[name]) == 1) if name in _CHOSEN_BY else rows
+            histories.extend(chosen.user_id, chosen.video_id)
+
+    def columns(self, rows: Impressions) -> dict[str, pa.Array]:
+        """Columns of N rows: lists `watched_video_id` and its like, counts and rates `past_*`.
+
+        The rows' own outcomes are not read.
+        """
+        columns: dict[str, pa.Array] = {
+            f"{name}_video_id": histories.look_up(rows.user_id) for name, histories in self._histories.items()
+        }
+        for name, keys in _keys(rows).items():
+            found = self._rates[name].look_up(keys)
+            columns |= {f"past_{name}_{outcome}": column for outcome, column in found.items()}
+        return columns
+
+    def add_day(self, rows: Impressions) -> None:
+        """Remember a day for the days after it."""
+        self._waiting = rows if self._waiting is None else self._waiting.then(rows)
+
+    def _count(self, rows: Impressions) -> None:
+        for name, keys in _keys(rows).items():
+            known = rows.tab != UNKNOWN if name == "video_tab" else slice(None)
+            self._rates[name].add(keys[known], rows.outcomes[known])
+
+
+def _keys(rows: Impressions) -> dict[str, np.ndarray]:
+    return {
+        "user": rows.user_id,
+        "video": rows.video_id,
+        "author": rows.author_id,
+        "video_tab": joint_key(rows.video_id, rows.tab),
+    }
+
+
+def _is_chosen(watched: pa.ListArray, chosen: pa.ListArray) -> np.ndarray:
+    """Which exposures are those of another list, 1.0 or 0.0, shape (sum of the watched lists' lengths,).
+
+    A user's long views are some of the exposures, in the same order, and both lists end with the latest; each was
+    cut to its own last 50. So they are matched from the end.
+    """
+    flags: list[float] = []
+    for videos, wanted in zip(watched.to_pylist(), chosen.to_pylist(), strict=True):
+        own = [0.0] * len(videos)
+        left = len(wanted) - 1
+        for place in range(len(videos) - 1, -1, -1):
+            if left >= 0 and videos[place] == wanted[left]:
+                own[place] = 1.0
+                left -= 1
+        flags.extend(own)
+    return np.array(flags)

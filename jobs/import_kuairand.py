@@ -1,0 +1,31 @@
+"""Import KuaiRand-Pure, a real short-video log, into the day partitions that jobs/configs/kuairand.yaml reads."""
+
+import argparse
+import sys
+from typing import Any
+
+from features.kuairand.partitions import import_kuairand
+from jobs.command import command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--source", required=True, help="directory with the data set's files")
+    parser.add_argument("--logs", required=True, help="local directory to write the days to")
+    parser.add_argument("--with-random", action="store_true", help="also the impressions of randomly exposed videos")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write all days, or none."""
+    imported = import_kuairand(arguments.source, arguments.logs, with_random=arguments.with_random)
+    days = list(imported.rows)
+    return {
+        "logs": arguments.logs,
+        "days": f"{days[0]}..{days[-1]}",
+        "rows": sum(imported.rows.values()),
+        "repeated_rows": imported.num_repeated,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))
