@@ -65,7 +65,7 @@ ONE_LAYER_HEAD: dict[str, Any] = {
 
 
 @contextmanager
-def project(num_rows: int, row_group_rows: int, **sections: dict[str, Any]) -> Iterator[Path]:
+def project(num_rows: int, row_group_rows: int, num_ids: int, **sections: dict[str, Any]) -> Iterator[Path]:
     """A temporary project with a day's log, its statistics, and `config.yaml`; removed at the end.
 
     Args:
@@ -78,9 +78,9 @@ def project(num_rows: int, row_group_rows: int, **sections: dict[str, Any]) -> I
             seed=7,
             first_day=date(2026, 11, 1),
             rows_per_day=num_rows,
-            num_users=20_000,
-            num_videos=20_000,
-            num_authors=2_000,
+            num_users=num_ids,
+            num_videos=num_ids,
+            num_authors=num_ids // 10,
             files_per_day=4,
             row_group_rows=row_group_rows,
         )

@@ -1,0 +1,91 @@
+"""Share of a worker's time in which it waits for its next batch, with the paper's head and with a one-layer head."""
+
+import time
+from typing import Any
+
+from benchmarks.workload import DAY, ONE_LAYER_HEAD, PAPER_HEAD, WORKERS, load, project
+from models.batch import RankingBatch
+from pipeline.lineage.line import Line
+from pipeline.progress import ProgressBoard
+from pipeline.run import load_statistics, ray_session, run_workers
+from pipeline.storage import Storage
+from pipeline.stream import RunPlan
+from pipeline.train import TrainJob, train_worker
+
+_ROWS, _QUICK_ROWS = 2**17, 2**15
+_WARM_STEPS = 10
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Train a day with either head, and measure how long the workers stood in `Batcher.next_batch`.
+
+    That time holds the copying of rows into a batch as well as the wait for units; it is what a worker cannot compute
+    in. Where the one-layer head waits more than 3 %, the reading is what bounds it, and its rows/s are near those at
+    which waiting passes 3 %: a head as heavy as `limit_rows_per_s` says waits 3 %.
+
+    Args:
+        quick: A quarter of the rows.
+    """
+    rows = _QUICK_ROWS if quick else _ROWS
+    heads = {"paper": PAPER_HEAD, "one_layer": ONE_LAYER_HEAD}
+    found = {name: _measure(rows, head) for name, head in heads.items()}
+    supply = found["one_layer"]["rows"] / found["one_layer"]["waiting_s"]
+    return {
+        "rows": rows,
+        "workers": WORKERS,
+        "share_waiting": {name: round(head["waiting_s"] / head["seconds"], 4) for name, head in found.items()},
+        "rows_per_s": {name: round(WORKERS * head["rows"] / head["seconds"]) for name, head in found.items()},
+        "limit_rows_per_s": round(0.03 * WORKERS * supply),
+    }
+
+
+def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's rows, seconds and waiting seconds, from its tenth batch on."""
+    with project(rows, 2**14) as folder:
+        config, encoder, day = load(folder, model=head)
+        line = Line.of(config.root, config.line)
+        plan = RunPlan(Storage(config.logs.path), (day,), 1, encoder, config.ingest, config.seed, _from_start)
+        with ray_session(config):
+            board = ProgressBoard.remote()
+            attempt = line.begin_attempt([str(DAY)], {})
+            job = TrainJob(config, load_statistics(config, line), line, attempt, (day,), 1, None, board)
+            return run_workers(config, plan, _train_and_time, job, board)
+
+
+def _from_start() -> None:
+    """A benchmark resumes nothing."""
+
+
+def _train_and_time(settings: dict[str, TrainJob]) -> dict[str, Any]:
+    """`train_worker`, with a watch on the function that makes the next batch."""
+    from pipeline import train
+
+    watch = _Watch()
+
+    class WatchedBatcher(train.Batcher):
+        def next_batch(self, step: int) -> RankingBatch:
+            began = time.perf_counter()
+            batch = super().next_batch(step)
+            watch.note(began, batch)
+            return batch
+
+    train.Batcher = WatchedBatcher
+    train_worker(settings)
+    return {"rows": watch.rows, "seconds": watch.ended - watch.began, "waiting_s": watch.waiting}
+
+
+class _Watch:
+    def __init__(self) -> None:
+        self.calls, self.rows, self.waiting = 0, 0, 0.0
+        self.began = self.ended = 0.0
+
+    def note(self, began: float, batch: RankingBatch) -> None:
+        """Count one batch: how long it took to come, and its rows."""
+        self.calls += 1
+        now = time.perf_counter()
+        if self.calls == _WARM_STEPS:
+            self.began = now
+        elif self.calls > _WARM_STEPS and batch.cursor.num_rows:
+            self.ended = now
+            self.rows += batch.cursor.num_rows
+            self.waiting += now - began
