@@ -75,8 +75,8 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
     ids, offsets = _cut(column.values, offsets, feature)
     ids = _without_dictionary_nulls(ids)
     if ids.null_count:
-        kept = np.concatenate(([0], np.cumsum(ids.is_valid().to_numpy(zero_copy_only=False))))
-        ids, offsets = ids.drop_null(), kept[offsets]
+        nulls = pc.indices_nonzero(ids.is_null()).to_numpy()  # few, so each is looked for in the offsets
+        ids, offsets = ids.drop_null(), offsets - np.searchsorted(nulls, offsets)
     return ids, offsets.astype(np.int32)
 
 

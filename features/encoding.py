@@ -15,6 +15,8 @@ from features.hashing import hash_ids, rows_of, salt_of
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TaskConfig
 from features.statistics import Statistics
 
+_MAX_PADDING = 4  # times the ids of the bags: beyond, padding the bags to one length costs more than it saves
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
@@ -100,8 +102,16 @@ def _take_bags(ids: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> tuple
     if len(lengths) and (lengths == lengths[0]).all():  # ids, and histories that are full: rows of a matrix
         taken = ids.reshape(len(lengths), lengths[0]).take(order, axis=0).reshape(-1)
         return taken, np.arange(len(order) + 1, dtype=np.int32) * lengths[0]
-    taken_offsets = np.concatenate(([0], np.cumsum(lengths[order]))).astype(np.int32)
-    return ids[ragged_index(offsets[order], taken_offsets)], taken_offsets
+    taken_lengths, longest = lengths[order], int(lengths.max(initial=0))
+    taken_offsets = np.concatenate(([0], np.cumsum(taken_lengths))).astype(np.int32)
+    if longest * len(order) > _MAX_PADDING * taken_offsets[-1]:
+        return ids[ragged_index(offsets[order], taken_offsets)], taken_offsets
+    # As many ids from the start of every bag as the longest has, as one item, and then those that are the bag's own:
+    # half the time of an index of every id.
+    padded = np.concatenate((ids, np.zeros(longest, ids.dtype)))
+    windows = np.ndarray(len(ids) + 1, f"V{longest * ids.itemsize}", padded, strides=(ids.itemsize,))
+    taken = windows[offsets[order]].view(ids.dtype).reshape(len(order), longest)
+    return taken[np.arange(longest) < taken_lengths[:, None]], taken_offsets
 
 
 class Encoder:
