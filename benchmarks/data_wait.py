@@ -41,7 +41,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
     """Rank 0's rows, seconds and waiting seconds, from its tenth batch on."""
-    with project(rows, 2**14) as folder:
+    with project(rows, 2**14, 20_000) as folder:
         config, encoder, day = load(folder, model=head)
         line = Line.of(config.root, config.line)
         plan = RunPlan(Storage(config.logs.path), (day,), 1, encoder, config.ingest, config.seed, _from_start)

@@ -11,6 +11,7 @@ from benchmarks.workload import DAY, WORKERS, project
 
 _ROWS, _QUICK_ROWS = 2**17, 2**15
 _ROW_GROUP_ROWS = 2**13
+_NUM_IDS = 20_000
 _MIB = 2**20
 
 
@@ -37,7 +38,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def _peak(rows: int) -> dict[str, int]:
     """Peak memory in MiB of `jobs.train` over a day of so many rows."""
-    with project(rows, _ROW_GROUP_ROWS, ingest={"batch_size": 1024, "object_store_mb": 64}) as folder:
+    with project(rows, _ROW_GROUP_ROWS, _NUM_IDS, ingest={"batch_size": 1024, "object_store_mb": 64}) as folder:
         command = [sys.executable, "-m", "jobs.train", "--config", str(folder / "config.yaml"), "--days", str(DAY)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with Path(folder, "log").open("wb") as log:
