@@ -55,7 +55,7 @@ def run(quick: bool) -> dict[str, Any]:
         quick: A quarter of the rows, 3 turns.
     """
     rows, turns = (_QUICK_ROWS, 3) if quick else (_ROWS, 5)
-    with project(rows, _ROW_GROUP_ROWS) as folder:
+    with project(rows, _ROW_GROUP_ROWS, 20_000) as folder:
         config, encoder, day = load(folder)
         with ray_session(config), TreeWatcher(os.getpid()) as watcher:
             consumers = [Consumer.remote() for _ in range(WORKERS)]

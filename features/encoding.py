@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from features.columns import LARGEST, contiguous, dense_values, id_values, ragged_index
 from features.errors import ConfigError, DataError
 from features.expressions import as_boolean, parse_expression
-from features.hashing import hash_ids, rows_of, salt_of
+from features.hashing import salt_of, table_rows
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TaskConfig
 from features.statistics import Statistics
 
@@ -207,7 +207,7 @@ class Encoder:
             buckets[np.isnan(values)] = 0
             return buckets.astype(np.int32), np.arange(len(column) + 1, dtype=np.int32)
         ids, offsets = id_values(feature, column)
-        return rows_of(hash_ids(ids, self._salt), self._tables[feature.table].num_rows), offsets
+        return table_rows(ids, self._salt, self._tables[feature.table].num_rows), offsets
 
     def _encode_dense(self, feature: DenseFeature, column: pa.Array) -> np.ndarray:
         values = dense_values(feature, column)

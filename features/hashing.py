@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_BLOCK_IDS = 65_536
 
 
 def salt_of(text: str) -> int:
@@ -100,3 +101,23 @@ def rows_of(hashes: np.ndarray, num_rows: int) -> np.ndarray:
         int32 of shape (N,), in [0, num_rows).
     """
     return (((hashes >> np.uint64(32)) * np.uint64(num_rows)) >> np.uint64(32)).astype(np.int32)
+
+
+def table_rows(values: pa.Array, salt: int, num_rows: int) -> np.ndarray:
+    """Rows of a table for ids: `rows_of` their hashes, in blocks whose hashes fit the processor's caches.
+
+    Args:
+        values: Integer, string or binary array of N ids without nulls.
+        salt: The table's recorded salt.
+        num_rows: Rows of the table, at most 2**31.
+
+    Returns:
+        int32 of shape (N,), in [0, num_rows).
+    """
+    if pa.types.is_dictionary(values.type):  # whose values each block would hash
+        return rows_of(hash_ids(values, salt), num_rows)
+    rows = np.empty(len(values), np.int32)
+    for start in range(0, len(values), _BLOCK_IDS):
+        block = slice(start, start + _BLOCK_IDS)
+        rows[block] = rows_of(hash_ids(values[block], salt), num_rows)
+    return rows
