@@ -12,7 +12,7 @@ from pipeline.storage import Storage
 from pipeline.stream import RunPlan
 from pipeline.train import TrainJob, train_worker
 
-_ROWS, _QUICK_ROWS = 2**17, 2**15
+_ROWS, _QUICK_ROWS = 2**18, 2**16
 _WARM_STEPS = 10
 
 
