@@ -28,7 +28,8 @@ def main() -> int:
     for name in arguments.names or NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
         found[name] = module.run(arguments.quick)
-        sys.stdout.write(f"{name}: {(module.__doc__ or "").splitlines()[0]}\n{json.dumps(found[name], indent=2)}\n")
+        title = (module.__doc__ or "").splitlines()[0]
+        sys.stdout.write(f"{name}: {title}\n{json.dumps(found[name], indent=2)}\n")
         sys.stdout.flush()
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=2) + "\n")
