@@ -50,23 +50,16 @@ class TrainState:
 
     def tensors(self) -> dict[str, Any]:
         """By part and name; tables and their optimizer state as sharded tensors, views of the live ones."""
-        parts = {
-            "model": self.model.state_dict(),
-            "tables": self.optimizer.tables.state_dict()["state"],
-            "dense": self.optimizer.dense.state_dict()["state"],
-        }
-        if self.optimizer.replicated is not None:
-            parts["replicated"] = self.optimizer.replicated.state_dict()["state"]
-        return parts
+        return {"model": self.model.state_dict()} | self.optimizer.tensors()
 
 
 def write_checkpoint(
-    state: TrainState, line: Storage, name: str, manifest: dict[str, Any], group: dist.ProcessGroup
+    tensors: dict[str, Any], line: Storage, name: str, manifest: dict[str, Any], group: dist.ProcessGroup
 ) -> None:
     """Write a checkpoint; collective. It exists for nobody until its manifest does, which is written last.
 
     Args:
-        state: What to write.
+        tensors: What to write, as `TrainState.tensors` gives it.
         line: The folder of the line.
         name: Where, below it; nothing else ever writes there.
         manifest: What the checkpoint says of itself; files and checksums are added here.
@@ -75,7 +68,7 @@ def write_checkpoint(
     writer = FsspecWriter(f"{line.url}/{name}", thread_count=1)
     writer.fs = hashing = _HashingFileSystem()
     hashing.init_path(f"{line.url}/{name}")
-    save(state.tensors(), storage_writer=writer, process_group=group)
+    save(tensors, storage_writer=writer, process_group=group)
     gathered: list[Any] = [None] * group.size()
     dist.all_gather_object(gathered, hashing.files, group=group)
     if group.rank() == 0:

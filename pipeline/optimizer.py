@@ -158,6 +158,13 @@ class StepOptimizer:
                 optimizer.init_state()
         self._bind_gradients()  # init_state has put zeros of its own in the place of every gradient
 
+    def tensors(self) -> dict[str, Any]:
+        """The state of all optimizers, by part, parameter and name; views of the live tensors."""
+        parts = {"tables": self.tables.state_dict()["state"], "dense": self.dense.state_dict()["state"]}
+        if self.replicated is not None:
+            parts["replicated"] = self.replicated.state_dict()["state"]
+        return parts
+
     def _bind_gradients(self) -> None:
         first = 0
         for parameter in self._parameters:

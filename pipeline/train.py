@@ -193,7 +193,7 @@ class Trainer:
         manifest |= {"parent": self._parent, "attempt": self._job.attempt, "step": self.step}
         manifest |= {"days_done": self._days_done, "sharding": table_shardings(self._state.model)}
         manifest |= {"run": {"days": [day.day for day in self._job.days], "passes": self._job.passes}}
-        write_checkpoint(self._state, self._job.line.storage, name, manifest, self._groups.checkpoint)
+        write_checkpoint(self._state.tensors(), self._job.line.storage, name, manifest, self._groups.checkpoint)
         logger.info("saved %s", name)
         if facts["complete"]:
             self._parent = name
