@@ -1,4 +1,4 @@
-"""What a user can get wrong, apart from what we got wrong: a declaration, or the data it is held against."""
+"""What ends a command in an orderly way: a wrong declaration, data that do not fit it, a request to end."""
 
 
 class ConfigError(ValueError):
@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """Logs that are not what the declaration says; the command ends with exit code 3."""
+
+
+class Interrupted(Exception):
+    """The command was asked to end, saved where it was, and ends with exit code 1: started again it goes on."""

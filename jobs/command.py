@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
         return _failed(error), BAD_ARGUMENTS
     except DataError as error:
         return _failed(error), REFUSED
+    except Interrupted as error:
+        return _failed(error), FAILED
     except KeyboardInterrupt:
         return _failed(RuntimeError("interrupted")), FAILED
     except Exception as error:  # the one place where everything ends

@@ -1,27 +1,35 @@
 """Checkpoints: weights, optimizer state and cursor of all ranks, written together, complete with their manifest.
 
 Tensors go through torch.distributed.checkpoint, so a rank writes and reads only its own shards and another number
-of ranks, or another sharding, can load them.
+of ranks, or another sharding, can load them. Training waits for a copy in memory; the files are written behind it.
 """
 
 import contextlib
+import functools
 import hashlib
-import json
-from collections.abc import Iterator
+import logging
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from pydantic import Field
+from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from features.errors import DataError
 from features.schema import Declaration
-from pipeline.lineage.line import MANIFEST
+from pipeline.lineage.line import MANIFEST, Line
+from pipeline.lineage.seal import seal
 from pipeline.optimizer import StepOptimizer
 from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointConfig(Declaration):
@@ -30,10 +38,14 @@ class CheckpointConfig(Declaration):
     Args:
         every_steps: Also after this many steps; absent: only at the end of a day.
         keep: Checkpoints within a day that stay, per attempt, beside the finished day's.
+        background: Write while training goes on, from a copy of the tensors in memory; without, training waits.
+        timeout_s: A write for which one rank waits longer than this for another has failed.
     """
 
     every_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    background: bool = True
+    timeout_s: int = Field(default=1800, ge=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,12 @@ class TrainState:
 
 
 def write_checkpoint(
-    tensors: dict[str, Any], line: Storage, name: str, manifest: dict[str, Any], group: dist.ProcessGroup
+    tensors: dict[str, Any],
+    line: Storage,
+    name: str,
+    manifest: dict[str, Any],
+    group: dist.ProcessGroup,
+    before_commit: Callable[[], None] | None = None,
 ) -> None:
     """Write a checkpoint; collective. It exists for nobody until its manifest does, which is written last.
 
@@ -64,17 +81,37 @@ def write_checkpoint(
         name: Where, below it; nothing else ever writes there.
         manifest: What the checkpoint says of itself; files and checksums are added here.
         group: A process group that only checkpoints use.
+        before_commit: Called on rank 0 just before the manifest is written; may refuse.
+
+    Raises:
+        Exception: On all ranks, what any of them met.
     """
-    writer = FsspecWriter(f"{line.url}/{name}", thread_count=1)
-    writer.fs = hashing = _HashingFileSystem()
-    hashing.init_path(f"{line.url}/{name}")
+    writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
+    writer.fs = hashing = _HashingFileSystem(line)
     save(tensors, storage_writer=writer, process_group=group)
     gathered: list[Any] = [None] * group.size()
     dist.all_gather_object(gathered, hashing.files, group=group)
+    outcome: list[Exception | None] = [None]
     if group.rank() == 0:
         files = {file: entry for found in gathered for file, entry in found.items()}
-        line.write(f"{name}/{MANIFEST}", json.dumps(manifest | {"files": files}, indent=1).encode())
-    dist.barrier(group=group)
+        outcome = [_commit(line, name, manifest | {"files": files}, before_commit)]
+    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _commit(
+    line: Storage, name: str, manifest: dict[str, Any], before_commit: Callable[[], None] | None
+) -> Exception | None:
+    """Write the manifest; returns what went wrong, which the other ranks have to hear of."""
+    try:
+        if before_commit is not None:
+            before_commit()
+        line.sync(name)
+        line.write(f"{name}/{MANIFEST}", seal(manifest))
+    except (DataError, OSError) as error:
+        return type(error)(str(error))
+    return None
 
 
 def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.ProcessGroup) -> None:
@@ -87,14 +124,91 @@ def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.Pro
         group: A process group that only checkpoints use.
     """
     state.optimizer.materialise()
-    load(state.tensors(), storage_reader=FsspecReader(f"{line.url}/{name}"), process_group=group)
+    reader = FsspecReader(f"{line.url}/{name}")
+    reader.fs.fs = line.filesystem  # which waits for a server that is away
+    load(state.tensors(), storage_reader=reader, process_group=group)
+
+
+class Saver:
+    """Saves a run's checkpoints, one at a time, while the run goes on.
+
+    Args:
+        line: Where they go.
+        config: How often, how many.
+        group: A gloo process group for the writing thread alone.
+
+    Attributes:
+        num_saved: Checkpoints that were handed to it.
+    """
+
+    def __init__(self, line: Line, config: CheckpointConfig, group: dist.ProcessGroup) -> None:
+        self._line, self._config, self._group = line, config, group
+        self._copy: dict[str, Any] | None = None
+        self._thread: threading.Thread | None = None
+        self._failed: Exception | None = None
+        self._within_day: list[str] = []
+        self.num_saved = 0
+
+    def save(self, tensors: dict[str, Any], name: str, manifest: dict[str, Any]) -> None:
+        """Copy the tensors and write them in the background; waits for the write before it. Collective.
+
+        Raises:
+            Exception: What the write before it met.
+        """
+        self.wait()
+        self.num_saved += 1
+        if not self._config.background:
+            self._write(tensors, name, manifest)
+            self.check()
+            return
+        if self._copy is None:
+            self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
+        _copy_state_dict(tensors, self._copy, type_check=False)
+        self._thread = threading.Thread(target=self._write, args=(self._copy, name, manifest), daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what a write met, if one did."""
+        if self._failed is not None:
+            raise self._failed
+
+    def wait(self) -> None:
+        """Wait for the write that is going on, if one is.
+
+        Raises:
+            Exception: What it met.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(self, tensors: dict[str, Any], name: str, manifest: dict[str, Any]) -> None:
+        holds = functools.partial(self._line.check_holder, manifest["attempt"])
+        try:
+            write_checkpoint(tensors, self._line.storage, name, manifest, self._group, before_commit=holds)
+            if self._group.rank() == 0:
+                logger.info("saved %s", name)
+                if not manifest["complete"]:
+                    self._retire(name)
+        except Exception as error:  # noqa: BLE001 - it is raised where the run looks next
+            self._failed = error
+
+    def _retire(self, newest: str) -> None:
+        """Keep the newest few of this start's checkpoints within days; only its own are ever removed."""
+        self._within_day.append(newest)
+        for name in self._within_day[: -self._config.keep]:
+            if not self._line.is_pinned(name):
+                self._line.remove(name)
+                self._within_day.remove(name)
 
 
 class _HashingFileSystem(FileSystem):
     """DCP's file system, which also takes the size and checksum of every file while it is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Storage) -> None:
         super().__init__()
+        self.fs = line.filesystem  # which waits for a server that is away
         self.files: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager

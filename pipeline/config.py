@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
 from features.errors import ConfigError
 from features.schema import Declaration, Schema
@@ -41,21 +41,48 @@ class WorkersConfig(Declaration):
 
     Args:
         num: How many.
+        min: Instead of `num`, with `max`: go on with as few as this when nodes are lost, and with more when they come.
+        max: As many as this, where the cluster has room.
+        resize_every_s: How often a run with `min` and `max` looks for room.
         device: `cpu` with gloo, or `cuda` with NCCL.
         cpus: Logical CPUs of Ray that each of them takes.
         threads: Threads of a worker's matrix products, on the CPU.
         max_failures: How often the group is restarted from its newest checkpoint after a worker died.
         timeout_s: After how many seconds without an answer a collective operation fails.
         precision: Matrix products of the dense part: `float32`, `tf32` (CUDA only) or `bfloat16`.
+        deterministic: The same run gives the same bits. On the CPU that is so anyway, for a fixed number of threads;
+            on CUDA it makes kernels add in a fixed order and fail where they have none.
     """
 
     num: int = Field(default=2, ge=1)
+    min: int | None = Field(default=None, ge=1)
+    max: int | None = Field(default=None, ge=1)
+    resize_every_s: float = Field(default=60.0, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
     cpus: float = Field(default=1.0, gt=0)
     threads: int = Field(default=1, ge=1)
     max_failures: int = Field(default=3, ge=0)
     timeout_s: int = Field(default=300, ge=10)
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    deterministic: bool = True
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "WorkersConfig":
+        if (self.min is None) != (self.max is None):
+            raise ValueError("min and max belong together: give both, or num")
+        if self.min is not None and self.max is not None and ("num" in self.model_fields_set or self.min > self.max):
+            raise ValueError(f"min {self.min} and max {self.max}: min must not be above max, and num not be given too")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which the run does not start."""
+        return self.min or self.num
+
+    @property
+    def most(self) -> int:
+        """Workers that the run uses if it can have them."""
+        return self.max or self.num
 
 
 class RayConfig(Declaration):
@@ -167,7 +194,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("; ".join(f"{source}: {line}" for line in _explain(error))) from error
-    check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.num)
+    check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)
     _check_model(config)
     _check_cluster(config)
     _check_popularity(config)
@@ -184,10 +211,10 @@ def _check_model(config: Config) -> None:
 
 def _check_cluster(config: Config) -> None:
     workers, ray = config.workers, config.ray
-    if ray.address == "local" and workers.num * workers.cpus > ray.num_cpus - 1:
+    if ray.address == "local" and workers.fewest * workers.cpus > ray.num_cpus - 1:
         raise ConfigError(
-            f"{workers.num} workers of {workers.cpus:g} CPUs leave none of ray.num_cpus = {ray.num_cpus} for reading: "
-            "use fewer workers, lower workers.cpus, or raise ray.num_cpus"
+            f"{workers.fewest} workers of {workers.cpus:g} CPUs leave none of ray.num_cpus = {ray.num_cpus} for "
+            "reading: use fewer workers, lower workers.cpus, or raise ray.num_cpus"
         )
     if workers.precision == "tf32" and workers.device == "cpu":
         raise ConfigError("workers.precision is tf32 on cpu: it exists on CUDA only, use float32 or bfloat16")

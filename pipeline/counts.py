@@ -8,6 +8,7 @@ group, or one group for two purposes at once, add each other's numbers up.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,12 +17,26 @@ from torch import Tensor
 from features.errors import DataError
 from models.batch import RankingBatch
 
+_NUM_ENDS = 4  # rows, errors, and the two signals
+
 
 @dataclass(slots=True)
 class _Pending:
     batch: RankingBatch | None
     vector: Tensor
     work: dist.Work | None
+
+
+class Signals(NamedTuple):
+    """What a rank says to all others with every batch; summed over the ranks.
+
+    Args:
+        stop: Above 0: end here, save, and be gone.
+        look: Above 0: all ranks ask Ray at this step whether a node is about to be taken away.
+    """
+
+    stop: float = 0.0
+    look: float = 0.0
 
 
 class CountedBatches(Iterator[RankingBatch]):
@@ -33,12 +48,15 @@ class CountedBatches(Iterator[RankingBatch]):
         loss_weights: w_k(t) of a step, shape (K,).
         take_losses: Sum of this rank's losses over the steps since the last call, shape (K,).
         group: A gloo process group that nothing else uses.
+        signals: What this rank has to say with its next batch.
 
     Attributes:
         num_rows: Rows of all ranks handed out so far.
         losses: Mean over the ranks of the newest losses that were taken, summed over their steps, shape (K,).
         error: Why this rank had to stop, if it had to.
-        stopped: Whether any rank had to.
+        stopped: Whether any rank had to: nothing is saved.
+        interrupted: Whether the run was asked to end; all batches that were handed out are to be stepped and saved.
+        look: Whether to look for nodes that are about to be taken away; the same on all ranks at every step.
     """
 
     def __init__(
@@ -48,18 +66,22 @@ class CountedBatches(Iterator[RankingBatch]):
         loss_weights: Callable[[int], Tensor],
         take_losses: Callable[[], Tensor],
         group: dist.ProcessGroup,
+        signals: Callable[[], Signals] = Signals,
     ) -> None:
         self._next_batch = next_batch
         self._step = first_step
         self._loss_weights = loss_weights
         self._take_losses = take_losses
         self._group = group
+        self._signals = signals
         self._pending: _Pending | None = None
         self._dry = False
         self.num_rows = 0
         self.losses: Tensor | None = None
         self.error: DataError | None = None
         self.stopped = False
+        self.interrupted = False
+        self.look = False
 
     def __next__(self) -> RankingBatch:
         if self._dry:
@@ -67,10 +89,11 @@ class CountedBatches(Iterator[RankingBatch]):
         current = self._pending or self._start()
         assert current.work is not None
         current.work.wait()
-        weight, losses, (rows, errors) = self._split(current.vector)
-        self.losses = losses
+        weight, losses, (rows, errors, stop, look) = self._split(current.vector)
+        self.losses, self.look = losses, look > 0
         self.stopped = errors > 0 or not bool(torch.isfinite(losses).all())
-        if rows == 0 or self.stopped:
+        self.interrupted = stop > 0 and rows > 0
+        if rows == 0 or self.stopped or self.interrupted:
             self._dry = True
             raise StopIteration
         assert current.batch is not None
@@ -96,14 +119,15 @@ class CountedBatches(Iterator[RankingBatch]):
             self.error = error
         self._step += 1
         weight = torch.zeros_like(losses)
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        rows, errors = 0, 1
         if batch is not None:
             weight = (batch.in_space * batch.weight).sum(0, dtype=torch.float64)
-            ends = torch.tensor([float(batch.cursor.num_rows), 0.0], dtype=torch.float64)
+            rows, errors = batch.cursor.num_rows, 0
+        ends = torch.tensor([rows, errors, *self._signals()], dtype=torch.float64)
         vector = torch.cat([weight, losses, ends])
         return _Pending(batch, vector, dist.all_reduce(vector, group=self._group, async_op=True))
 
-    def _split(self, vector: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
-        num_tasks = (len(vector) - 2) // 2
-        weight, losses, ends = vector.split([num_tasks, num_tasks, 2])
-        return weight, losses / self._group.size(), (ends[0].item(), ends[1].item())
+    def _split(self, vector: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+        num_tasks = (len(vector) - _NUM_ENDS) // 2
+        weight, losses, ends = vector.split([num_tasks, num_tasks, _NUM_ENDS])
+        return weight, losses / self._group.size(), ends.tolist()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from features.errors import DataError
-from pipeline.units import Unit, audit_sum
+from pipeline.units import DayLog, Unit, audit_sum
 
 _MASK = (1 << 64) - 1
 
@@ -61,11 +61,14 @@ class DayCursor:
         seen: By unit: rows stepped.
         sums: By unit: sum modulo 2^64 of hash(unit, row number) over the rows stepped.
         in_space: Rows stepped in each task's sample space, in task order; empty before the first.
+        quarantined: By unit: why it could not be read. Its rows are never stepped on this line, except those that
+            were stepped before it went bad.
     """
 
     seen: dict[int, int] = field(default_factory=dict)
     sums: dict[int, int] = field(default_factory=dict)
     in_space: list[int] = field(default_factory=list)
+    quarantined: dict[int, str] = field(default_factory=dict)
 
     def advance(self, stepped: BatchCursor) -> None:
         """Count the rows of a batch that was stepped."""
@@ -84,14 +87,19 @@ class DayCursor:
         return sum(self.seen.values())
 
     def missing(self, units: Sequence[Unit]) -> dict[int, int]:
-        """Rows not stepped yet, by unit; only units that have some."""
+        """Rows that are left to step, by unit; only units that have some."""
         left = {index: unit.num_rows - self.seen.get(index, 0) for index, unit in enumerate(units)}
-        return {index: rows for index, rows in left.items() if rows > 0}
+        return {index: rows for index, rows in left.items() if rows > 0 and index not in self.quarantined}
+
+    def num_quarantined(self, units: Sequence[Unit]) -> int:
+        """Rows of quarantined units that were never stepped."""
+        return sum(units[index].num_rows - self.seen.get(index, 0) for index in self.quarantined)
 
     def to_json(self, units: Sequence[Unit]) -> CursorJson:
         """By unit key: rows stepped and their sum (a decimal string: JSON numbers lose 64-bit integers)."""
         listed = {units[index].key: [count, str(self.sums[index])] for index, count in sorted(self.seen.items())}
-        return {"units": listed, "in_space": self.in_space}
+        quarantined = {units[index].key: reason for index, reason in sorted(self.quarantined.items())}
+        return {"units": listed, "in_space": self.in_space, "quarantined": quarantined}
 
     @classmethod
     def from_json(cls, data: CursorJson, units: Sequence[Unit]) -> "DayCursor":
@@ -110,6 +118,7 @@ class DayCursor:
                 )
             cursor.seen[places[key]] = count
             cursor.sums[places[key]] = int(total)
+        cursor.quarantined = {places[key]: reason for key, reason in data.get("quarantined", {}).items()}
         return cursor
 
 
@@ -120,6 +129,7 @@ def union(cursors: Iterable[DayCursor]) -> DayCursor:
         for index, count in cursor.seen.items():
             result.seen[index] = result.seen.get(index, 0) + count
             result.sums[index] = (result.sums.get(index, 0) + cursor.sums[index]) & _MASK
+        result.quarantined |= cursor.quarantined
         result._add_in_space(cursor.in_space)
     return result
 
@@ -128,11 +138,29 @@ def audit(cursor: DayCursor, units: Sequence[Unit]) -> list[str]:
     """Hold a finished day against its units: every row once.
 
     Returns:
-        One line for each unit whose count or sum is wrong; empty when every row was stepped exactly once.
+        One line for each unit whose count or sum is wrong; empty when every row was stepped exactly once. Quarantined
+        units are not looked at.
     """
     problems = []
     for index, unit in enumerate(units):
+        if index in cursor.quarantined:
+            continue
         seen, total = cursor.seen.get(index, 0), cursor.sums.get(index, 0)
         if seen != unit.num_rows or total != audit_sum(unit.salt, np.arange(unit.num_rows)):
             problems.append(f"{unit.key}: {seen} rows stepped of {unit.num_rows}, or not each of them once")
     return problems
+
+
+def check_quarantine(cursor: DayCursor, day: DayLog, limit: float) -> None:
+    """Refuse a day of which too much could not be read.
+
+    Raises:
+        DataError: Names the share, a unit and its error.
+    """
+    rows = cursor.num_quarantined(day.units)
+    if rows > limit * day.num_rows:
+        reason = next(iter(cursor.quarantined.values()))
+        raise DataError(
+            f"{rows} of {day.num_rows} rows of {day.day} are quarantined, more than ingest.max_quarantined = {limit}; "
+            f"the first: {reason}"
+        )

@@ -70,14 +70,14 @@ class Entry:
     """One parcel to be made.
 
     Args:
-        kind: `start`, `unit` or `blank`.
+        kind: `start`, `unit`, `blank`, or a `bad` plan.
         segment: Index of the segment.
         unit: Index into the segment's units.
         skip: Rows of the unit, in its row order, that the model has seen.
-        text: The header of a `start`.
+        text: The header of a `start`, or what is wrong.
     """
 
-    kind: Literal["start", "unit", "blank"]
+    kind: Kind
     segment: int
     unit: int = -1
     skip: int = 0

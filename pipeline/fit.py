@@ -17,6 +17,7 @@ from features.statistics import StatisticsAccumulator
 from pipeline.config import Config
 from pipeline.datasource import named_unit, read_unit
 from pipeline.lineage.line import Line
+from pipeline.lineage.seal import seal
 from pipeline.run import STATISTICS, ray_session
 from pipeline.storage import Storage
 from pipeline.units import DayLog, Unit, check_days
@@ -48,7 +49,7 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
         for part in map_units(day_logs, observe):
             total.merge(part)
     statistics = total.finish(list(days))
-    line.storage.write(STATISTICS, statistics.model_dump_json(indent=1).encode())
+    line.storage.write(STATISTICS, seal(statistics.model_dump(mode="json")))
     return {
         "statistics": f"{line.storage.url}/{STATISTICS}",
         "days": list(days),

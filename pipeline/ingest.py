@@ -1,5 +1,7 @@
 """How much of the log is read at a time, in what order, and within which bounds of memory."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from features.schema import Declaration
@@ -39,6 +41,9 @@ class IngestConfig(Declaration):
         read_tasks: Data tasks that run at once, at most; absent: as many as there are free CPUs.
         object_store_mb: Encoded units that may wait in the object store, in MiB.
         prefetch_units: Units that a worker fetches ahead.
+        on_bad_unit: A unit that cannot be read or encoded: `fail` stops the run, which names it; `quarantine` records
+            unit and error in the checkpoint, goes on without it, and the run names it when it ends.
+        max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run.
     """
 
     batch_size: int = Field(default=1024, ge=1, le=2**20)
@@ -47,3 +52,5 @@ class IngestConfig(Declaration):
     read_tasks: int | None = Field(default=None, ge=1)
     object_store_mb: int = Field(default=512, ge=1)
     prefetch_units: int = Field(default=2, ge=0, le=64)
+    on_bad_unit: Literal["fail", "quarantine"] = "fail"
+    max_quarantined: float = Field(default=0.01, ge=0, lt=1)

@@ -35,10 +35,11 @@ class Progress:
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the newest progress; an actor, since workers and watcher are different processes."""
+    """Holds the newest progress, and whether to stop; an actor, since workers and watcher are different processes."""
 
     def __init__(self) -> None:
         self.newest: Progress | None = None
+        self.stopping = False
 
     def post(self, progress: Progress) -> None:
         """Replace the newest."""
@@ -47,6 +48,14 @@ class ProgressBoard:
     def read(self) -> Progress | None:
         """The newest."""
         return self.newest
+
+    def request_stop(self) -> None:
+        """Ask the workers to save and end."""
+        self.stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether the workers have been asked to end."""
+        return self.stopping
 
 
 class ProgressReporter:
@@ -75,10 +84,12 @@ class ProgressWatcher:
 
     Args:
         board: A `ProgressBoard`.
+        asked_to_stop: Is passed on to the workers when it is set.
     """
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, asked_to_stop: threading.Event) -> None:
         self._board = board
+        self._asked_to_stop, self._told = asked_to_stop, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: tqdm | None = None
@@ -100,7 +111,14 @@ class ProgressWatcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(_POLL_S):
+            self._pass_on()
             self._show()
+
+    def _pass_on(self) -> None:
+        if self._asked_to_stop.is_set() and not self._told:
+            logger.warning("SIGTERM: the workers save where they are and end")
+            self._board.request_stop.remote()
+            self._told = True
 
     def _show(self) -> None:
         try:

@@ -16,15 +16,17 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from features.encoding import Encoder
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
 from pipeline.config import Config
 from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.seal import unseal
 from pipeline.progress import ProgressBoard, ProgressWatcher
+from pipeline.signals import stop_on_sigterm
 from pipeline.storage import Storage
-from pipeline.stream import SHARD, LaneConfig, ResumePoint, RunPlan
+from pipeline.stream import SHARD, LaneConfig, RunPlan, Start
 from pipeline.train import TrainJob, train_worker
-from pipeline.units import DayLog, check_days
+from pipeline.units import check_days
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +69,14 @@ def ray_session(config: Config) -> Iterator[None]:
 
 def _check_resources(config: Config) -> None:
     workers, resources = config.workers, ray.cluster_resources()
-    needed, found = workers.num * workers.cpus + 1, resources.get("CPU", 0)
+    needed, found = workers.fewest * workers.cpus + 1, resources.get("CPU", 0)
     if needed > found:
         raise ConfigError(
-            f"{workers.num} workers of {workers.cpus:g} logical CPUs and one data task need {needed:g}, the cluster "
+            f"{workers.fewest} workers of {workers.cpus:g} logical CPUs and one data task need {needed:g}, the cluster "
             f"has {found:g}: use fewer workers, lower workers.cpus, or a larger cluster"
         )
-    if workers.device == "cuda" and resources.get("GPU", 0) < workers.num:
-        raise ConfigError(f"{workers.num} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")
+    if workers.device == "cuda" and resources.get("GPU", 0) < workers.fewest:
+        raise ConfigError(f"{workers.fewest} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")
 
 
 def load_statistics(config: Config, line: Line) -> Statistics | None:
@@ -85,7 +87,12 @@ def load_statistics(config: Config, line: Line) -> Statistics | None:
     """
     schema = config.log_schema
     try:
-        statistics = Statistics.model_validate_json(line.storage.read(STATISTICS))
+        statistics = Statistics.model_validate(unseal(line.storage.read(STATISTICS)))
+    except ValueError as error:
+        raise ConfigError(
+            f"{line.storage.url}/{STATISTICS} is damaged ({' '.join(str(error).split())}): restore it, or run "
+            "jobs.fit_features again if the line has no checkpoints"
+        ) from error
     except FileNotFoundError:
         try:
             Encoder(schema, None)
@@ -114,33 +121,63 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
     Raises:
         ConfigError: The configuration cannot be carried out.
         DataError: The logs, or what the line has trained already, do not fit.
+        Interrupted: SIGTERM came; the workers have saved where they were.
     """
     line = Line.of(config.root, config.line)
     start = _start(config, line, days, passes)
     if start is not None and _is_last(start, days, passes):
-        line.publish(start.day, start.checkpoint)  # a run that was killed just before it could
+        _publish_again(line, start)
         return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
     statistics = _frozen_statistics(config, line, start)
     logs, encoder = Storage(config.logs.path), Encoder(config.log_schema, statistics)
     max_rows = config.ingest.unit.max_rows
     day_logs = tuple(check_days(logs, days, max_rows, config.log_schema, encoder.columns))
+    run = {"run": uuid.uuid4().hex, "passes": passes}
+    trusted = start.checkpoint if start else None
+    begin = functools.partial(_begin, config, line, tuple(days), run, trusted)
     with ray_session(config):
-        attempt = line.begin_attempt(days, {"days": list(days), "passes": passes})
-        find = functools.partial(_resume_point, config, line, tuple(days), passes)
-        plan = RunPlan(logs, day_logs, passes, encoder, config.ingest, config.seed, find)
+        plan = RunPlan(logs, day_logs, passes, encoder, config.ingest, config.seed, begin)
         board = ProgressBoard.remote()
-        parent = start.checkpoint if start else None
-        job = TrainJob(config, statistics, line, attempt, day_logs, passes, parent, board)
+        job = TrainJob(config, statistics, line, day_logs, passes, board)
         try:
             reported = run_workers(config, plan, train_worker, job, board)
         except BaseException as error:
-            line.end_attempt(days, attempt, {"result": "failed", "reason": " ".join(str(error).split())[:500]})
+            line.end_attempts(days, run["run"], {"result": "failed", "reason": " ".join(str(error).split())[:500]})
             raise
-        if reported.get("refused"):
-            line.end_attempt(days, attempt, {"result": "refused", "reason": reported["refused"]})
-            raise DataError(reported["refused"])
-        line.end_attempt(days, attempt, {"result": "done"})
-        return _publish(line, day_logs, passes) | {"attempt": attempt}
+    return _conclude(line, days, run, reported)
+
+
+def _conclude(line: Line, days: Sequence[str], run: dict[str, Any], reported: dict[str, Any]) -> dict[str, Any]:
+    """Write down how the run ended, publish what it finished, and sum it up."""
+    if reported.get("refused"):
+        line.end_attempts(days, run["run"], {"result": "refused", "reason": reported["refused"]})
+        raise DataError(reported["refused"])
+    if reported.get("interrupted"):
+        line.end_attempts(days, run["run"], {"result": "interrupted"})
+        raise Interrupted(
+            f"stopped by SIGTERM at step {reported['step']}, saved as {reported['checkpoint']}: start the same command "
+            "again to go on"
+        )
+    finished = line.read_manifest(reported["checkpoint"]) if reported.get("checkpoint") else line.newest()
+    assert finished is not None
+    line.publish(finished.day, finished.checkpoint, line.attempt_of(days, run["run"]))
+    line.end_attempts(days, run["run"], {"result": "done"})
+    trained = [m.content for m in line.lineage(finished) if m.content["run"] == finished.content["run"]]
+    return {
+        "result": "trained",
+        "checkpoint": finished.checkpoint,
+        "step": finished.step,
+        "rows": sum(content["rows"] for content in trained),
+        "quarantined": {key: reason for content in trained for key, reason in content["cursor"]["quarantined"].items()},
+    }
+
+
+def _publish_again(line: Line, finished: Manifest) -> None:
+    """Publish what a run finished that was killed just before it could."""
+    latest = line.latest()
+    if latest is None or latest["checkpoint"] != finished.checkpoint:
+        attempt, _ = line.begin_attempt([finished.day], {"run": uuid.uuid4().hex}, lambda: finished)
+        line.publish(finished.day, finished.checkpoint, attempt)
 
 
 def run_workers(
@@ -152,11 +189,13 @@ def run_workers(
         What rank 0's worker returned. Reports to Ray Train would be kept with checkpoints only, and those are ours.
     """
     workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
+    num_workers = workers.num if workers.min is None else (workers.fewest, workers.most)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=workers.num,
+            num_workers=num_workers,
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
             use_gpu=workers.device == "cuda",
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.device == "cuda" else {}),
         ),
@@ -164,13 +203,15 @@ def run_workers(
         run_config=RunConfig(
             name=name,
             storage_path=_ray_storage(config),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            ),
         ),
         datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the ranks it is given
         dataset_config=LaneConfig(plan),
     )
     try:
-        with ProgressWatcher(board):
+        with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop):
             result = trainer.fit()
     finally:
         Storage(config.root).remove(f"ray/{name}")
@@ -182,13 +223,13 @@ def _ray_storage(config: Config) -> str:
     return url if "://" in url else os.path.abspath(url)
 
 
-def _start(config: Config, line: Line, days: Sequence[str], passes: int) -> Manifest | None:
+def _start(config: Config, line: Line, days: Sequence[str], passes: int, trusted: str | None = None) -> Manifest | None:
     """The checkpoint to start from, if it fits the days that are asked for.
 
     Raises:
         DataError: The line is elsewhere, or was trained with another schema.
     """
-    newest = line.newest()
+    newest = line.newest(trusted)
     if newest is None:
         return None
     check_same_schema(config, newest)
@@ -247,16 +288,7 @@ def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> St
     return Statistics.model_validate(frozen) if frozen else None
 
 
-def _resume_point(config: Config, line: Line, days: tuple[str, ...], passes: int) -> ResumePoint | None:
+def _begin(config: Config, line: Line, days: tuple[str, ...], run: dict[str, Any], trusted: str | None) -> Start:
     """What the stream asks at every start of the workers; a module's function, since it travels."""
-    start = _start(config, line, days, passes)
-    return start.resume_point() if start else None
-
-
-def _publish(line: Line, day_logs: Sequence[DayLog], passes: int) -> dict[str, Any]:
-    """Move LATEST to the last day of the run, and sum up what its days' manifests say."""
-    newest = line.newest()
-    assert newest is not None
-    line.publish(newest.day, newest.checkpoint)
-    rows = sum(day.num_rows for day in day_logs) * passes
-    return {"result": "trained", "checkpoint": newest.checkpoint, "step": newest.step, "rows": rows}
+    attempt, start = line.begin_attempt(days, run, lambda: _start(config, line, days, run["passes"], trusted))
+    return Start(attempt, start.resume_point() if start else None)

@@ -1,23 +1,57 @@
-"""Where a root, its checkpoints and the logs live: a local directory or an s3:// prefix, behind five operations.
+"""Where a root, its checkpoints and the logs live: a local directory or an s3:// prefix, behind few operations.
 
 A file is either there whole or not there. Exclusive creation and compare-and-swap are a lock-free hard link and a
-locked rename on a local disk, conditional puts on S3. Credentials and endpoint come from the environment or the
-instance's role, never from a config.
+locked rename on a local disk, conditional puts on S3. What was reported as written survives a power cut. Credentials
+and endpoint come from the environment or the instance's role, never from a config.
 """
 
 import contextlib
 import fcntl
 import os
+import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-# Of a conditional put: somebody was first, is just writing, or has removed the file that was to be replaced.
-_CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
+from features.errors import ConfigError
+
+_READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
+# Of a conditional put: somebody was first, or has removed the file that was to be replaced.
+_CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
+
+
+def check_url(url: str) -> None:
+    """Refuse what is neither a local directory nor `s3://bucket/prefix`; no error repeats what may be a secret.
+
+    Args:
+        url: Of a root, or of logs.
+
+    Raises:
+        ConfigError: Another scheme, no bucket, or credentials, options or patterns in the url.
+    """
+    scheme = re.match(r"([A-Za-z][\w+.-]*):[:/]|(s3a?):", url)
+    if scheme is None:
+        return
+    if not url.startswith("s3://"):
+        name = scheme[1] or scheme[2]
+        raise ConfigError(f"a url that begins with {name!r}: expected a local directory or s3://bucket/prefix")
+    bucket = url.removeprefix("s3://").partition("/")[0]
+    if "@" in bucket or ":" in bucket:
+        raise ConfigError(
+            "an s3:// url with credentials in it: expected s3://bucket/prefix; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment, or give the machine a role"
+        )
+    if any(sign in url for sign in "?*["):
+        raise ConfigError(
+            "an s3:// url with options or patterns (one of ? * [): expected s3://bucket/prefix; the endpoint comes "
+            "from AWS_ENDPOINT_URL in the environment"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9._-]{3,}", bucket):
+        raise ConfigError(f"an s3:// url whose bucket is {bucket!r}: expected s3://bucket/prefix")
 
 
 class Storage:
@@ -26,13 +60,22 @@ class Storage:
     Args:
         url: A local directory or `s3://bucket/prefix`. A directory's path is made absolute at once: a worker that the
             storage travels to may have another working directory.
+
+    Raises:
+        ConfigError: Another kind of url.
     """
 
     def __init__(self, url: str) -> None:
-        # Other processes write here too: a listing that was remembered would hide what they wrote.
-        self.filesystem, self._prefix = fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False)
-        self.is_local = isinstance(self.filesystem, LocalFileSystem)
-        self.url = self._prefix if self.is_local else url.rstrip("/")
+        check_url(url)
+        self.is_local = not url.startswith("s3://")
+        if self.is_local:
+            self.filesystem: Any = LocalFileSystem()
+        else:
+            from pipeline.s3 import PatientS3FileSystem  # a second's import, which a local run does without
+
+            self.filesystem = PatientS3FileSystem()
+        self._prefix = str(self.filesystem._strip_protocol(url.rstrip("/") or "/"))
+        self.url = self._prefix if self.is_local else f"s3://{self._prefix}"
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.url,)
@@ -47,7 +90,11 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder is there."""
-        return self.filesystem.exists(self.path(name))
+        try:
+            self.filesystem.info(self.path(name))  # `exists` of s3fs takes any error of a bucket for its absence
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly in a folder, sorted; empty where there is no such folder.
@@ -55,17 +102,18 @@ class Storage:
         Names that begin with a dot are left out, as readers of data sets do: among them are what is just being
         written, and locks.
         """
+        path = self.path(folder)
         try:
-            found = self.filesystem.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
+            found = self.filesystem.ls(path, detail=False) if self.is_local else self.filesystem.children(path)
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        paths = {str(entry).rstrip("/") for entry in found} - {self.path(folder)}  # S3 may list a folder in itself
+        paths = {str(entry).rstrip("/") for entry in found} - {path}  # S3 may list a folder in itself
         names = (path.rsplit("/", 1)[-1] for path in paths)
         return sorted(name for name in names if not name.startswith("."))
 
     def open_read(self, name: str) -> BinaryIO:
-        """Open for reading."""
-        return self.filesystem.open(self.path(name), "rb")
+        """Open for reading, mostly forwards."""
+        return self.filesystem.open(self.path(name), "rb", block_size=_READ_AHEAD)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -80,9 +128,8 @@ class Storage:
         if not self.is_local:
             self.filesystem.pipe_file(self.path(name), data)
             return
-        with _complete_file(self.path(name), data) as temporary:
+        with self._complete_file(name, data) as temporary:
             os.replace(temporary, self.path(name))
-        _sync_folder(self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless it is there already; of racing writers one wins.
@@ -92,12 +139,11 @@ class Storage:
         """
         if not self.is_local:
             return self._conditional_put(name, data, mode="create")
-        with _complete_file(self.path(name), data) as temporary:
+        with self._complete_file(name, data) as temporary:
             try:
                 os.link(temporary, self.path(name))
             except FileExistsError:
                 return False
-        _sync_folder(self.path(name))
         return True
 
     def read_versioned(self, name: str) -> tuple[bytes, str] | None:
@@ -115,13 +161,16 @@ class Storage:
         """Compare and swap: write only if the file still has the version (None: is still absent).
 
         Returns:
-            Whether it was written.
+            Whether it was written. False also if, on S3, it was, the answer was lost, and before the put could be sent
+            again somebody replaced the file in turn.
         """
         if version is None:
             return self.create(name, data)
         if not self.is_local:
             return self._conditional_put(name, data, IfMatch=version)
         folder, _, file = self.path(name).rpartition("/")
+        if not os.path.isdir(folder):
+            return False
         with open(f"{folder}/.{file}.lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             current = self.read_versioned(name)
@@ -135,42 +184,68 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm(self.path(folder), recursive=True)
 
+    def sync(self, folder: str = "") -> None:
+        """Let what was written and flushed past this class survive a power cut; S3 needs nothing.
+
+        Args:
+            folder: Its entries are flushed, and those of the folders above it, up to the one that has the storage's.
+        """
+        if self.is_local:
+            top = Path(self._prefix).parent
+            _sync_folders(Path(self.path(folder)), top)
+
     def _conditional_put(self, name: str, data: bytes, **condition: Any) -> bool:
+        from pipeline.s3 import WRITER, error_code
+
+        own = uuid.uuid4().hex
         try:
-            self.filesystem.pipe_file(self.path(name), data, **condition)
+            self.filesystem.pipe_file(self.path(name), data, Metadata={WRITER: own}, **condition)
         except OSError as error:
             # s3fs turns a failed condition into OSError 22, and a dozen real errors as well.
-            if _s3_code(error) in _CONDITION_FAILED:
-                return False
-            raise
+            if error_code(error) not in _CONDITION_FAILED:
+                raise
+            # A put that was carried out, but whose answer was lost, is sent again and is refused because of itself.
+            return self.filesystem.writer_of(self.path(name)) == own
         return True
 
+    @contextlib.contextmanager
+    def _complete_file(self, name: str, data: bytes) -> Iterator[str]:
+        """A temporary file beside the named one, written and flushed to the disk, to be put in its place.
 
-def _s3_code(error: OSError) -> str | None:
-    return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+        It is removed if it is still there at the end, and what was made of it then survives a power cut.
+        """
+        folder = Path(self.path(name)).parent
+        top = _make_folder(folder, Path(self._prefix))
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
+        try:
+            os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the file from other users of a shared disk
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        _sync_folders(folder, top)
 
 
-@contextlib.contextmanager
-def _complete_file(path: str, data: bytes) -> Iterator[str]:
-    """A temporary file beside `path`, written and flushed to the disk; removed if it is still there at the end."""
-    folder = Path(path).parent
+def _make_folder(folder: Path, prefix: Path) -> Path:
+    """Make a folder; returns the highest folder whose entries may be new: another process may have just made one."""
+    top = folder
+    while not top.exists():
+        top = top.parent
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
-    try:
-        os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the file from other users of a shared disk
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    return top if top in prefix.parents else prefix
 
 
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(Path(path).parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync_folders(folder: Path, top: Path) -> None:
+    """Flush the entries of a folder and of those above it, up to and with `top`."""
+    for place in (folder, *folder.parents):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place == top:
+            return

@@ -1,12 +1,13 @@
 """The stream of a run: segments planned where the ranks are known, split by Ray Data, read lane by lane.
 
-The checkpoint to resume from is chosen once, when the stream is planned, and travels in the first parcel: the
-weights that a rank restores and the rows that it is sent cannot come from different checkpoints.
+The checkpoint to resume from is chosen once, when the stream is planned, and travels in the first parcel, with the
+fencing number of the attempt that this start of the workers is: the weights that a rank restores and the rows that it
+is sent cannot come from different checkpoints, and two starts never write into one directory.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray.data
@@ -51,6 +52,19 @@ class ResumePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Where the workers start.
+
+    Args:
+        attempt: The fencing number of this start; None where nothing is written.
+        resume: The checkpoint to go on from; None: from nothing.
+    """
+
+    attempt: str | None = None
+    resume: ResumePoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """What the first parcel of a segment says.
 
@@ -60,6 +74,7 @@ class Header:
         lanes: Indices of units per rank.
         seen: Rows that the model had seen when the stream was planned, as `DayCursor.to_json`.
         checkpoint: What to restore before the first batch; only in the stream's first segment.
+        attempt: The fencing number of this start of the workers.
     """
 
     pass_index: int
@@ -67,6 +82,7 @@ class Header:
     lanes: Lanes
     seen: CursorJson = field(default_factory=dict)
     checkpoint: str | None = None
+    attempt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +96,7 @@ class RunPlan:
         encoder: How rows are encoded.
         ingest: Sizes, shuffling and bounds.
         seed: The run's seed.
-        find_resume: Finds the checkpoint to go on from; None means from the start.
+        start: Says where to start; called at every start of the workers.
     """
 
     logs: Storage
@@ -89,7 +105,7 @@ class RunPlan:
     encoder: Encoder
     ingest: IngestConfig
     seed: int
-    find_resume: Callable[[], ResumePoint | None]
+    start: Callable[[], Start]
 
     def segments(self, num_ranks: int) -> list[tuple[DayLog, Header]]:
         """The segments that are left to read, each dealt to the ranks.
@@ -97,21 +113,20 @@ class RunPlan:
         Raises:
             DataError: The log has changed since the checkpoint was written.
         """
-        resume = self.find_resume()
+        start = self.start()
+        left = self._left(start.resume, num_ranks)
+        checkpoint = start.resume.checkpoint if start.resume and left else None
+        first = [(day, replace(header, checkpoint=checkpoint)) for day, header in left[:1]]
+        return [(day, replace(header, attempt=start.attempt)) for day, header in first + left[1:]]
+
+    def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[DayLog, Header]]:
         todo = [(pass_index, day) for pass_index in range(self.passes) for day in self.days]
-        if resume is None:
+        places = [i for i, (p, day) in enumerate(todo) if resume and (p, day.day) == (resume.pass_index, resume.day)]
+        if resume is None or not places:  # no checkpoint, or one of an earlier day: all segments are left
             return [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo]
-        places = [index for index, (p, day) in enumerate(todo) if (p, day.day) == (resume.pass_index, resume.day)]
-        if not places:  # the checkpoint is of an earlier day: all segments are left
-            left = [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo]
-        else:
-            rest = todo[places[0] + 1 :]
-            left = [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in rest]
-            if not resume.complete:
-                left.insert(0, (todo[places[0]][1], self._resumed(resume, todo[places[0]][1], num_ranks)))
-        if left:
-            day, header = left[0]
-            left[0] = (day, Header(header.pass_index, header.day, header.lanes, header.seen, resume.checkpoint))
+        left = [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo[places[0] + 1 :]]
+        if not resume.complete:
+            left.insert(0, (todo[places[0]][1], self._resumed(resume, todo[places[0]][1], num_ranks)))
         return left
 
     def _fresh(self, pass_index: int, day: DayLog, num_ranks: int) -> Header:
@@ -149,7 +164,7 @@ class RunPlan:
 
     def entries(self, segments: Sequence[tuple[DayLog, Header]], num_ranks: int) -> list[Entry]:
         """The parcels of all ranks in the order in which the splitter deals them out."""
-        entries = []
+        entries = [] if segments else [Entry("blank", 0)] * num_ranks  # Ray Data wants something to read
         for segment, (day, header) in enumerate(segments):
             text = json.dumps(asdict(header))
             entries += [Entry("start", segment, text=text)] * num_ranks
@@ -178,9 +193,13 @@ class RunPlan:
 
     def dataset(self, num_ranks: int) -> ray.data.Dataset:
         """The stream as a Ray Data set of parcels."""
-        segments = self.segments(num_ranks)
+        try:
+            segments = self.segments(num_ranks)
+            entries = self.entries(segments, num_ranks)
+        except DataError as error:  # Ray Train would start the workers again and again: they say it and end
+            segments, entries = [], [Entry("bad", 0, text=str(error))] * num_ranks
         plan = self.read_plan(segments)
-        tasks = group_entries(plan, self.entries(segments, num_ranks))
+        tasks = group_entries(plan, entries)
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1  # bytes: every row, that is every unit, is a block of its own
@@ -190,7 +209,7 @@ class RunPlan:
         )
         return ray.data.read_datasource(
             UnitDatasource(plan, tasks),
-            override_num_blocks=max(len(tasks), 1),
+            override_num_blocks=len(tasks),
             concurrency=self.ingest.read_tasks,
         )
 
@@ -219,10 +238,6 @@ class LaneConfig(ray.train.DataConfig):
         return [{SHARD: split} for split in splits]
 
 
-class BadUnitError(DataError):
-    """A unit of the log could not be read or encoded."""
-
-
 @dataclass(slots=True)
 class Segment:
     """A day of a pass, as one rank receives it.
@@ -248,11 +263,15 @@ def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[
     return iter(shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=prefetch_units))
 
 
-def read_segments(blocks: Iterator[Any]) -> Iterator[Segment]:
+def read_segments(blocks: Iterator[Any], on_bad: Callable[[Parcel], None] | None = None) -> Iterator[Segment]:
     """Cut a rank's blocks into segments; each has to be read to its end before the next.
 
+    Args:
+        blocks: A rank's blocks, as `receive_blocks` gives them.
+        on_bad: Takes a unit that could not be read or encoded, which is then passed over; None: that is an error.
+
     Raises:
-        BadUnitError: While the parcels are read: a data task could not read or encode a unit.
+        DataError: While the parcels are read: a unit could not be read or encoded.
     """
     waiting: list[Parcel] = []
 
@@ -263,7 +282,9 @@ def read_segments(blocks: Iterator[Any]) -> Iterator[Segment]:
                 waiting.append(parcel)
                 return
             if parcel.kind == "bad":
-                raise BadUnitError(parcel.text)
+                if on_bad is None or parcel.unit < 0:
+                    raise DataError(parcel.text)
+                on_bad(parcel)
             if parcel.kind == "unit":
                 yield parcel
 

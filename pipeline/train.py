@@ -11,17 +11,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from features.errors import DataError, Interrupted
 from features.statistics import Statistics
+from models.batch import RankingBatch
 from models.ranker import StepOutput
 from pipeline.batcher import Batcher
-from pipeline.checkpoint import TrainState, read_checkpoint, write_checkpoint
+from pipeline.checkpoint import Saver, TrainState, read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
-from pipeline.cursor import DayCursor, audit, union
+from pipeline.cursor import DayCursor, audit, check_quarantine, union
+from pipeline.datasource import Parcel
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import describe
 from pipeline.progress import ProgressReporter
 from pipeline.sharding import table_shardings
+from pipeline.signals import PreemptionNotice, SignalReader
 from pipeline.stream import SHARD, Header, Segment, read_segments, receive_blocks
 from pipeline.units import DayLog, Unit
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
@@ -37,20 +41,16 @@ class TrainJob:
         config: The project's configuration.
         statistics: Frozen along the line.
         line: Where checkpoints go.
-        attempt: The attempt's fencing number.
         days: The days of the run, with their units.
         passes: Passes over the days.
-        parent: The checkpoint that the run started from, if any.
         board: A `ProgressBoard`, or None.
     """
 
     config: Config
     statistics: Statistics | None
     line: Line
-    attempt: str
     days: tuple[DayLog, ...]
     passes: int
-    parent: str | None
     board: Any
 
 
@@ -60,23 +60,28 @@ def train_worker(settings: dict[str, TrainJob]) -> dict[str, Any]:
     No checkpoint is handed to Ray: they are ours, and a restarted group finds the newest one by itself.
 
     Returns:
-        The step that was reached, when the first was made, and why the run had to stop, if it had to.
+        The newest checkpoint and its step, when the first step was made, and why the run ended before its end.
     """
     job = settings["job"]
     config = job.config
     quiet_logs(ray.train.get_context().get_world_rank())
-    groups = Groups.create(config.workers.timeout_s)
+    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
     state = build_state(config, groups.training, device)
     trainer = Trainer(job, groups, state, device)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    refused = None
-    for segment in read_segments(blocks):
-        trainer.restore(segment.header)
-        refused = trainer.train_day(segment)
-        if refused is not None:
-            break
-    return {"refused": refused, "step": trainer.step, "first_step_at": trainer.first_step_at}
+    on_bad = trainer.quarantine if config.ingest.on_bad_unit == "quarantine" else None
+    ended: dict[str, Any] = {}
+    try:
+        for segment in read_segments(blocks, on_bad):
+            trainer.restore(segment.header)
+            trainer.train_day(segment)
+        trainer.saver.wait()
+    except DataError as error:  # raised on all ranks together: nothing hangs, and nothing is tried again
+        ended = {"refused": str(error)}
+    except Interrupted:
+        ended = {"interrupted": True}
+    return ended | {"step": trainer.step, "checkpoint": trainer.newest, "first_step_at": trainer.first_step_at}
 
 
 class Trainer:
@@ -96,62 +101,77 @@ class Trainer:
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
         self._days = {day.day: day for day in job.days}
         self._days_done = 0
-        self._within_day: list[str] = []
-        self._parent = job.parent
+        self._parent: str | None = None
         self._not_finite: str | None = None
         self._units: tuple[Unit, ...] = ()
+        self._stepped = DayCursor()
+        board = job.board if dist.get_rank() == 0 else None
+        self._board, self._signals, self._preemption = board, SignalReader(board), PreemptionNotice()
+        self.saver = Saver(job.line, job.config.checkpoint, groups.saving)
         self.step = 0
+        self.newest: str | None = None
         self.first_step_at: float | None = None
 
     def restore(self, header: Header) -> None:
         """Load the checkpoint that the stream was planned for."""
         if header.checkpoint is None:
             return
-        read_checkpoint(self._state, self._job.line.storage, header.checkpoint, self._groups.checkpoint)
+        read_checkpoint(self._state, self._job.line.storage, header.checkpoint, self._groups.control)
         manifest = self._job.line.read_manifest(header.checkpoint)
         assert manifest is not None
         self.step = self._state.optimizer.num_steps = manifest.step
         self._days_done = manifest.content["days_done"]
         self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
+        self.newest = header.checkpoint
         logger.info("restored %s, step %d", header.checkpoint, self.step)
 
-    def train_day(self, segment: Segment) -> str | None:
+    def quarantine(self, parcel: Parcel) -> None:
+        """Note a unit of this rank that could not be read; it is passed over."""
+        self._stepped.quarantined[parcel.unit] = parcel.text
+        logger.warning("quarantined %s", parcel.text)
+
+    def train_day(self, segment: Segment) -> None:
         """Train one day of one pass, and save it.
 
-        Returns:
-            None, or why the run has to stop: the same text on every rank.
+        Raises:
+            DataError: On all ranks: why the run has to stop.
+            Interrupted: On all ranks: it was asked to end, and is saved.
         """
-        day, config = self._days[segment.header.day], self._job.config
-        self._units = day.units
-        ingest = config.ingest
+        header, config = segment.header, self._job.config
+        day, ingest = self._days[header.day], config.ingest
+        self._units, self._stepped = day.units, DayCursor()
         batcher = Batcher(config.log_schema, day.units, segment.parcels, ingest.batch_size, ingest.shuffle.interleave)
         batches = CountedBatches(
-            batcher.next_batch, self.step, self._loss_weights(segment.header), self._take_losses, self._groups.counts
+            lambda step: self._next_batch(batcher, step),
+            self.step,
+            self._loss_weights(header),
+            self._take_losses,
+            self._groups.counts,
+            self._signals,
         )
-        before = DayCursor.from_json(segment.header.seen, day.units)
-        stepped = DayCursor()
-        reporter = ProgressReporter(self._job.board if dist.get_rank() == 0 else None, f"train {day.day}", day.num_rows)
+        before = DayCursor.from_json(header.seen, day.units)
+        reporter = ProgressReporter(self._board, f"train {day.day}", day.num_rows)
         started, every = time.monotonic(), config.checkpoint.every_steps
         self._pipeline.reset()
         while (output := self._next_step(batches)) is not None:
-            stepped.advance(output.batch.cursor)
+            self._stepped.advance(output.batch.cursor)
             reporter.post(before.num_rows + batches.num_rows, self._named(batches.losses))
-            if every and self.step % every == 0:
-                batches.settle()
-                if batches.stopped:
-                    break
-                self._save(segment.header, day, union([before, self._gather(stepped)]), complete=False)
-        batches.settle()
-        if batches.stopped:
-            return self._why_stopped(batches)
-        cursor = union([before, self._gather(stepped)])
-        problems = audit(cursor, day.units)
-        if problems:
-            raise RuntimeError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
+            notice = batches.look and self._preemption.is_new()
+            if notice or (every and self.step % every == 0):
+                self._save(batches, header, before, complete=False)
+                if notice:
+                    self.saver.wait()
+        if batches.interrupted:
+            self._save(batches, header, before, complete=False)
+            self.saver.wait()
+            raise Interrupted
         self._days_done += 1
-        self._save(segment.header, day, cursor, complete=True, seconds=time.monotonic() - started)
+        self._save(batches, header, before, complete=True, seconds=time.monotonic() - started)
         reporter.post(day.num_rows, self._named(batches.losses), final=True)
-        return None
+
+    def _next_batch(self, batcher: Batcher, step: int) -> RankingBatch:
+        self.saver.check()
+        return batcher.next_batch(step)
 
     def _next_step(self, batches: CountedBatches) -> StepOutput | None:
         """One step of TorchRec's pipeline; None when the day is over on all ranks."""
@@ -179,38 +199,35 @@ class Trainer:
     def _loss_weights(self, header: Header) -> Callable[[int], Tensor]:
         return lambda step: self._schedule.weights(step=step, day=self._days_done, epoch=header.pass_index)
 
-    def _gather(self, stepped: DayCursor) -> DayCursor:
-        """The union of all ranks' cursors of this attempt; collective."""
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, stepped, group=self._groups.checkpoint)
-        return union(gathered)
-
-    def _save(self, header: Header, day: DayLog, cursor: DayCursor, **facts: Any) -> None:
+    def _save(
+        self, batches: CountedBatches, header: Header, before: DayCursor, *, complete: bool, **facts: Any
+    ) -> None:
+        """Save what has been stepped, unless a rank has a reason to stop; a finished day is audited first."""
+        batches.settle()
+        if batches.stopped:
+            raise DataError(self._why_stopped(batches))
+        day = self._days[header.day]
+        cursor = union([before, *self._gather(self._stepped)])
+        check_quarantine(cursor, day, self._job.config.ingest.max_quarantined)
+        problems = audit(cursor, day.units) if complete else []
+        if problems:
+            raise RuntimeError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
         # A day may end on the very step of a checkpoint within it, and two checkpoints never share a directory.
-        suffix = "-day" if facts["complete"] else ""
-        name = f"checkpoints/{day.day}/{self._job.attempt}/{self.step:010d}{suffix}"
+        name = f"checkpoints/{day.day}/{header.attempt}/{self.step:010d}{'-day' if complete else ''}"
         manifest = describe(self._job.config, self._job.statistics, header, day, cursor) | facts
-        manifest |= {"parent": self._parent, "attempt": self._job.attempt, "step": self.step}
+        manifest |= {"complete": complete, "parent": self._parent, "attempt": header.attempt, "step": self.step}
         manifest |= {"days_done": self._days_done, "sharding": table_shardings(self._state.model)}
         manifest |= {"run": {"days": [day.day for day in self._job.days], "passes": self._job.passes}}
-        write_checkpoint(self._state.tensors(), self._job.line.storage, name, manifest, self._groups.checkpoint)
-        logger.info("saved %s", name)
-        if facts["complete"]:
-            self._parent = name
-        else:
-            self._retire(name)
+        self.saver.save(self._state.tensors(), name, manifest)
+        self.newest = name
+        self._parent = name if complete else self._parent
 
-    def _retire(self, newest: str) -> None:
-        """Keep the newest few of this attempt's checkpoints within days; only its own are ever removed."""
-        self._within_day.append(newest)
-        while len(self._within_day) > self._job.config.checkpoint.keep:
-            oldest = self._within_day.pop(0)
-            if dist.get_rank() == 0:
-                self._job.line.remove(oldest)
+    def _gather(self, mine: Any) -> list[Any]:
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine, group=self._groups.control)
+        return gathered
 
     def _why_stopped(self, batches: CountedBatches) -> str:
         """The first rank's reason: a unit that could not be read, or the units of a step whose loss was not finite."""
         mine = str(batches.error) if batches.error else self._not_finite
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, mine, group=self._groups.checkpoint)
-        return next((reason for reason in gathered if reason), "a loss is not finite")
+        return next((reason for reason in self._gather(mine) if reason), "a loss is not finite")

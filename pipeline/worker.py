@@ -1,6 +1,7 @@
 """What every worker builds before it reads: process groups, device, and the sharded model with its optimizers."""
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
@@ -37,21 +39,22 @@ class Groups:
     Args:
         training: Gradients and embeddings.
         counts: The small vector of every step, on gloo.
-        checkpoint: Checkpoints, on gloo.
+        control: Cursors, reasons and restored checkpoints, on gloo; the training thread's too.
+        saving: The thread that writes checkpoints, on gloo.
     """
 
     training: dist.ProcessGroup
     counts: dist.ProcessGroup
-    checkpoint: dist.ProcessGroup
+    control: dist.ProcessGroup
+    saving: dist.ProcessGroup
 
     @classmethod
-    def create(cls, timeout_s: int) -> "Groups":
+    def create(cls, timeout_s: int, saving_timeout_s: int = 1800) -> "Groups":
         """Make the groups over all ranks; the default group is the training thread's."""
-        timeout = timedelta(seconds=timeout_s)
         assert dist.group.WORLD is not None
-        counts: Any = dist.new_group(backend="gloo", timeout=timeout)
-        checkpoint: Any = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(dist.group.WORLD, counts, checkpoint)
+        timeouts = (timeout_s, timeout_s, saving_timeout_s)
+        gloo: list[Any] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) for seconds in timeouts]
+        return cls(dist.group.WORLD, *gloo)
 
 
 def set_device(config: Config, local_rank: int) -> torch.device:
@@ -60,6 +63,7 @@ def set_device(config: Config, local_rank: int) -> torch.device:
     CUDA and NCCL are chosen by the config; they have not been run on the machines that this was written on.
     """
     torch.set_num_threads(config.workers.threads)
+    _pin_arithmetic(config.workers.deterministic)
     if config.workers.device == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
@@ -67,6 +71,15 @@ def set_device(config: Config, local_rank: int) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = config.workers.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = config.workers.precision == "tf32"
     return device
+
+
+def _pin_arithmetic(deterministic: bool) -> None:
+    """Let every kernel add in a fixed order, and fail where it has none; or choose the fastest."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) -> TrainState:

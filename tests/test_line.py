@@ -1,9 +1,7 @@
 """A line: fencing numbers, which checkpoint is the newest intact one, and how LATEST moves."""
 
 import hashlib
-import json
 import logging
-import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import pytest
 
 from features.errors import DataError
-from pipeline.lineage.line import Line
+from pipeline.lineage.line import FORMAT, Line, Manifest
+from pipeline.lineage.seal import seal, unseal
 from pipeline.storage import Storage
 
 DAYS = ["2026-03-01", "2026-03-02"]
@@ -40,44 +39,131 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
         files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"step": step, "day": day, "pass": 0, "cursor": {"units": {}}, "lanes": [["unit"]], "complete": False}
     manifest |= {"files": files, "config": {"seed": 3, "ingest": {"shuffle": {"rows": True}}}}
-    line.storage.write(f"{name}/manifest.json", json.dumps(manifest | changes).encode())
+    manifest |= {"format": FORMAT, "attempt": attempt, "parent": None}
+    line.storage.write(f"{name}/manifest.json", seal(manifest | changes))
     return name
+
+
+def _begin(line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, **record: Any) -> str:
+    """Take the line over, from a checkpoint or from nothing."""
+    return line.begin_attempt(days, record, lambda: start)[0]
 
 
 # --- Attempts ---
 
 
 def test_racing_attempts_have_different_numbers(any_line: Line):
-    """Two attempts write into one directory, or one dies of a file that another is just writing."""
+    """Two attempts write into one directory, or both believe that they hold the line."""
     start = Barrier(8)
 
     def begin(_: int) -> str:
         start.wait()
-        return any_line.begin_attempt(DAYS, {"days": DAYS})
+        return _begin(any_line, DAYS)
 
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(begin, range(8)))
-    assert len(set(names)) == 8
-    assert all(re.fullmatch(r"\d{4}", name) for name in names)
-    assert any_line.begin_attempt(DAYS[:1], {}) > max(names)
+    assert sorted(names) == [f"{number:04d}" for number in range(1, 9)]
+    for name in names[:-1]:
+        if name != "0008":
+            with pytest.raises(DataError, match=f"attempt {name} no longer holds .*: attempt 0008 has begun since"):
+                any_line.check_holder(name)
+    any_line.check_holder("0008")
 
 
-def test_attempts_at_overlapping_days(line: Line):
-    """A number is taken again on a day that another range of days shares."""
-    assert line.begin_attempt(DAYS[:1], {}) == "0001"
-    assert line.begin_attempt(DAYS, {}) == "0002"
-    assert line.begin_attempt(DAYS[1:], {}) == "0003"
-    line.storage.write(f"attempts/{DAYS[0]}/.writing-abc", b"")
-    assert line.begin_attempt(DAYS, {}) == "0004"
+def test_an_attempt_chooses_again_when_it_is_overtaken(line: Line):
+    """It goes on from a checkpoint older than the one that was published while it looked."""
+    older, newer = _save(line, 10, complete=True), _save(line, 20, day=DAYS[1], complete=True)
+    holder = _begin(line)
+    chosen: list[Manifest | None] = []
+
+    def choose() -> Manifest | None:
+        chosen.append(line.read_manifest(newer if chosen else older))
+        if len(chosen) == 1:
+            line.publish(DAYS[1], newer, holder)
+        return chosen[-1]
+
+    attempt, start = line.begin_attempt(DAYS, {}, choose)
+    assert (attempt, len(chosen)) == ("0002", 2)
+    assert start is not None
+    assert start.checkpoint == newer
 
 
 def test_the_record_of_an_attempt(line: Line):
-    """When it ends, it is forgotten what it was."""
-    attempt = line.begin_attempt(DAYS, {"passes": 2})
-    line.end_attempt(DAYS, attempt, {"result": "done"})
+    """When it ends, it is forgotten what it was; or a restart of the workers leaves no trace."""
+    older = _save(line, 10)
+    _begin(line, DAYS, run="a", passes=2)
+    other = _begin(line, DAYS[:1], run="b")
+    attempt = _begin(line, DAYS, line.read_manifest(older), run="a", passes=2)
+    assert line.attempt_of(DAYS, "a") == attempt == "0003"
+    line.end_attempts(DAYS, "a", {"result": "done"})
     for day in DAYS:
-        record = json.loads(line.storage.read(f"attempts/{day}/{attempt}.json"))
-        assert record == {"passes": 2, "attempt": 1, "result": "done"}
+        first, last = (unseal(line.storage.read(f"attempts/{day}/{name}.json")) for name in ("0001", attempt))
+        begun = {"run": "a", "passes": 2, "days": DAYS}
+        assert first == begun | {"attempt": 1, "start": None, "start_step": 0, "result": "restarted"}
+        assert last == begun | {"attempt": 3, "start": older, "start_step": 10, "result": "done"}
+    assert "result" not in unseal(line.storage.read(f"attempts/{DAYS[0]}/{other}.json"))
+
+
+def test_what_an_overtaken_attempt_completes_does_not_count(any_line: Line, caplog: pytest.LogCaptureFixture):
+    """The old workers of a run whose Ray head was killed step on, and the new run's successor goes on from theirs."""
+    old = _begin(any_line)
+    seen = _save(any_line, 10, attempt=old)
+    new = _begin(any_line, start=any_line.newest())
+    assert any_line.newest() is not None
+    _save(any_line, 20, attempt=old)  # between the look and the number, or past the check
+    with caplog.at_level(logging.WARNING):
+        found = any_line.newest()
+    assert found is not None
+    assert found.checkpoint == seen
+    assert "0000000020 is passed over: attempt 0002 had begun from an earlier one" in caplog.text
+    mine = _save(any_line, 15, attempt=new)
+    found = any_line.newest()
+    assert found is not None
+    assert found.checkpoint == mine
+    any_line.storage.remove(f"attempts/{DAYS[0]}")  # negative control: without the records it is the newest
+    found = any_line.newest()
+    assert found is not None
+    assert found.step == 20
+
+
+def test_a_line_that_was_taken_over_is_not_published_on(any_line: Line):
+    """A run that hung for a minute wakes up and moves LATEST under the feet of the one that took over."""
+    old = _begin(any_line)
+    finished = _save(any_line, 10, attempt=old, complete=True)
+    _begin(any_line)
+    with pytest.raises(DataError, match="attempt 0001 no longer holds"):
+        any_line.publish(DAYS[0], finished, old)
+    assert any_line.latest() is None
+
+
+def test_a_line_that_is_taken_over_during_a_publication(line: Line, monkeypatch: pytest.MonkeyPatch):
+    """The check and the move are two operations, and between them somebody else begins."""
+    old = _begin(line)
+    finished = _save(line, 10, attempt=old, complete=True)
+    check = Line.check_holder
+
+    def check_and_be_overtaken(self: Line, attempt: str) -> None:
+        check(self, attempt)
+        if attempt == old:
+            monkeypatch.undo()
+            _begin(line)
+
+    monkeypatch.setattr(Line, "check_holder", check_and_be_overtaken)
+    with pytest.raises(DataError, match="attempt 0001 no longer holds"):
+        line.publish(DAYS[0], finished, old)
+    assert line.latest() is None
+
+
+def test_pinned_checkpoints(line: Line):
+    """A checkpoint is retired while an evaluation reads it, or kept for ever by one that died."""
+    name = _save(line, 10)
+    assert not line.is_pinned(name)
+    with line.pinned(name, "evaluate"), line.pinned(name, "again"):
+        assert line.is_pinned(name)
+        assert not line.is_pinned(_save(line, 20))
+    assert not line.is_pinned(name)
+    line.publish(DAYS[0], name, _begin(line))
+    assert line.is_pinned(name)
 
 
 # --- The newest checkpoint ---
@@ -112,7 +198,7 @@ def test_a_line_whose_checkpoints_are_all_damaged(line: Line):
     """Training starts from nothing, under the name of a model that is published."""
     older = _save(line, 10, complete=True)
     published = _save(line, 20, day=DAYS[1], complete=True)
-    line.publish(DAYS[1], published)
+    line.publish(DAYS[1], published, _begin(line, DAYS[1:]))
     _flip(Path(line.storage.path(published), "__0_0.distcp"))
     found = line.newest()
     assert found is not None
@@ -143,11 +229,12 @@ def _flip(path: Path) -> None:
     ("spoil", "warning"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), None),
-        (lambda folder: (folder / "manifest.json").write_bytes(b""), "has an unreadable manifest and is passed over"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b'{"step": 20, '), "unreadable manifest"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b'{"step": 20}'), "unreadable manifest"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b"[20]"), "unreadable manifest"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "unreadable manifest"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b""), "its manifest is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b'{"step": 20, '), "its manifest is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b'{"step": 20}'), "its manifest is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"[20]"), "its manifest is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "its manifest is damaged"),
+        (lambda folder: _flip(folder / "manifest.json"), "its manifest is damaged"),
         (lambda folder: _flip(folder / "__0_0.distcp"), "is passed over: __0_0.distcp has 5100 bytes, sha256"),
         (
             lambda folder: (folder / "__0_0.distcp").write_bytes(b"x"),
@@ -155,7 +242,18 @@ def _flip(path: Path) -> None:
         ),
         (lambda folder: (folder / ".metadata").unlink(), "is passed over: .metadata is missing"),
     ],
-    ids=["no manifest", "empty", "half", "keys", "list", "no text", "flipped bit", "truncated", "file missing"],
+    ids=[
+        "no-manifest",
+        "empty",
+        "half",
+        "keys",
+        "list",
+        "no-text",
+        "flipped-digit",
+        "flipped-bit",
+        "truncated",
+        "file-missing",
+    ],
 )
 def test_half_written_checkpoints_are_passed_over(
     spoil: Any, warning: str | None, line: Line, caplog: pytest.LogCaptureFixture
@@ -183,7 +281,7 @@ def test_days_before_the_published_one_are_not_looked_at(line: Line):
     """A restart reads the checksums of years of checkpoints."""
     published = _save(line, 20, day=DAYS[1], complete=True)
     _save(line, 30, day=DAYS[0])  # of another, abandoned, history
-    line.publish(DAYS[1], published)
+    line.publish(DAYS[1], published, _begin(line, DAYS[1:]))
     found = line.newest()
     assert found is not None
     assert found.checkpoint == published
@@ -195,49 +293,43 @@ def test_days_before_the_published_one_are_not_looked_at(line: Line):
 def test_latest_moves_forward(any_line: Line):
     """A finished day is not published, or one that is published again stops the run."""
     assert any_line.latest() is None
+    attempt = _begin(any_line, DAYS)
+    assert any_line.latest() is None
     for day in (*DAYS, DAYS[1]):
-        any_line.publish(day, f"checkpoints/{day}/0001/1")
+        any_line.publish(day, f"checkpoints/{day}/0001/1", attempt)
         latest = {"day": day, "generation": 1, "checkpoint": f"checkpoints/{day}/0001/1"}
         assert any_line.latest() == latest
 
 
 def test_latest_does_not_move_back(line: Line):
     """A slow run of yesterday publishes after today's, and tomorrow is trained from it."""
-    line.publish(DAYS[1], "checkpoints/b")
+    attempt = _begin(line, DAYS)
+    line.publish(DAYS[1], "checkpoints/b", attempt)
     with pytest.raises(DataError, match=rf"LATEST is at {DAYS[1]}, it does not move back to {DAYS[0]}"):
-        line.publish(DAYS[0], "checkpoints/a")
+        line.publish(DAYS[0], "checkpoints/a", attempt)
     assert line.latest() == {"day": DAYS[1], "generation": 1, "checkpoint": "checkpoints/b"}
 
 
-def test_latest_moves_by_compare_and_swap(any_line: Line, monkeypatch: pytest.MonkeyPatch):
-    """Two runs publish at once, and the first one's day is lost without a word."""
-    any_line.publish(DAYS[0], "checkpoints/a")
-    read = Storage.read_versioned
-
-    def read_and_be_overtaken(storage: Storage, name: str) -> tuple[bytes, str] | None:
-        found = read(storage, name)
-        storage.write(name, json.dumps({"day": DAYS[1], "generation": 1, "checkpoint": "checkpoints/other"}).encode())
-        return found
-
-    monkeypatch.setattr(Storage, "read_versioned", read_and_be_overtaken)
-    with pytest.raises(DataError, match="LATEST was moved by another run: look who else trains this line"):
-        any_line.publish(DAYS[1], "checkpoints/mine")
-    monkeypatch.undo()
-    latest = any_line.latest()
-    assert latest is not None
-    assert latest["checkpoint"] == "checkpoints/other"
+def test_a_damaged_latest_stops_everything(line: Line):
+    """A digit flips in LATEST, and tomorrow is trained from another checkpoint than the published one."""
+    line.publish(DAYS[0], "checkpoints/a", _begin(line))
+    path = Path(line.storage.path("LATEST"))
+    path.write_bytes(path.read_bytes().replace(b"checkpoints/a", b"checkpoints/b"))
+    for read in (line.latest, lambda: _begin(line), line.newest):
+        with pytest.raises(DataError, match=r"/LATEST is damaged \(its checksum is not .*\): restore it"):
+            read()
 
 
 def test_a_move_that_was_sent_twice_is_one(line: Line, monkeypatch: pytest.MonkeyPatch):
     """S3's answer is lost, the put is sent again, finds itself, and the run fails after it has published."""
-    replace = Storage.replace
+    attempt, replace = _begin(line), Storage.replace
 
     def replace_twice(storage: Storage, name: str, data: bytes, version: str | None) -> bool:
         replace(storage, name, data, version)
         return replace(storage, name, data, version)
 
     monkeypatch.setattr(Storage, "replace", replace_twice)
-    line.publish(DAYS[0], "checkpoints/a")
+    line.publish(DAYS[0], "checkpoints/a", attempt)
     latest = line.latest()
     assert latest is not None
     assert latest["checkpoint"] == "checkpoints/a"

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
 from pipeline.run import run_workers, train
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan, read_segments, receive_blocks
+from pipeline.stream import RunPlan, Start, read_segments, receive_blocks
 from pipeline.train import TrainJob, train_worker
 from pipeline.units import check_days
 
@@ -134,11 +135,7 @@ def weights(config: Config, checkpoint: str, folder: Path) -> dict[str, torch.Te
 def plan_of(config: Config, days: list[str], units: int = 200) -> RunPlan:
     encoder = Encoder(config.log_schema, None)
     day_logs = check_days(Storage(config.logs.path), days, units, config.log_schema, encoder.columns)
-    return RunPlan(Storage(config.logs.path), tuple(day_logs), 1, encoder, config.ingest, config.seed, _no_resume)
-
-
-def _no_resume() -> None:
-    return None
+    return RunPlan(Storage(config.logs.path), tuple(day_logs), 1, encoder, config.ingest, config.seed, Start)
 
 
 @ray.remote(num_cpus=0.5)
@@ -300,9 +297,10 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     config = _without_statistics(make_config(logs, tmp_path, ingest=ingest))
     plan = plan_of(config, DAYS[:1], units=15)
     line = Line.of(config.root, config.line)
-    attempt = line.begin_attempt(DAYS[:1], {})
+    attempt, _ = line.begin_attempt(DAYS[:1], {}, lambda: None)
+    plan = replace(plan, start=partial(Start, attempt))
     board = ProgressBoard.remote()
-    job = TrainJob(config, None, line, attempt, plan.days, 1, None, board)
+    job = TrainJob(config, None, line, plan.days, 1, board)
     found = run_workers(config, plan, _train_and_watch, job, board)
     units = len(plan.days[0].units)
     early = sum(read_at < found["first_step_at"] for read_at in found["reads"])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from features.errors import ConfigError
 from pipeline.storage import Storage
 
 _RACERS = 8
@@ -255,19 +257,124 @@ def test_a_storage_travels_to_another_working_directory(tmp_path: Path, monkeypa
     assert storage.under("a").url == f"{tmp_path}/runs/demo/a"
 
 
+class _Disk:
+    """What a power cut would leave: entries of folders as they were when the folder was last flushed, and files so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folders: dict[int, set[str]] = {}
+        self._files: dict[int, int] = {}
+        flush = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            flush(descriptor)
+            found = os.fstat(descriptor)
+            if stat.S_ISDIR(found.st_mode):
+                self._folders[found.st_ino] = set(os.listdir(descriptor))
+            else:
+                self._files[found.st_ino] = found.st_size
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    def keeps(self, top: Path, name: str) -> bool:
+        """Whether a file below a folder that was there all along is there, whole, after a power cut."""
+        place = top
+        for part in Path(name).parts:
+            if part not in self._folders.get(place.stat().st_ino, set()):
+                return False
+            place /= part
+        found = place.stat()
+        return self._files.get(found.st_ino) == found.st_size
+
+
+def test_what_is_written_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A manifest that was reported as written is gone with its folder, whose own entry nobody flushed."""
+    disk, storage = _Disk(monkeypatch), Storage(str(tmp_path / "new" / "root"))
+    storage.write("a/b/written", b"1")
+    storage.create("c/d/created", b"1")
+    storage.under("e/f").create("g/created", b"1")
+    (tmp_path / "new" / "root" / "h" / "i").mkdir(parents=True)  # by another process, which has not come to flush it
+    storage.write("h/i/written", b"1")
+    storage.write("h/i/swapped", b"1")
+    found = storage.read_versioned("h/i/swapped")
+    assert found is not None
+    assert storage.replace("h/i/swapped", b"22", found[1])
+    names = ("a/b/written", "c/d/created", "e/f/g/created", "h/i/written", "h/i/swapped")
+    assert [name for name in names if not disk.keeps(tmp_path, f"new/root/{name}")] == []
+
+
+def test_sync_keeps_what_others_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A manifest survives a power cut and the tensors that it promises do not, since DCP makes its own folders."""
+    disk, storage = _Disk(monkeypatch), Storage(str(tmp_path / "root"))
+    folder = Path(storage.path("checkpoints/day/1"))
+    folder.mkdir(parents=True)
+    with (folder / "__0_0.distcp").open("wb") as file:
+        file.write(b"1")
+        file.flush()
+        os.fsync(file.fileno())
+    assert not disk.keeps(tmp_path, "root/checkpoints/day/1/__0_0.distcp")  # the negative control
+    storage.sync("checkpoints/day/1")
+    assert disk.keeps(tmp_path, "root/checkpoints/day/1/__0_0.distcp")
+
+
+def test_replace_where_there_is_no_folder(tmp_path: Path):
+    """A swap of a file whose folder is gone crashes where the race is lost."""
+    assert not Storage(str(tmp_path)).replace("no/folder/LATEST", b"1", "00")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://AKIA:s3cr3t@bucket/x", "credentials in it"),
+        ("s3://AKIA:s3cr/3t@bucket/x", "credentials in it"),
+        ("s3://s3cr3t@bucket/x", "credentials in it"),
+        ("s3://bucket/x?secret=s3cr3t", "options or patterns"),
+        ("s3://bucket/x[1]", "options or patterns"),  # a removal would take it for a pattern
+        ("s3:///x", "''"),
+        ("s3://", "''"),
+        ("s3://b/x", "'b'"),
+        ("s3:/bucket/x", "'s3'"),
+        ("s3:bucket/x", "'s3'"),
+        ("s3a://bucket/x", "'s3a'"),
+        ("S3://bucket/x", "'S3'"),
+        ("https://key:s3cr3t@host/bucket", "'https'"),
+        ("gs://bucket/x", "'gs'"),
+        ("file:///tmp/x", "'file'"),
+        ("simplecache::s3://bucket/x", "'simplecache'"),
+    ],
+)
+def test_urls_that_are_refused(url: str, words: str):
+    """A secret in a config, and from there in a log; or a misspelt url that makes a folder called `s3:`."""
+    with pytest.raises(ConfigError, match=r"expected .*s3://bucket/prefix") as caught:
+        Storage(url)
+    text = str(caught.value)
+    assert words in text
+    assert "\n" not in text
+    assert "s3cr" not in text
+
+
+@pytest.mark.parametrize("name", ["a:b", "user@host", "what?", "x=1", "s3"])
+def test_folders_that_look_like_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """A folder's name that is no url is refused as one, or read as a pattern."""
+    monkeypatch.chdir(tmp_path)
+    Storage(name).write("file", b"1")
+    assert (tmp_path / name / "file").read_bytes() == b"1"
+    Storage(name).remove("file")
+    assert not (tmp_path / name / "file").exists()
+
+
 # --- S3 ---
 
 
 def test_an_error_is_not_taken_for_a_lost_race(s3_root: str):
     """s3fs gives a failed condition and a dozen real errors one number: an attempt would count up for ever."""
     with pytest.raises(OSError, match="bucket"):
-        Storage("s3://b").create("file", b"1")  # a bucket's name has at least three characters
+        Storage("s3://-bucket-").create("file", b"1")  # no name for a bucket
 
 
 def test_a_refused_key_is_an_error(s3_root: str):
     """Writes that are not allowed are lost silently."""
     wrong = Storage(s3_root)
-    wrong.filesystem = type(wrong.filesystem)(key="access", secret="wrong", use_listings_cache=False)
+    wrong.filesystem = type(wrong.filesystem)(key="access", secret="wrong")
     for write in (wrong.write, wrong.create):
         with pytest.raises(PermissionError):
             write("file", b"1")

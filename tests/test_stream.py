@@ -23,7 +23,7 @@ from pipeline.cursor import DayCursor, audit, union
 from pipeline.datasource import Entry, group_entries, read_parcels
 from pipeline.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.storage import Storage
-from pipeline.stream import BadUnitError, Header, ResumePoint, RunPlan, read_segments
+from pipeline.stream import Header, ResumePoint, RunPlan, Start, read_segments
 from pipeline.units import DayLog, list_days
 
 DAYS = ["2026-03-01", "2026-03-02"]
@@ -49,7 +49,7 @@ class _Shape:
         shuffle = ShuffleConfig(units=self.units, rows=self.rows, interleave=self.interleave)
         ingest = IngestConfig(batch_size=self.batch_size, unit=UnitConfig(max_rows=self.max_rows), shuffle=shuffle)
         day_logs = tuple(list_days(logs, DAYS[: len(self.days)], self.max_rows))
-        return RunPlan(logs, day_logs, self.passes, encoder, ingest, self.seed, find_resume=lambda: None)
+        return RunPlan(logs, day_logs, self.passes, encoder, ingest, self.seed, start=Start)
 
 
 _SHAPES = st.builds(
@@ -113,7 +113,7 @@ def _train(
         max_steps: Steps to make, at most.
         of: Which batches move the cursor: those `stepped`, or, as a negative control, those `read`.
     """
-    plan = replace(plan, find_resume=lambda: start)
+    plan = replace(plan, start=lambda: Start(None, start))
     run, shape = _Run(checkpoint=start), plan.ingest
     ranks = [read_segments(iter(blocks)) for blocks in _split(plan, num_ranks)]
     for segments in zip(*ranks, strict=True):
@@ -344,7 +344,7 @@ def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: En
     plan = replace(_SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]]).plan(write_log, tiny_encoder)
     first = _train(plan, 2, max_steps=2)
     assert first.checkpoint is not None
-    (day, header) = replace(plan, find_resume=lambda: first.checkpoint).segments(3)[0]
+    (day, header) = replace(plan, start=lambda: Start(None, first.checkpoint)).segments(3)[0]
     keys = [[day.units[index].key for index in lane] for lane in header.lanes]
     anew = replace(first.checkpoint, lanes=[*keys, []])  # as if it had been written by four ranks
     again = _train(plan, 2, anew)
@@ -363,7 +363,7 @@ def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog
     checkpoint = _train(plan, 2, max_steps=2).checkpoint
     assert checkpoint is not None
     seen = {key: count for key, (count, _) in checkpoint.seen["units"].items()}
-    resumed = replace(plan, find_resume=lambda: checkpoint)
+    resumed = replace(plan, start=lambda: Start(None, checkpoint))
     entries = resumed.entries(resumed.segments(num_ranks), num_ranks)
     read = {day.units[entry.unit].key: entry.skip for entry in entries if entry.kind == "unit" and entry.segment == 0}
     left = {unit.key: seen.get(unit.key, 0) for unit in day.units if seen.get(unit.key, 0) < unit.num_rows}
@@ -384,7 +384,7 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
         (replace(earlier, pass_index=0, day=DAYS[1]), [(1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, pass_index=1, day=DAYS[1]), []),
     ]:
-        segments = replace(plan, find_resume=lambda point=point: point).segments(2)
+        segments = replace(plan, start=lambda point=point: Start(None, point)).segments(2)
         assert [(header.pass_index, header.day) for _, header in segments] == left
         assert [day.day for day, _ in segments] == [day for _, day in left]
         name = point.checkpoint if point else None
@@ -437,10 +437,10 @@ def test_a_day_that_has_changed_is_not_resumed(
     plan = shape.plan(write_log, tiny_encoder)
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
-    replace(plan, find_resume=lambda: checkpoint).segments(num_ranks)  # negative control
+    replace(plan, start=lambda: Start(None, checkpoint)).segments(num_ranks)  # negative control
     changed = replace(shape, days=days or shape.days, **changes).plan(write_log, tiny_encoder)
     with pytest.raises(DataError, match=rf"^checkpoints/somewhere is within 2026-03-01, .*{message}") as caught:
-        replace(changed, find_resume=lambda: checkpoint).segments(num_ranks)
+        replace(changed, start=lambda: Start(None, checkpoint)).segments(num_ranks)
     assert "\n" not in str(caught.value)
 
 
@@ -451,7 +451,7 @@ def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):
     assert checkpoint is not None
     finished = replace(checkpoint, pass_index=0, day=DAYS[0])
     changed = replace(_SORTED, days=[[[1]], [[2], [8, 1]]], seed=9).plan(write_log, tiny_encoder)
-    assert len(replace(changed, find_resume=lambda: finished).segments(2)) == 3
+    assert len(replace(changed, start=lambda: Start(None, finished)).segments(2)) == 3
 
 
 # --- What is received ---
@@ -464,7 +464,7 @@ def test_a_bad_unit_is_raised_where_it_is_read(write_log: WriteLog, tiny_encoder
     (blocks,) = _split(plan, 1)
     segment = next(read_segments(iter(blocks)))
     assert [parcel.unit for parcel in itertools.islice(segment.parcels, 5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(BadUnitError, match=r"part-1\.parquet, row group 0, rows from 0: ") as caught:
+    with pytest.raises(DataError, match=r"part-1\.parquet, row group 0, rows from 0: ") as caught:
         next(segment.parcels)
     assert isinstance(caught.value, DataError)
     assert "\n" not in str(caught.value)

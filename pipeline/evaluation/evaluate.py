@@ -32,7 +32,7 @@ from pipeline.lineage.line import Line, Manifest
 from pipeline.progress import ProgressBoard, ProgressReporter
 from pipeline.run import check_same_schema, ray_session, run_workers
 from pipeline.storage import Storage
-from pipeline.stream import SHARD, RunPlan, Segment, read_segments, receive_blocks
+from pipeline.stream import SHARD, RunPlan, Segment, Start, read_segments, receive_blocks
 from pipeline.units import DayLog, check_days
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
 
@@ -84,7 +84,14 @@ def evaluate(
     if popularity_days and config.evaluation.popularity is None:
         raise ConfigError("days of a popularity baseline are given, and evaluation.popularity names no id feature")
     line = Line.of(config.root, config.line)
-    manifest = _choose(line, checkpoint)
+    name = checkpoint or _published(line)
+    with line.pinned(name, "evaluate"):
+        return _evaluate(config, line, _complete(line, name), days, popularity_days)
+
+
+def _evaluate(
+    config: Config, line: Line, manifest: Manifest, days: Sequence[str], popularity_days: Sequence[str]
+) -> dict[str, Any]:
     check_same_schema(config, manifest)
     frozen = manifest.content["statistics"]
     encoder = Encoder(config.log_schema, Statistics.model_validate(frozen) if frozen else None, with_truth=True)
@@ -95,7 +102,7 @@ def evaluate(
     with ray_session(config):
         feature = config.evaluation.popularity
         popularity = fit_popularity(config, encoder, history, feature) if history and feature else None
-        plan = RunPlan(logs, day_logs, 1, encoder, in_order, config.seed, find_resume=_from_start)
+        plan = RunPlan(logs, day_logs, 1, encoder, in_order, config.seed, start=Start)
         board = ProgressBoard.remote()
         job = EvaluateJob(config, line, manifest.checkpoint, day_logs, popularity, board)
         reported = run_workers(config, plan, evaluate_worker, job, board)
@@ -104,23 +111,21 @@ def evaluate(
     return {"result": "evaluated", "checkpoint": manifest.checkpoint, "days": list(days), "tasks": reported["tasks"]}
 
 
-def _choose(line: Line, checkpoint: str | None) -> Manifest:
-    if checkpoint is None:
-        latest = line.latest()
-        if latest is None:
-            raise ConfigError(f"{line.storage.url} has nothing published: train first, or name a checkpoint")
-        checkpoint = str(latest["checkpoint"])
+def _published(line: Line) -> str:
+    latest = line.latest()
+    if latest is None:
+        raise ConfigError(f"{line.storage.url} has nothing published: train first, or name a checkpoint")
+    return str(latest["checkpoint"])
+
+
+def _complete(line: Line, checkpoint: str) -> Manifest:
     manifest = line.read_manifest(checkpoint)
     if manifest is None:
-        raise ConfigError(f"{line.storage.url}/{checkpoint} has no manifest: it is no complete checkpoint")
+        raise ConfigError(f"{line.storage.url}/{checkpoint} has no intact manifest: it is no complete checkpoint")
     problem = line.damage(manifest)
     if problem is not None:
         raise DataError(f"{line.storage.url}/{checkpoint} is damaged: {problem}")
     return manifest
-
-
-def _from_start() -> None:
-    """An evaluation has no checkpoint of its own to go on from."""
 
 
 def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     groups = Groups.create(config.workers.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
     state = build_state(config, groups.training, device)
-    read_checkpoint(state, job.line.storage, job.checkpoint, groups.checkpoint)
+    read_checkpoint(state, job.line.storage, job.checkpoint, groups.control)
     state.model.eval()
     pipeline = build_train_pipeline(config, state, device)
     measured = Measured(config.log_schema.tasks, job.popularity)
@@ -166,7 +171,7 @@ def _measure_day(
         measured.update(output.outputs, output.batch)
         reporter.post(batches.num_rows, {})
     reasons: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reasons, str(batches.error) if batches.error else None, group=groups.checkpoint)
+    dist.all_gather_object(reasons, str(batches.error) if batches.error else None, group=groups.control)
     return next((reason for reason in reasons if reason), None)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from features.statistics import Statistics
 from pipeline.config import Config
 from pipeline.cursor import DayCursor
+from pipeline.lineage.line import FORMAT
 from pipeline.stream import Header
 from pipeline.units import DayLog
 
@@ -26,7 +27,7 @@ def describe(
     """
     schema = config.log_schema
     return {
-        "format": 1,
+        "format": FORMAT,
         "day": day.day,
         "pass": header.pass_index,
         "cursor": cursor.to_json(day.units),

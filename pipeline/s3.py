@@ -1,0 +1,264 @@
+"""S3 for a run: a server that is away for a while is waited for, what it refuses is said at once and in one line.
+
+s3fs alone gives up a refused connection at once and an answer of 500 within seconds, and where it does try again, it
+does so for each request anew. Here every request, with the body of its answer, is tried until it succeeds or the
+server has been away for `WAIT_S`, and all requests of a process share that clock.
+"""
+
+import asyncio
+import io
+import logging
+import random
+import time
+import uuid
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import ClientPayloadError
+from botocore.exceptions import (
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import FSTimeoutError, sync_wrapper
+from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
+
+from features.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 90.0
+"""How long a server may be away, or answer that it cannot, before a request fails."""
+WRITER = "writer"
+"""The metadata by which a conditional put, or a multi-part one, that is sent again finds itself."""
+
+_QUIET_S = 2.0  # a kept connection that was dropped, or a single 500, is not worth a line in the log
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_READ_AHEAD = 64 << 10  # bytes; s3fs' own 50 MiB would read other ranks' shards along with this one's
+_WRITE_PART = 50 << 20  # bytes; S3 takes at most 10,000 parts
+
+_PASSING_ERRORS = (
+    NoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,  # proxies and overloaded servers answer in HTML
+    ClientPayloadError,
+    FSTimeoutError,
+    ConnectionError,
+    TimeoutError,
+)
+_PASSING_STATUS = {429, 500, 502, 503, 504}
+# 4xx answers that ask for the same request again; a condition on a key that somebody is writing is not decided yet.
+_PASSING_CODES = {
+    "InternalError",
+    "SlowDown",
+    "ServiceUnavailable",
+    "RequestTimeout",
+    "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}
+
+
+class _Outage:
+    """Since when requests fail, over all file systems of the process: one outage is waited for once.
+
+    Without it a process would wait anew in each step of its way out: for the write, for the removal of what it wrote,
+    for the record of how it ended.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._newest = float("-inf")
+        self._told = False
+
+    def length(self, endpoint: str, reason: str) -> float:
+        """Note a failure; returns for how long requests have been failing, with no success in between."""
+        now = time.monotonic()
+        if now - self._newest > WAIT_S:  # nobody has asked since: this may well be another outage
+            self._began, self._told = now, False
+        self._newest = now
+        if now - self._began > _QUIET_S and not self._told:
+            self._told = True
+            logger.warning("S3 at %s does not serve (%s): waiting for up to %.0f s", endpoint, reason, WAIT_S)
+        return now - self._began
+
+    def end(self) -> None:
+        """Note a success."""
+        if self._told:
+            logger.warning("S3 serves again after %.0f s", time.monotonic() - self._began)
+        self._began = self._newest = float("-inf")
+        self._told = False
+
+
+class PatientS3FileSystem(S3FileSystem):
+    """s3fs with this project's settings, which are those of DCP's reader and writer as well when they are handed it.
+
+    Endpoint and credentials come from the environment or the instance's role.
+    """
+
+    retries = 1  # s3fs' own; the waiting is done here
+    connect_timeout = 10
+    read_timeout = 30
+    _outage = _Outage()
+
+    def __init__(self, **settings: Any) -> None:
+        ours = {
+            "use_listings_cache": False,  # other processes write here too
+            "max_concurrency": 1,  # spares a request for the size before each read
+            "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}},
+        }
+        super().__init__(**(ours | settings))
+        self._uploads: dict[str, str] = {}
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **settings: Any) -> Any:
+        return super()._open(path, mode, block_size or (_READ_AHEAD if "r" in mode else _WRITE_PART), **settings)
+
+    async def _mkdir(self, path: str, acl: Any = False, create_parents: bool = True, **_: Any) -> None:
+        """S3 has no folders, and a bucket is never made because a name was misspelt."""
+
+    async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """S3 has no folders."""
+
+    async def _children(self, path: str) -> list[str]:
+        """Paths directly below a path; `ls` takes an error in its second look for an empty folder."""
+        return [entry["name"] for entry in await self._lsdir(path, refresh=True)]
+
+    async def _writer_of(self, path: str) -> str | None:
+        """Who wrote an object, as its metadata has it; None if there is no object, or nobody has signed it."""
+        bucket, key, _ = self.split_path(path)
+        try:
+            return (await self._call_s3("head_object", Bucket=bucket, Key=key))["Metadata"].get(WRITER)
+        except FileNotFoundError:
+            return None
+
+    children = sync_wrapper(_children)
+    writer_of = sync_wrapper(_writer_of)
+    mkdir = sync_wrapper(_mkdir)
+    makedirs = sync_wrapper(_makedirs)
+
+    async def _call_s3(self, method: str, *parameters: Any, **request: Any) -> Any:
+        """One request, sent again until it is answered; everything that s3fs does comes through here."""
+        if method != "create_multipart_upload":
+            return await self._send_until_answered(method, *parameters, **request)
+        request["Metadata"] = {WRITER: uuid.uuid4().hex} | request.get("Metadata", {})
+        answer = await self._send_until_answered(method, *parameters, **request)
+        self._uploads[answer["UploadId"]] = request["Metadata"][WRITER]
+        return answer
+
+    call_s3 = sync_wrapper(_call_s3)  # s3fs' own wraps s3fs' own, and writing a file goes through it
+
+    async def _send_until_answered(self, method: str, *parameters: Any, **request: Any) -> Any:
+        pause, failing_since = _FIRST_PAUSE_S, None
+        while True:
+            try:
+                answer = await self._send(method, *parameters, **request)
+            except Exception as error:
+                if not _passes(error):
+                    self._outage.end()
+                    if failing_since is not None and await self._was_completed(method, request, error):
+                        return {}
+                    _explain(error, method, request)
+                    raise
+                failing_since = failing_since or time.monotonic()
+                self._wait_or_give_up(error, request, time.monotonic() - failing_since)
+            else:
+                self._outage.end()
+                return answer
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # ranks that failed together do not come back together
+            pause = min(1.7 * pause, _LONGEST_PAUSE_S)
+
+    async def _send(self, method: str, *parameters: Any, **request: Any) -> Any:
+        answer = await super()._call_s3(method, *parameters, **request)
+        if method == "get_object":  # the body is a part of the answer: a connection that breaks in it is waited for too
+            body = answer["Body"]
+            try:
+                answer["Body"] = _Body(await body.read())
+            finally:
+                body.close()
+        refused = [entry for entry in answer.get("Errors", ()) if entry.get("Code") != "NoSuchKey"]
+        if method == "delete_objects" and refused:  # which s3fs passes over
+            raise translate_boto_error(ClientError({"Error": refused[0]}, "DeleteObjects"))
+        return answer
+
+    def _wait_or_give_up(self, error: Exception, request: dict[str, Any], failing_s: float) -> None:
+        """Return if the request is to be sent again.
+
+        Raises:
+            ConnectionError: The server has been away for too long.
+        """
+        endpoint = urlsplit(self._s3.meta.endpoint_url).netloc.rpartition("@")[2] if self._s3 is not None else "?"
+        reason = _reason(error)
+        failing_s = max(failing_s, self._outage.length(endpoint, reason))
+        if failing_s >= WAIT_S:
+            raise ConnectionError(
+                f"{_place(request)}: S3 at {endpoint} has not served for {failing_s:.0f} s ({reason}): when it does "
+                "again, run the same command again"
+            ) from error
+
+    async def _was_completed(self, method: str, request: dict[str, Any], error: Exception) -> bool:
+        """Whether a multi-part upload is unknown because it was completed, and the answer was lost."""
+        if method != "complete_multipart_upload" or not isinstance(error, FileNotFoundError):
+            return False
+        path = f"{request['Bucket']}/{request['Key']}"
+        return await self._writer_of(path) == self._uploads.get(request["UploadId"], "")
+
+
+class _Body(io.BytesIO):
+    """The body of an answer that is all there, read as s3fs reads one that is not."""
+
+    async def read(self, size: int = -1) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().read(size)
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """S3's answer to a request that it refused; s3fs keeps it as the cause of its own error."""
+    for candidate in (error, error.__cause__):
+        if isinstance(candidate, ClientError):
+            return candidate.response
+    return {}
+
+
+def error_code(error: BaseException) -> str | None:
+    """S3's name for what was wrong with a request, e.g. `PreconditionFailed`; None if it did not answer."""
+    return _response(error).get("Error", {}).get("Code")
+
+
+def _passes(error: Exception) -> bool:
+    response = _response(error)
+    if response:
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status in _PASSING_STATUS or error_code(error) in _PASSING_CODES
+    return isinstance(error, _PASSING_ERRORS)
+
+
+def _reason(error: Exception) -> str:
+    code = error_code(error)
+    if code is None:
+        return type(error).__name__  # its text has the whole url
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return f"{code}, status {status}" if status and str(status) != code else code
+
+
+def _place(request: dict[str, Any]) -> str:
+    key = request.get("Key") or request.get("Prefix") or ""
+    return f"s3://{request.get('Bucket', '')}/{key}"
+
+
+def _explain(error: Exception, method: str, request: dict[str, Any]) -> None:
+    """Raise an error that names the place and what to do, where s3fs' own does not."""
+    place, bucket = _place(request), request.get("Bucket")
+    if error_code(error) == "NoSuchBucket" or (method == "head_bucket" and isinstance(error, FileNotFoundError)):
+        raise ConfigError(f"{place}: there is no bucket {bucket!r}: create it, or correct the url") from error
+    if isinstance(error, PermissionError):
+        raise PermissionError(
+            f"{place}: S3 refuses {method} ({_reason(error)}): check the credentials and their policy"
+        ) from error
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        raise PermissionError(
+            f"{place}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        ) from error
