@@ -4,13 +4,16 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready-$(DEVICE)
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test test-faults check format bench docs clean
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults
 
 check: $(READY)
 	$(BIN)/ruff check .

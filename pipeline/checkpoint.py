@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -88,7 +89,8 @@ def write_checkpoint(
     """
     writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
     writer.fs = hashing = _HashingFileSystem(line)
-    save(tensors, storage_writer=writer, process_group=group)
+    with _plain_errors(f"checkpoint {name} was not written"):
+        save(tensors, storage_writer=writer, process_group=group)
     gathered: list[Any] = [None] * group.size()
     dist.all_gather_object(gathered, hashing.files, group=group)
     outcome: list[Exception | None] = [None]
@@ -126,7 +128,18 @@ def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.Pro
     state.optimizer.materialise()
     reader = FsspecReader(f"{line.url}/{name}")
     reader.fs.fs = line.filesystem  # which waits for a server that is away
-    load(state.tensors(), storage_reader=reader, process_group=group)
+    with _plain_errors(f"checkpoint {name} was not read"):
+        load(state.tensors(), storage_reader=reader, process_group=group)
+
+
+@contextlib.contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """DCP's errors are no `Exception`, which a thread loses without a word, and hold a traceback for every rank."""
+    try:
+        yield
+    except CheckpointException as error:
+        ranks = (f"rank {rank}: {type(met).__name__}: {met}" for rank, (met, _) in error.failures.items())
+        raise RuntimeError(f"{what}: {'; '.join(ranks)}") from error
 
 
 class Saver:
@@ -234,6 +247,11 @@ class _HashingStream:
         self.digest.update(data)
         self.num_bytes += memoryview(data).nbytes
         return self._stream.write(data)
+
+    def fileno(self) -> int:
+        """For fsync, before which DCP does not flush: it would leave the end of a file, or all of it, in memory."""
+        self._stream.flush()
+        return self._stream.fileno()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

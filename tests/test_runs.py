@@ -347,3 +347,36 @@ def test_bad_unit_is_refused(logs: Path, tmp_path: Path, ray_cluster: None, chan
     line = Line.of(config.root, config.line)
     assert line.latest() is None
     assert not list(line.manifests())
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_bad_unit_is_quarantined(logs: Path, tmp_path: Path, ray_cluster: None, num: int) -> None:
+    """Catches a unit that is passed over without a trace, takes others with it, or comes back after a restart."""
+    bad = _with_bad_file(logs, tmp_path / "logs", partial(_set, name="click", row=650, value=2))
+    ingest = {"batch_size": 64, "unit": {"max_rows": 200}, "on_bad_unit": "quarantine", "max_quarantined": 0.1}
+    sections = {"ingest": ingest, "workers": {"num": num, "timeout_s": 60}, "checkpoint": {"every_steps": 15}}
+    config = _without_statistics(make_config(bad, tmp_path / "root", **sections))
+    result = train(config, DAYS[:1], passes=1)
+    unit = f"dt={DAYS[0]}/part-00002.parquet#2[0:200]"
+    assert result["rows"] == ROWS_PER_DAY - 200
+    assert list(result["quarantined"]) == [unit]
+    assert "label 'click' is 2 at row 50" in result["quarantined"][unit]
+    line = Line.of(config.root, config.line)
+    for manifest in list(line.manifests()):  # on from the middle of the day: the unit stays out
+        if manifest.content["complete"] or manifest.step > 15:
+            line.storage.remove(manifest.checkpoint)
+    line.storage.remove("LATEST")
+    again = train(config, DAYS[:1], passes=1)
+    assert (again["rows"], again["quarantined"]) == (result["rows"], result["quarantined"])
+    first, second = (weights(config, name["checkpoint"], tmp_path) for name in (result, again))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_too_much_in_quarantine_is_refused(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a day of which half cannot be read, trained and published as if it were one."""
+    bad = _with_bad_file(logs, tmp_path / "logs", partial(_set, name="click", row=650, value=2))
+    ingest = {"batch_size": 64, "unit": {"max_rows": 200}, "on_bad_unit": "quarantine", "max_quarantined": 0.05}
+    config = _without_statistics(make_config(bad, tmp_path / "root", ingest=ingest))
+    with pytest.raises(DataError, match=r"200 of 3000 rows of 2026-01-01 are quarantined, more than .* = 0.05; the"):
+        train(config, DAYS[:1], passes=1)
+    assert Line.of(config.root, config.line).latest() is None

@@ -1,0 +1,438 @@
+"""Faults on a real Ray: whatever is killed or stopped, every row is trained once, and the weights are the same bits.
+
+Each run here is held against one that nobody disturbed. One sample runs with `make test`; the rest with
+`make test-faults`, which takes some twenty minutes.
+"""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+import yaml
+from test_runs import make_config, weights
+
+from features.synthetic.logs import SyntheticConfig, write_day
+from models.ranker import StepOutput
+from pipeline import checkpoint, run
+from pipeline.checkpoint import Saver
+from pipeline.config import Config
+from pipeline.counts import CountedBatches
+from pipeline.lineage.line import Line, Manifest
+from pipeline.run import train
+from pipeline.train import Trainer, train_worker
+
+DAY = "2026-01-01"
+ROWS, BATCH, EVERY = 12_000, 32, 25
+RESTART_S = 60  # within which a group trains again after one of its workers died
+
+pytestmark = pytest.mark.ray
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One day: 60 row groups in 3 files, units of 100 and 100 rows."""
+    folder = tmp_path_factory.mktemp("logs")
+    world = SyntheticConfig(
+        seed=6,
+        first_day=date.fromisoformat(DAY),
+        rows_per_day=ROWS,
+        num_users=200,
+        num_videos=200,
+        num_authors=20,
+        files_per_day=3,
+        row_group_rows=200,
+    )
+    write_day(world, date.fromisoformat(DAY), folder)
+    return folder
+
+
+def config_of(logs: Path, root: Path, num: int = 2, **sections: Any) -> Config:
+    workers = {"num": num, "timeout_s": 60, "max_failures": 2} | sections.pop("workers", {})
+    ingest = {"batch_size": BATCH, "unit": {"max_rows": 100}, "shuffle": {"interleave": 2}, "object_store_mb": 8}
+    every = {"every_steps": EVERY, "keep": 100, "timeout_s": 60}
+    config = make_config(logs, root, workers=workers, ingest=ingest, checkpoint=every, **sections)
+    schema = config.log_schema.model_dump()
+    schema["features"] = [feature for feature in schema["features"] if feature["kind"] != "dense"]
+    return config.model_copy(update={"log_schema": type(config.log_schema).model_validate(schema)})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """The final weights and optimizer state of a run that nobody disturbed, by the number of workers."""
+
+    @functools.cache
+    def tensors(num: int) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp(f"undisturbed-{num}")
+        config = config_of(logs, folder, num)
+        return weights(config, train(config, [DAY], passes=1)["checkpoint"], folder)
+
+    return tensors
+
+
+# --- Faults from within: at a step of our choice ---
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a run, once.
+
+    Args:
+        kind: `kill` or `stop` a worker, `kill_data_task`, or kill a worker while it writes: `writing` its file or at
+            the `manifest`.
+        step: After which step; the earliest checkpoint that is written from it on, for those while writing.
+        rank: Of which worker.
+        folder: Where the fault notes that it has happened, and ranks what they have stepped.
+    """
+
+    kind: str
+    step: int
+    rank: int
+    folder: Path
+
+    def happens(self) -> bool:
+        """Whether it has not happened yet; it has from now on."""
+        try:
+            os.close(os.open(self.folder / "happened", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    @property
+    def happened_at(self) -> float:
+        return (self.folder / "happened").stat().st_mtime
+
+
+def _faulty_worker(settings: dict[str, Any], fault: Fault) -> dict[str, Any]:
+    """`train_worker` with a fault; the code of the worker itself is the product's."""
+    rank = ray.train.get_context().get_world_rank()
+    next_step, create_stream, commit = Trainer._next_step, checkpoint._HashingFileSystem.create_stream, checkpoint._commit
+    own = [0]
+
+    def step_and_fail(self: Trainer, batches: CountedBatches) -> StepOutput | None:
+        output = next_step(self, batches)
+        own[0] = self.step
+        if output is not None:
+            with (fault.folder / f"stepped-{os.getpid()}").open("a") as file:
+                file.write(f"{time.time()} {self.step} {output.batch.cursor.num_rows}\n")
+        if rank == fault.rank and self.step >= fault.step and fault.kind in _AT_STEPS and fault.happens():
+            _AT_STEPS[fault.kind]()
+        return output
+
+    def write_and_fail(self: Any, path: Any, mode: str) -> Any:
+        if rank == fault.rank and "w" in mode and own[0] >= fault.step and fault.kind == "writing" and fault.happens():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(b"half a file")
+            _kill_me()
+        return create_stream(self, path, mode)
+
+    def commit_and_fail(*arguments: Any) -> Any:
+        if own[0] >= fault.step and fault.kind == "manifest" and fault.happens():
+            _kill_me()
+        return commit(*arguments)
+
+    Trainer._next_step = step_and_fail
+    checkpoint._HashingFileSystem.create_stream = write_and_fail
+    checkpoint._commit = commit_and_fail
+    return train_worker(settings)
+
+
+def _kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop_me() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _kill_data_task() -> None:
+    """Kill a process of this session's Ray that reads units, as soon as there is one."""
+    raylet = psutil.Process().parent()
+    assert raylet is not None
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for process in raylet.children():
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Map(_Apply)"):
+                return process.kill()
+        time.sleep(0.002)
+    raise AssertionError("no data task was seen in 20 s")
+
+
+_AT_STEPS = {"kill": _kill_me, "stop": _stop_me, "kill_data_task": _kill_data_task}
+
+
+def _train_with(fault: Fault, config: Config, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    fault.folder.mkdir()
+    monkeypatch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
+    result = train(config, [DAY], passes=1)
+    manifest = Line.of(config.root, config.line).read_manifest(result["checkpoint"])
+    assert manifest is not None
+    assert result["rows"] == manifest.content["rows"] == ROWS
+    assert (fault.folder / "happened").exists(), "the fault did not happen: the test would see nothing"
+    return manifest
+
+
+def _stepped(folder: Path) -> list[tuple[float, int, int]]:
+    """Time, step and rows of every step of every worker that lived."""
+    lines = [line.split() for file in folder.glob("stepped-*") for line in file.read_text().splitlines()]
+    return sorted((float(when), int(step), int(rows)) for when, step, rows in lines)
+
+
+def _differing(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    assert set(expected) == set(found)
+    return [name for name in expected if not torch.equal(expected[name], found[name])]
+
+
+def _seeded_steps(count: int) -> list[int]:
+    """Steps in the middle of the day, at least 3 after a checkpoint."""
+    dice = random.Random(4)
+    last = ROWS // BATCH // 3 - EVERY  # of 3 workers; 2 have more
+    return [dice.randrange(1, last // EVERY) * EVERY + dice.randrange(3, EVERY) for _ in range(count)]
+
+
+def _check_same(fault: Fault, config: Config, tmp_path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = _train_with(fault, config, monkeypatch)
+    assert _differing(expected(config.workers.num), weights(config, manifest.checkpoint, tmp_path)) == []
+
+
+def test_a_worker_that_is_killed(
+    logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches rows lost, doubled or reordered by a restart: a cursor of what was read and not of what was stepped."""
+    config, fault = config_of(logs, tmp_path / "root"), Fault("kill", 4 * EVERY + 7, 1, tmp_path / "fault")
+    _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
+    steps = _stepped(fault.folder)
+    assert sum(rows for _, _, rows in steps) > ROWS  # in time: some rows were stepped twice, and count once
+    records = Line.of(config.root, config.line)._attempts([DAY])
+    assert [(record["attempt"], record["result"]) for record in records] == [(1, "restarted"), (2, "done")]
+    assert records[1]["start_step"] == 4 * EVERY
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("kind", "step", "rank", "num"),
+    [
+        ("kill", 1, 0, 2),
+        *[("kill", step, index % 2, 2 + index % 2) for index, step in enumerate(_seeded_steps(5))],
+        ("kill_data_task", 2 * EVERY + 9, 0, 2),
+        ("kill_data_task", 3 * EVERY + 4, 1, 3),
+        ("writing", 3 * EVERY, 1, 2),
+        ("writing", 2 * EVERY, 0, 3),
+        ("manifest", 3 * EVERY, 0, 2),
+    ],
+)
+def test_a_process_that_is_killed(
+    logs: Path,
+    tmp_path: Path,
+    undisturbed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
+    kind: str,
+    step: int,
+    rank: int,
+    num: int,
+) -> None:
+    """Catches a restart from something half-written, survivors that hang, and lanes that change with a restart."""
+    config, fault = config_of(logs, tmp_path / "root", num), Fault(kind, step, rank, tmp_path / "fault")
+    _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
+    after = [when for when, _, _ in _stepped(fault.folder) if when > fault.happened_at + 1]
+    assert after[0] - fault.happened_at < RESTART_S
+    if kind == "kill" and step > EVERY:
+        assert sum(rows for _, _, rows in _stepped(fault.folder)) > ROWS
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_stopped(
+    logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches ranks that wait for ever for one that lives and does not answer, or a stopped one that wakes up."""
+    config = config_of(logs, tmp_path / "root", workers={"timeout_s": 20})
+    fault = Fault("stop", 2 * EVERY + 5, 1, tmp_path / "fault")
+    _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
+    after = [when for when, _, _ in _stepped(fault.folder) if when > fault.happened_at + 5]
+    assert after[0] - fault.happened_at < 20 + RESTART_S
+
+
+@pytest.mark.faults
+def test_a_write_that_fails_fails_the_run(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches a background write whose error nobody sees: the run would go on for a day without a checkpoint."""
+    config = config_of(logs, tmp_path / "root", workers={"max_failures": 0})
+    monkeypatch.setattr(run, "train_worker", _worker_on_a_full_disk)
+    with pytest.raises(Exception, match="No space left on device"):
+        train(config, [DAY], passes=1)
+    line = Line.of(config.root, config.line)
+    assert [manifest.step for manifest in line.manifests()] == [EVERY]
+    (record,) = line._attempts([DAY])
+    assert record["result"] == "failed"
+    assert "No space left on device" in record["reason"]
+
+
+def _worker_on_a_full_disk(settings: dict[str, Any]) -> dict[str, Any]:
+    create_stream = checkpoint._HashingFileSystem.create_stream
+
+    def fail(self: Any, path: Any, mode: str) -> Any:
+        if "w" in mode and f"{2 * EVERY:010d}" in str(path):
+            raise OSError(28, "No space left on device")
+        return create_stream(self, path, mode)
+
+    checkpoint._HashingFileSystem.create_stream = fail
+    return train_worker(settings)
+
+
+# --- Faults from without: of the command and of its Ray ---
+
+
+@dataclass
+class Command:
+    """`python -m jobs.train` in a process of its own, with a Ray of its own."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    def wait(self, timeout_s: float = 240) -> dict[str, Any]:
+        """Its JSON line, once it has ended; `{}` if it left none."""
+        out, _ = self.process.communicate(timeout=timeout_s)
+        return json.loads(out.splitlines()[-1]) if out.strip() else {}
+
+    def started(self) -> list[psutil.Process]:
+        """All processes that it has started and that live."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def start_command(tmp_path: Path) -> Iterator[Callable[[Config], Command]]:
+    """Starts commands; whatever they leave behind is ended, by process id."""
+    started: list[Command] = []
+    seen: dict[int, psutil.Process] = {}
+
+    def start(config: Config) -> Command:
+        for command in started:
+            if command.process.poll() is None:
+                seen.update({process.pid: process for process in command.started()})
+        file = tmp_path / f"config-{len(started)}.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+        log = tmp_path / f"log-{len(started)}"
+        with log.open("w") as stderr:
+            arguments = [sys.executable, "-m", "jobs.train", "--config", str(file), "--days", DAY]
+            process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        started.append(Command(process, log))
+        return started[-1]
+
+    yield start
+    for command in started:
+        if command.process.poll() is None:
+            seen.update({process.pid: process for process in command.started()})
+            command.process.kill()
+            command.process.wait()
+    for process in seen.values():
+        if process.is_running():
+            process.kill()
+
+
+def _wait_for_step(config: Config, step: int, command: Command, timeout_s: float = 180) -> None:
+    """Until a checkpoint of a step is complete."""
+    line, deadline = Line.of(config.root, config.line), time.monotonic() + timeout_s
+    while not any(manifest.step >= step for manifest in line.manifests()):
+        assert command.process.poll() is None, command.log.read_text()[-2000:]
+        assert time.monotonic() < deadline, command.log.read_text()[-2000:]
+        time.sleep(0.05)
+
+
+def _command_config(logs: Path, root: Path, num: int = 2, **sections: Any) -> Config:
+    return config_of(logs, root, num, ray={"num_cpus": 5, "object_store_mb": 200}, **sections)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("again", [2, 3])
+def test_a_command_that_is_killed(
+    logs: Path, tmp_path: Path, undisturbed: Any, start_command: Any, ray_cluster: None, again: int
+) -> None:
+    """Catches a driver whose death leaves workers that go on writing, or a start that cannot go on without it."""
+    config = _command_config(logs, tmp_path / "root")
+    first = start_command(config)
+    _wait_for_step(config, 3 * EVERY, first)
+    left = first.started()
+    first.process.kill()
+    second = start_command(_command_config(logs, tmp_path / "root", again))
+    result = second.wait()
+    assert (second.process.returncode, result["rows"]) == (0, ROWS), second.log.read_text()[-2000:]
+    line = Line.of(config.root, config.line)
+    newest = line.newest()
+    assert newest is not None
+    assert newest.checkpoint == result["checkpoint"]
+    if again == 2:
+        assert _differing(undisturbed(2), weights(config, newest.checkpoint, tmp_path)) == []
+    for process in left:
+        if process.is_running():
+            process.kill()
+
+
+@pytest.mark.faults
+def test_a_ray_head_that_is_killed(
+    logs: Path, tmp_path: Path, undisturbed: Any, start_command: Any, ray_cluster: None
+) -> None:
+    """Catches old workers, which step on for a minute, that write into the new run's line."""
+    config = _command_config(logs, tmp_path / "root")
+    first = start_command(config)
+    _wait_for_step(config, EVERY, first)
+    left = first.started()
+    (gcs,) = [process for process in left if process.name() == "gcs_server"]
+    gcs.kill()
+    second = start_command(config)
+    result = second.wait()
+    assert (second.process.returncode, result["rows"]) == (0, ROWS), second.log.read_text()[-2000:]
+    for process in left:
+        if process.is_running():
+            process.kill()
+    first.process.kill()
+    newest = Line.of(config.root, config.line).newest()
+    assert newest is not None
+    assert newest.checkpoint == result["checkpoint"]
+    assert _differing(undisturbed(2), weights(config, newest.checkpoint, tmp_path)) == []
+
+
+@pytest.mark.faults
+def test_a_command_that_is_asked_to_end(
+    logs: Path, tmp_path: Path, undisturbed: Any, start_command: Any, ray_cluster: None
+) -> None:
+    """Catches a SIGTERM that loses all steps since the last checkpoint, or is answered by a traceback."""
+    config = _command_config(logs, tmp_path / "root", checkpoint={"every_steps": None})
+    first = start_command(config)
+    deadline = time.monotonic() + 120
+    while "rows/s" not in first.log.read_text():
+        assert first.process.poll() is None, first.log.read_text()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    asked = time.monotonic()
+    first.process.terminate()
+    result = first.wait()
+    assert time.monotonic() - asked < 30  # Kubernetes' grace period
+    assert first.process.returncode == 1
+    assert "stopped by SIGTERM at step" in result["error"]
+    assert "start the same command again" in result["error"]
+    assert "Traceback" not in first.log.read_text()
+    saved = Line.of(config.root, config.line).newest()
+    assert saved is not None
+    assert 0 < saved.content["rows"] < ROWS
+    result = start_command(config).wait()
+    assert result["rows"] == ROWS
+    assert _differing(undisturbed(2), weights(config, result["checkpoint"], tmp_path)) == []
