@@ -1,6 +1,8 @@
 """Share of a worker's time in which it waits for its next batch, with the paper's head and with a one-layer head."""
 
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from benchmarks.workload import DAY, ONE_LAYER_HEAD, PAPER_HEAD, WORKERS, load, project
@@ -9,7 +11,7 @@ from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
 from pipeline.run import load_statistics, ray_session, run_workers
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan
+from pipeline.stream import RunPlan, Start
 from pipeline.train import TrainJob, train_worker
 
 _ROWS, _QUICK_ROWS = 2**18, 2**16
@@ -44,16 +46,13 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
     with project(rows, 2**14, 20_000) as folder:
         config, encoder, day = load(folder, model=head)
         line = Line.of(config.root, config.line)
-        plan = RunPlan(Storage(config.logs.path), (day,), 1, encoder, config.ingest, config.seed, _from_start)
+        plan = RunPlan(Storage(config.logs.path), (day,), 1, encoder, config.ingest, config.seed, Start)
         with ray_session(config):
             board = ProgressBoard.remote()
-            attempt = line.begin_attempt([str(DAY)], {})
-            job = TrainJob(config, load_statistics(config, line), line, attempt, (day,), 1, None, board)
+            attempt, _ = line.begin_attempt([str(DAY)], {}, lambda: None)
+            plan = replace(plan, start=partial(Start, attempt))
+            job = TrainJob(config, load_statistics(config, line), line, (day,), 1, board)
             return run_workers(config, plan, _train_and_time, job, board)
-
-
-def _from_start() -> None:
-    """A benchmark resumes nothing."""
 
 
 def _train_and_time(settings: dict[str, TrainJob]) -> dict[str, Any]:

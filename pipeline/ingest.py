@@ -39,6 +39,7 @@ class IngestConfig(Declaration):
         unit: Units.
         shuffle: Their order.
         read_tasks: Data tasks that run at once, at most; absent: as many as there are free CPUs.
+        read_cpus: Logical CPUs of Ray that each data task takes.
         object_store_mb: Encoded units that may wait in the object store, in MiB.
         prefetch_units: Units that a worker fetches ahead.
         on_bad_unit: A unit that cannot be read or encoded: `fail` stops the run, which names it; `quarantine` records
@@ -50,6 +51,7 @@ class IngestConfig(Declaration):
     unit: UnitConfig = UnitConfig()
     shuffle: ShuffleConfig = ShuffleConfig()
     read_tasks: int | None = Field(default=None, ge=1)
+    read_cpus: float = Field(default=1.0, gt=0)
     object_store_mb: int = Field(default=512, ge=1)
     prefetch_units: int = Field(default=2, ge=0, le=64)
     on_bad_unit: Literal["fail", "quarantine"] = "fail"

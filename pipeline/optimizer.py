@@ -159,11 +159,19 @@ class StepOptimizer:
         self._bind_gradients()  # init_state has put zeros of its own in the place of every gradient
 
     def tensors(self) -> dict[str, Any]:
-        """The state of all optimizers, by part, parameter and name; views of the live tensors."""
-        parts = {"tables": self.tables.state_dict()["state"], "dense": self.dense.state_dict()["state"]}
+        """The state of all optimizers, by part, parameter and name; views of the live tensors.
+
+        A data-parallel table's state goes by the names and has the shape that it has where the table is sharded, so
+        that a checkpoint can be loaded under another sharding. What is empty is left out: DCP would take it for an
+        object to be saved or loaded, which the ranks that hold no table, or another optimizer, do not agree on.
+        """
+        tables = dict(self.tables.state_dict()["state"])
         if self.replicated is not None:
-            parts["replicated"] = self.replicated.state_dict()["state"]
-        return parts
+            for name, state in self.replicated.state_dict()["state"].items():
+                tables[name] = _as_fused(name.split(".")[-2], state)
+        parts = {"tables": tables, "dense": self.dense.state_dict()["state"]}
+        filled = {part: {name: state for name, state in found.items() if state} for part, found in parts.items()}
+        return {part: found for part, found in filled.items() if found}
 
     def _bind_gradients(self) -> None:
         first = 0
@@ -193,6 +201,11 @@ class StepOptimizer:
         if self.replicated is not None:
             self.replicated.step()
         self.num_steps += 1
+
+
+def _as_fused(table: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    """FBGEMM's form of RowWiseAdagrad's state: one accumulator a row; steps are not counted, as no rate decays."""
+    return {f"{table}.momentum1": state["sum"].view(-1)} if "sum" in state else {}
 
 
 def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:

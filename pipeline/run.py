@@ -68,12 +68,19 @@ def ray_session(config: Config) -> Iterator[None]:
 
 
 def _check_resources(config: Config) -> None:
-    workers, resources = config.workers, ray.cluster_resources()
-    needed, found = workers.fewest * workers.cpus + 1, resources.get("CPU", 0)
+    workers, resources, reading = config.workers, ray.cluster_resources(), config.ingest.read_cpus
+    needed, found = workers.fewest * workers.cpus + reading, resources.get("CPU", 0)
     if needed > found:
         raise ConfigError(
             f"{workers.fewest} workers of {workers.cpus:g} logical CPUs and one data task need {needed:g}, the cluster "
             f"has {found:g}: use fewer workers, lower workers.cpus, or a larger cluster"
+        )
+    spare = sum(node["Resources"].get("CPU", 0) % workers.cpus for node in ray.nodes() if node["Alive"])
+    if workers.min is not None and spare < reading:
+        raise ConfigError(
+            f"workers.min and workers.max let workers of {workers.cpus:g} CPUs fill the nodes; {spare:g} CPUs are "
+            f"left for data tasks of {reading:g}: let workers.cpus not divide a node's CPUs evenly, or lower "
+            "ingest.read_cpus"
         )
     if workers.device == "cuda" and resources.get("GPU", 0) < workers.fewest:
         raise ConfigError(f"{workers.fewest} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")

@@ -113,7 +113,7 @@ class PatientS3FileSystem(S3FileSystem):
             "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}},
         }
         super().__init__(**(ours | settings))
-        self._uploads: dict[str, str] = {}
+        self._uploads: dict[str, str] = {}  # the writer of each multi-part upload that is under way
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **settings: Any) -> Any:
         return super()._open(path, mode, block_size or (_READ_AHEAD if "r" in mode else _WRITE_PART), **settings)
@@ -125,7 +125,7 @@ class PatientS3FileSystem(S3FileSystem):
         """S3 has no folders."""
 
     async def _children(self, path: str) -> list[str]:
-        """Paths directly below a path; `ls` takes an error in its second look for an empty folder."""
+        """Paths directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
         return [entry["name"] for entry in await self._lsdir(path, refresh=True)]
 
     async def _writer_of(self, path: str) -> str | None:
@@ -143,11 +143,13 @@ class PatientS3FileSystem(S3FileSystem):
 
     async def _call_s3(self, method: str, *parameters: Any, **request: Any) -> Any:
         """One request, sent again until it is answered; everything that s3fs does comes through here."""
-        if method != "create_multipart_upload":
-            return await self._send_until_answered(method, *parameters, **request)
-        request["Metadata"] = {WRITER: uuid.uuid4().hex} | request.get("Metadata", {})
+        if method == "create_multipart_upload":
+            request["Metadata"] = {WRITER: uuid.uuid4().hex} | request.get("Metadata", {})
         answer = await self._send_until_answered(method, *parameters, **request)
-        self._uploads[answer["UploadId"]] = request["Metadata"][WRITER]
+        if method == "create_multipart_upload":
+            self._uploads[answer["UploadId"]] = request["Metadata"][WRITER]
+        elif method in ("complete_multipart_upload", "abort_multipart_upload"):
+            self._uploads.pop(request["UploadId"], None)
         return answer
 
     call_s3 = sync_wrapper(_call_s3)  # s3fs' own wraps s3fs' own, and writing a file goes through it

@@ -18,7 +18,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from features.errors import ConfigError
-from features.schema import Declaration, Schema
+from features.schema import Declaration, Schema, TableConfig
 from models.tables import initial_rows
 from pipeline.optimizer import TableOptimizerConfig
 
@@ -120,7 +120,7 @@ def shard_model(
         table = _table_of(name)
         if table is not None and config.tables.get(table) != "data_parallel":
             apply_optimizer_in_backward(tables.fused_class, [parameter], tables.fused_arguments)
-    constraints = {table.name: _constraint(config, table.name) for table in schema.tables}
+    constraints = {table.name: _constraint(config, table, group.size()) for table in schema.tables}
     sharder = _Sharder()
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=get_local_size()),
@@ -145,10 +145,19 @@ def _table_of(parameter_name: str) -> str | None:
     return parts[-2] if len(parts) > 2 and parts[-3] == "embedding_bags" else None
 
 
-def _constraint(config: ShardingConfig, table: str) -> ParameterConstraints:
-    chosen = config.tables.get(table)
+def _constraint(config: ShardingConfig, table: TableConfig, num_ranks: int) -> ParameterConstraints:
+    chosen = config.tables.get(table.name)
     kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
-    return ParameterConstraints(sharding_types=[chosen] if chosen else list(config.types), compute_kernels=kernels)
+    # The planner cuts no piece narrower than 128, so most tables that are declared column-wise would stay whole.
+    width = _piece_width(table.dim, num_ranks) if chosen == "column_wise" else None
+    return ParameterConstraints(
+        sharding_types=[chosen] if chosen else list(config.types), min_partition=width, compute_kernels=kernels
+    )
+
+
+def _piece_width(dim: int, num_ranks: int) -> int:
+    """Columns of a piece, where a table is cut into as many equal pieces as there are ranks, or a few less."""
+    return min(width for width in range(4, dim + 1, 4) if dim % width == 0 and dim // width <= num_ranks)
 
 
 def table_shardings(model: DistributedModelParallel) -> dict[str, dict[str, object]]:

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from test_runs import make_config, weights
 from features.synthetic.logs import SyntheticConfig, write_day
 from models.ranker import StepOutput
 from pipeline import checkpoint, run
-from pipeline.checkpoint import Saver
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.lineage.line import Line, Manifest
@@ -44,14 +42,12 @@ pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One day: 60 row groups in 3 files, units of 100 and 100 rows."""
-    folder = tmp_path_factory.mktemp("logs")
+def write_log_of(folder: Path, rows: int) -> Path:
+    """One day in 3 files, row groups of 200 rows, units of 100."""
     world = SyntheticConfig(
         seed=6,
         first_day=date.fromisoformat(DAY),
-        rows_per_day=ROWS,
+        rows_per_day=rows,
         num_users=200,
         num_videos=200,
         num_authors=20,
@@ -62,10 +58,15 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log_of(tmp_path_factory.mktemp("logs"), ROWS)
+
+
 def config_of(logs: Path, root: Path, num: int = 2, **sections: Any) -> Config:
     workers = {"num": num, "timeout_s": 60, "max_failures": 2} | sections.pop("workers", {})
     ingest = {"batch_size": BATCH, "unit": {"max_rows": 100}, "shuffle": {"interleave": 2}, "object_store_mb": 8}
-    every = {"every_steps": EVERY, "keep": 100, "timeout_s": 60}
+    every = {"every_steps": EVERY, "keep": 100, "timeout_s": 60} | sections.pop("checkpoint", {})
     config = make_config(logs, root, workers=workers, ingest=ingest, checkpoint=every, **sections)
     schema = config.log_schema.model_dump()
     schema["features"] = [feature for feature in schema["features"] if feature["kind"] != "dense"]
@@ -123,7 +124,11 @@ class Fault:
 def _faulty_worker(settings: dict[str, Any], fault: Fault) -> dict[str, Any]:
     """`train_worker` with a fault; the code of the worker itself is the product's."""
     rank = ray.train.get_context().get_world_rank()
-    next_step, create_stream, commit = Trainer._next_step, checkpoint._HashingFileSystem.create_stream, checkpoint._commit
+    next_step, create_stream, commit = (
+        Trainer._next_step,
+        checkpoint._HashingFileSystem.create_stream,
+        checkpoint._commit,
+    )
     own = [0]
 
     def step_and_fail(self: Trainer, batches: CountedBatches) -> StepOutput | None:

@@ -27,7 +27,9 @@ from pipeline.datasource import Parcel
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table
 from pipeline.fit import fit_statistics
+from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
+from pipeline.lineage.seal import seal, unseal
 from pipeline.progress import ProgressBoard
 from pipeline.run import run_workers, train
 from pipeline.storage import Storage
@@ -203,6 +205,48 @@ def test_every_row_is_trained_once(trained: tuple[Config, dict[str, Any]]) -> No
     assert manifest.content["rows"] == ROWS_PER_DAY
     assert manifest.content["rows_in_space"] == {"ctr": ROWS_PER_DAY, "vcr": int(np.sum(table["played"].to_numpy()))}
     assert sum(count for count, _ in manifest.content["cursor"]["units"].values()) == ROWS_PER_DAY
+
+
+def test_the_audit_of_a_line(trained: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
+    """Catches an audit that believes what the checkpoint says of itself."""
+    config, result = trained
+    found = audit_line(config, None)
+    assert (found["result"], found["days"], found["rows"]) == ("every row once", DAYS, 2 * ROWS_PER_DAY)
+    line = Line.of(config.root, config.line)
+    within = next(m for m in line.manifests() if not m.content["complete"] and m.day == DAYS[1])
+    assert audit_line(config, within.checkpoint)["rows"] == ROWS_PER_DAY + within.content["rows"]
+    shutil.copytree(config.root, tmp_path / "root")
+    cut = config.model_copy(update={"root": str(tmp_path / "root")})
+    storage = Line.of(cut.root, cut.line).storage
+    for checkpoint, change, expected in (
+        (result["checkpoint"], _one_row_less, "199 rows trained of 200"),
+        (within.checkpoint, _another_sum, "rows trained, but not each of them once"),
+        (result["checkpoint"], _another_size, "the files of the log are not those"),
+    ):
+        name = f"{checkpoint}/manifest.json"
+        content = unseal(storage.read(name))
+        storage.write(name, seal(change(content)))
+        with pytest.raises(DataError, match=expected):
+            audit_line(cut, checkpoint)
+        storage.write(name, seal(content))
+
+
+def _one_row_less(content: dict[str, Any]) -> dict[str, Any]:
+    units = dict(content["cursor"]["units"])
+    key = next(key for key, (count, _) in units.items() if count == 200)
+    units[key] = [199, units[key][1]]
+    return content | {"cursor": content["cursor"] | {"units": units}}
+
+
+def _another_sum(content: dict[str, Any]) -> dict[str, Any]:
+    units = dict(content["cursor"]["units"])
+    key, (count, total) = next(iter(units.items()))
+    units[key] = [count, str(int(total) ^ 1)]
+    return content | {"cursor": content["cursor"] | {"units": units}}
+
+
+def _another_size(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"files_of_log": {file: size + 1 for file, size in content["files_of_log"].items()}}
 
 
 def test_nothing_to_do(trained: tuple[Config, dict[str, Any]]) -> None:

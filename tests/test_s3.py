@@ -3,25 +3,31 @@
 import contextlib
 import functools
 import http.client
+import json
 import os
 import random
 import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 import torch
+import yaml
 from torch import distributed as dist
 from torch.distributed.checkpoint import load, save
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
@@ -29,8 +35,10 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, dist
 
 from features.encoding import Encoder
 from features.errors import ConfigError
+from features.synthetic.logs import SyntheticConfig, write_day
 from pipeline import s3
 from pipeline.datasource import read_unit
+from pipeline.lineage.line import Line
 from pipeline.s3 import PatientS3FileSystem
 from pipeline.storage import Storage
 from pipeline.units import list_days
@@ -160,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self._break()
         elif fault and (refusal := re.fullmatch(r"(html-)?(\d+)", fault)):
-            self._answer(int(refusal[2]), _page(refusal[1]), {"Content-Type": "text/plain"})
+            self._answer(int(refusal[2]), _page(refusal[1], int(refusal[2])), {"Content-Type": "text/plain"})
         else:
             self._pass_on(request, body, fault)
 
@@ -210,10 +218,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-def _page(html: str | None) -> bytes:
+def _page(html: str | None, status: int) -> bytes:
     if html:
         return b"<html><body><h1>Bad gateway</h1>"
-    return b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We broke</Message></Error>"
+    code = {409: "ConditionalRequestConflict"}.get(status, "InternalError")
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>We broke</Message></Error>".encode()
 
 
 @pytest.fixture(scope="module")
@@ -476,6 +485,14 @@ def test_what_is_refused_fails_at_once(
     assert not caplog.records
 
 
+def test_a_misspelt_bucket_is_not_made(proxy: Proxy):
+    """Catches a checkpoint that goes where nobody looks: s3fs makes a bucket when torch asks for a folder in it."""
+    misspelt = Storage("s3://buckett/root")
+    misspelt.filesystem.makedirs(misspelt.path("checkpoint"), exist_ok=True)
+    with pytest.raises(ConfigError, match="there is no bucket 'buckett'"):
+        misspelt.names()
+
+
 def test_a_file_that_cannot_be_deleted(furnished: Storage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
     """Catches a removal that reports success: S3 answers 200 and lists what it refused, which s3fs passes over."""
     send = _Handler._upstream
@@ -520,6 +537,14 @@ def test_a_put_whose_answer_is_lost_knows_itself(storage: Storage, proxy: Proxy)
         assert storage.replace("attempt", b"2", found[1])
     assert not storage.replace("attempt", b"3", found[1])
     assert storage.read("attempt") == b"2"
+
+
+def test_a_conflict_is_not_decided_yet(storage: Storage, proxy: Proxy):
+    """Catches a race that nobody wins: AWS answers 409 while another put of the key, perhaps our own, is under way."""
+    with proxy.failing(_of_the_first("409", "PUT", "/attempt")):
+        assert storage.create("attempt", b"1")
+    with proxy.failing(_of_the_first("409", "PUT", "/attempt")):
+        assert not storage.create("attempt", b"2")
 
 
 def test_of_equal_racers_one_wins(storage: Storage, proxy: Proxy, server: str, monkeypatch: pytest.MonkeyPatch):
@@ -661,3 +686,183 @@ def _bytes_by_file(proxy: Proxy, method: str) -> dict[str, int]:
         if request.method == method and "/checkpoint/" in request.path:
             moved[name] = moved.get(name, 0) + request.asked
     return moved
+
+
+# --- Whole runs ---
+
+DAY, NEXT = "2026-01-01", "2026-01-02"
+ROWS = 40_000
+
+
+@dataclass
+class Project:
+    """A project on S3, and the commands on it, each with a Ray of its own.
+
+    Args:
+        config: Path of the config; its root and logs are on S3.
+        root: The root on S3.
+        ray: Where Ray keeps its sessions, and their logs.
+        outputs: Folder of what the commands said.
+    """
+
+    config: Path
+    root: str
+    ray: Path
+    outputs: Path
+
+    def start(self, job: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a command."""
+        place = self.outputs / f"{len(list(self.outputs.iterdir())):03d}-{job}"
+        command = [sys.executable, "-m", f"jobs.{job}", "--config", str(self.config), "--days", *arguments]
+        with open(f"{place}.out", "wb") as out, open(f"{place}.err", "wb") as err:
+            surroundings = os.environ | {"RAY_TMPDIR": str(self.ray)} | environment
+            return subprocess.Popen(command, cwd=HERE, stdout=out, stderr=err, env=surroundings)
+
+    def ended(self, process: subprocess.Popen[bytes], within_s: float) -> tuple[int, dict[str, Any]]:
+        """Wait for the command that was started last; returns its exit code and JSON line."""
+        try:
+            process.wait(within_s)
+        finally:
+            process.kill()
+        text = sorted(self.outputs.glob("*.out"))[-1].read_text()
+        assert text.count("\n") == 1, self.said()
+        return process.returncode, json.loads(text)
+
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints, complete or not."""
+        line = Storage(self.root).under("lines/main/checkpoints")
+        return [f"{attempt}/{step}" for attempt in line.names(DAY) for step in line.names(f"{DAY}/{attempt}")]
+
+    def wait_for_checkpoint(self, process: subprocess.Popen[bytes], attempt: str) -> None:
+        """Wait until a run is in the middle of its day."""
+        deadline = time.monotonic() + 240
+        while not any(name.startswith(attempt) for name in self.checkpoints()):
+            assert process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.5)
+
+    def said(self) -> str:
+        """The end of what the last command said."""
+        return "".join(path.read_text()[-3000:] for path in sorted(self.outputs.iterdir())[-2:])
+
+
+HERE = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(storage: Storage, tmp_path: Path) -> Iterator[Project]:
+    """The demo's model without what needs statistics, over two small days on S3."""
+    world = SyntheticConfig(
+        seed=3,
+        first_day=date.fromisoformat(DAY),
+        rows_per_day=ROWS,
+        num_users=500,
+        num_videos=500,
+        num_authors=50,
+        files_per_day=4,
+        row_group_rows=1000,
+    )
+    for day in (DAY, NEXT):
+        write_day(world, date.fromisoformat(day), tmp_path / "logs")
+        for file in (tmp_path / "logs" / f"dt={day}").iterdir():
+            storage.write(f"logs/dt={day}/{file.name}", file.read_bytes())
+    config = yaml.safe_load((HERE / "jobs/configs/demo.yaml").read_text())
+    config |= {"root": f"{storage.url}/root", "logs": {"path": f"{storage.url}/logs"}}
+    config |= {"checkpoint": {"every_steps": 10}, "workers": {"num": 2, "timeout_s": 200, "max_failures": 0}}
+    schema = config["schema"]
+    schema["features"] = [
+        feature | ({"standardise": False} if feature["kind"] == "dense" else {})
+        for feature in schema["features"]
+        if feature["kind"] != "bucket"
+    ]
+    schema["tables"] = [table for table in schema["tables"] if table["name"] != "age_bucket"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    (tmp_path / "outputs").mkdir()
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray:  # sockets: short paths
+        yield Project(path, config["root"], Path(ray), tmp_path / "outputs")
+
+
+def _assert_trained_once(project: Project) -> None:
+    line = Line.of(project.root, "main")
+    latest = line.latest()
+    assert latest is not None
+    manifest = line.read_manifest(latest["checkpoint"])
+    assert manifest is not None
+    assert manifest.content["complete"]
+    assert manifest.content["rows"] == ROWS
+    assert sum(count for count, _ in manifest.content["cursor"]["units"].values()) == ROWS
+
+
+def _assert_no_secret(project: Project) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    assert len(secret) > 20, "conftest plants a random key, which a word like `secret` is not"
+    planted = [text.encode() for text in (secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1])]
+    logs = [path for path in project.ray.rglob("*") if path.is_file() and not path.is_symlink()]
+    said = list(project.outputs.iterdir())
+    assert any("worker" in path.name for path in logs)
+    root = Storage(project.root)
+    found = {str(path): path.read_bytes() for path in (*logs, *said)}
+    found |= {name: root.filesystem.cat_file(name) for name in root.filesystem.find(root.path())}
+    assert any(name.endswith("manifest.json") for name in found)
+    assert [name for name, data in found.items() if any(text in data for text in planted)] == []
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+def test_a_run_sits_out_a_stopped_server(project: Project):
+    """Catches a run that an outage of 20 s breaks, and a key that is told to somebody."""
+    running = project.start("train", DAY)
+    project.wait_for_checkpoint(running, "0001")
+    with _stopped_server():
+        time.sleep(20)
+        assert running.poll() is None, project.said()
+    code, line = project.ended(running, 400)
+    assert (code, line["result"], line["rows"]) == (0, "trained", ROWS), project.said()
+    _assert_trained_once(project)
+    code, line = project.ended(project.start("evaluate", NEXT), 300)
+    assert code == 0, project.said()
+    assert line["tasks"][0]["model"]["rows"] == ROWS
+    _assert_no_secret(project)
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+def test_a_run_without_a_server_fails_and_resumes(project: Project, proxy: Proxy):
+    """Catches a run that hangs when the server is gone for good, ends in a riddle, or does not go on where it was."""
+    running = project.start("train", DAY)
+    project.wait_for_checkpoint(running, "0001/0000000020")
+    proxy.stop()
+    stopped = time.monotonic()
+    try:
+        code, line = project.ended(running, 8 * s3.WAIT_S)
+    finally:
+        proxy.start()
+    assert code == 1, line
+    assert "has not served for" in line["error"], line
+    assert time.monotonic() - stopped < 5 * s3.WAIT_S
+    code, line = project.ended(project.start("train", DAY), 400)
+    assert (code, line["result"]) == (0, "trained"), project.said()
+    _assert_trained_once(project)
+    assert any(name.startswith("0002") for name in project.checkpoints())
+    _assert_no_secret(project)
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+def test_a_run_that_is_refused_says_so(project: Project):
+    """Catches a wrong key or bucket that ends in a traceback, or with the key in it."""
+    secret = f"pl/anted+{uuid.uuid4().hex}"
+    text = project.config.read_text()
+    for place, code, words, environment in (
+        (project.root, 1, "check the credentials", {"AWS_SECRET_ACCESS_KEY": secret}),
+        (f"s3://key:{secret}@bucket/root", 2, "credentials in it", {}),
+        ("s3://no-such-bucket/root", 2, "there is no bucket", {}),
+    ):
+        project.config.write_text(text.replace(project.root, place))
+        found, line = project.ended(project.start("train", DAY, **environment), 120)
+        assert (found, words in line["error"]) == (code, True), line
+        said = project.said()
+        assert "Traceback" not in said
+        assert secret not in said
+        assert quote(secret, safe="") not in said

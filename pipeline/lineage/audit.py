@@ -1,0 +1,102 @@
+"""Hold what a line says it has trained against the logs themselves: every row once, day after day."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from features.errors import ConfigError, DataError
+from pipeline.config import Config
+from pipeline.cursor import DayCursor
+from pipeline.deal import row_order
+from pipeline.lineage.line import Line, Manifest
+from pipeline.storage import Storage
+from pipeline.units import DayLog, audit_sum, list_days
+
+logger = logging.getLogger(__name__)
+
+
+def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
+    """Audit a checkpoint and all days before it, back to the first.
+
+    The count of a unit's rows and the sum of their hashes, which the trainer took from the batches that it stepped,
+    are computed again from nothing but the footers of the logs.
+
+    Args:
+        config: The project's configuration.
+        checkpoint: Its name below the line; None: the newest published.
+
+    Returns:
+        The figures of the command's JSON line.
+
+    Raises:
+        ConfigError: There is no such checkpoint.
+        DataError: Rows were trained twice, or not at all, or the logs are no longer those that were trained.
+    """
+    line = Line.of(config.root, config.line)
+    latest = line.latest()
+    name = checkpoint or (latest["checkpoint"] if latest else None)
+    newest = line.read_manifest(name) if name else None
+    if newest is None:
+        what = f"{name} has no intact manifest" if name else "nothing is published"
+        raise ConfigError(f"{line.storage.url}: {what}: train first, or name a complete checkpoint")
+    lineage = list(line.lineage(newest))
+    problems = list(_doubled(lineage))
+    logs = Storage(config.logs.path)
+    for manifest in reversed(lineage):
+        found = list(_differing(manifest, logs))
+        where = f"{manifest.day}, pass {manifest.content['pass']}"
+        logger.info(
+            "%s: %d rows, %s", where, manifest.content["rows"], f"{len(found)} differ" if found else "each once"
+        )
+        problems += found
+    if problems:
+        raise DataError(f"{len(problems)} things are not as they should be, the first: {problems[0]}")
+    return {
+        "result": "every row once",
+        "checkpoint": newest.checkpoint,
+        "days": [manifest.day for manifest in reversed(lineage)],
+        "rows": sum(manifest.content["rows"] for manifest in lineage),
+        "quarantined": sum(len(manifest.content["cursor"]["quarantined"]) for manifest in lineage),
+    }
+
+
+def _doubled(lineage: list[Manifest]) -> Iterator[str]:
+    """Days that a chain of parents has twice in one pass of one run."""
+    seen = set()
+    for manifest in lineage:
+        trained = (manifest.day, manifest.content["pass"], str(manifest.content["run"]))
+        if trained in seen:
+            yield f"{manifest.day} is trained twice: {manifest.checkpoint} has itself among its parents"
+        seen.add(trained)
+
+
+def _differing(manifest: Manifest, logs: Storage) -> Iterator[str]:
+    """What of a day is not as its manifest says, one line a unit."""
+    ingest = manifest.content["config"]["ingest"]
+    try:
+        (day,) = list_days(logs, [manifest.day], ingest["unit"]["max_rows"])
+        cursor = DayCursor.from_json(manifest.content["cursor"], day.units)
+    except DataError as error:
+        yield str(error)
+        return
+    if day.files != manifest.content["files_of_log"]:
+        yield f"{manifest.day}: the files of the log are not those that {manifest.checkpoint} was trained on"
+    for index, unit in enumerate(day.units):
+        seen = cursor.seen.get(index, 0)
+        if manifest.content["complete"] and seen != unit.num_rows and index not in cursor.quarantined:
+            yield f"{unit.key}: {seen} rows trained of {unit.num_rows}"
+        elif cursor.sums.get(index, 0) != _expected_sum(manifest, day, index, seen):
+            yield f"{unit.key}: {seen} rows trained, but not each of them once"
+
+
+def _expected_sum(manifest: Manifest, day: DayLog, index: int, seen: int) -> int:
+    """The sum of the first rows of a unit, in the order in which they were trained."""
+    unit = day.units[index]
+    if seen == unit.num_rows:
+        return audit_sum(unit.salt, np.arange(seen))
+    config = manifest.content["config"]
+    shuffle = config["ingest"]["shuffle"]["rows"]
+    order = row_order(unit, seed=config["seed"], pass_index=manifest.content["pass"], shuffle=shuffle)
+    return audit_sum(unit.salt, order[:seen])
