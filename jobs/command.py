@@ -75,8 +75,8 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
         return _failed(error), REFUSED
     except Interrupted as error:
         return _failed(error), FAILED
-    except KeyboardInterrupt:
-        return _failed(RuntimeError("interrupted")), FAILED
+    except (KeyboardInterrupt, SystemExit):  # Ray makes a SIGTERM into the second
+        return _failed(RuntimeError("interrupted: start the same command again")), FAILED
     except Exception as error:  # the one place where everything ends
         logger.debug("failed", exc_info=True)
         if os.environ.get("COUNTERPOISE_TRACEBACK"):

@@ -111,8 +111,10 @@ def _commit(
             before_commit()
         line.sync(name)
         line.write(f"{name}/{MANIFEST}", seal(manifest))
-    except (DataError, OSError) as error:
-        return type(error)(str(error))
+    except DataError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain one surely travels
+        return RuntimeError(f"checkpoint {name} was not completed: {type(error).__name__}: {error}")
     return None
 
 

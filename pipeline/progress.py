@@ -33,7 +33,7 @@ class Progress:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1)
 class ProgressBoard:
     """Holds the newest progress, and whether to stop; an actor, since workers and watcher are different processes."""
 
@@ -115,10 +115,12 @@ class ProgressWatcher:
             self._show()
 
     def _pass_on(self) -> None:
-        if self._asked_to_stop.is_set() and not self._told:
+        if not self._asked_to_stop.is_set():
+            return
+        if not self._told:
             logger.warning("SIGTERM: the workers save where they are and end")
-            self._board.request_stop.remote()
-            self._told = True
+        self._board.request_stop.remote()  # again and again: a board whose node was lost has forgotten it
+        self._told = True
 
     def _show(self) -> None:
         try:

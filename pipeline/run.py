@@ -149,7 +149,9 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
         try:
             reported = run_workers(config, plan, train_worker, job, board)
         except BaseException as error:
-            line.end_attempts(days, run["run"], {"result": "failed", "reason": " ".join(str(error).split())[:500]})
+            reason = " ".join(str(error).split())[:500]
+            with contextlib.suppress(OSError):  # a storage that is away may be why
+                line.end_attempts(days, run["run"], {"result": "failed", "reason": reason})
             raise
     return _conclude(line, days, run, reported)
 

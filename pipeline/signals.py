@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import PreemptionInfo
 
 from pipeline.counts import Signals
@@ -67,7 +68,9 @@ class SignalReader:
             return Signals(stop=float(self._stop))
         self._poll_at = now + _POLL_S
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop, self._answer = bool(ray.get(self._answer)), None
+            with contextlib.suppress(RayError):  # the board's node was lost: it is started again elsewhere
+                self._stop = bool(ray.get(self._answer))
+            self._answer = None
         if self._answer is None:
             self._answer = self._board.is_stopping.remote()
         look = now >= self._look_at

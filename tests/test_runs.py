@@ -1,6 +1,7 @@
 """Whole runs on a real Ray: lanes as dealt, a day trained once, resumed bit for bit, measured, and refused when bad."""
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -249,6 +250,47 @@ def _another_size(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"files_of_log": {file: size + 1 for file, size in content["files_of_log"].items()}}
 
 
+@pytest.mark.parametrize(
+    "num", [pytest.param(1, marks=pytest.mark.faults), pytest.param(2, marks=pytest.mark.faults), 3]
+)
+def test_days_of_all_sizes_twice(logs: Path, tmp_path: Path, ray_cluster: None, num: int) -> None:
+    """Catches a rank without a row, a day that fills its batches exactly, or a second pass, that loses or hangs."""
+    table = pq.read_table(logs / f"dt={DAYS[0]}")
+    sizes = {
+        "2026-01-01": [[1]],  # one row in all
+        "2026-01-02": [[64 * num]],  # one batch of every rank
+        "2026-01-03": [[40], [7]],  # fewer units than workers, where there are 3
+        "2026-01-04": [[200, 1, 90, 33], [3], [150, 2]],
+    }
+    for day, files in sizes.items():
+        (tmp_path / f"logs/dt={day}").mkdir(parents=True)
+        for part, groups in enumerate(files):
+            with pq.ParquetWriter(tmp_path / f"logs/dt={day}/part-{part}.parquet", table.schema) as writer:
+                for rows in groups:
+                    writer.write_table(table.slice(part * 500, rows), row_group_size=rows)
+    workers = {"num": num, "timeout_s": 60, "max_failures": 0}
+    config = _without_statistics(make_config(tmp_path / "logs", tmp_path / "root", workers=workers))
+    result = train(config, sorted(sizes), passes=2)
+    expected = [sum(map(sum, files)) for _, files in sorted(sizes.items())]
+    assert result["rows"] == 2 * sum(expected)
+    found = audit_line(config, None)
+    assert (found["days"], found["rows"]) == (2 * sorted(sizes), result["rows"])
+    line = Line.of(config.root, config.line)
+    newest = line.newest()
+    assert newest is not None
+    lineage = list(line.lineage(newest))
+    assert [m.content["rows"] for m in reversed(lineage)] == 2 * expected
+    assert [m.content["rows_in_space"]["ctr"] for m in reversed(lineage)] == 2 * expected
+    longest = [max(sum(map(_rows_of, lane)) for lane in m.content["lanes"]) for m in lineage]
+    assert lineage[0].step == sum(math.ceil(rows / 64) for rows in longest)
+
+
+def _rows_of(key: str) -> int:
+    """Rows of a unit, by its key."""
+    first, stop = key.rpartition("[")[2].removesuffix("]").split(":")
+    return int(stop) - int(first)
+
+
 def test_nothing_to_do(trained: tuple[Config, dict[str, Any]]) -> None:
     """Catches a second run over the same days that trains them again."""
     config, result = trained
@@ -281,6 +323,8 @@ def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_pat
     assert set(before) == set(after)
     assert any("momentum1" in name for name in before)
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    metrics = [evaluate(of, ["2026-01-03"], None, [])["tasks"] for of in (config, cut)]
+    assert metrics[0] == metrics[1]
 
 
 def test_resume_on_another_number_of_workers(
