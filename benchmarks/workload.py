@@ -14,6 +14,7 @@ from features.schema import Schema
 from features.statistics import StatisticsAccumulator
 from features.synthetic.logs import SyntheticConfig, make_part, write_day
 from pipeline.config import Config, parse_config
+from pipeline.lineage.seal import seal
 from pipeline.run import STATISTICS
 from pipeline.storage import Storage
 from pipeline.units import DayLog, list_days
@@ -90,8 +91,8 @@ def project(num_rows: int, row_group_rows: int, num_ids: int, **sections: dict[s
         statistics = StatisticsAccumulator(schema)
         sample = make_part(world.model_copy(update={"rows_per_day": 65_536}), DAY, 0)
         statistics.update({name: sample[name] for name in schema.columns()})
-        text = statistics.finish([DAY.isoformat()]).model_dump_json()
-        Storage(f"{folder}/lines/main").write(STATISTICS, text.encode())
+        content = statistics.finish([DAY.isoformat()]).model_dump(mode="json")
+        Storage(f"{folder}/lines/main").write(STATISTICS, seal(content))
         Path(folder, "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
         yield Path(folder)
 

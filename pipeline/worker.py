@@ -63,7 +63,7 @@ def set_device(config: Config, local_rank: int) -> torch.device:
     CUDA and NCCL are chosen by the config; they have not been run on the machines that this was written on.
     """
     torch.set_num_threads(config.workers.threads)
-    _pin_arithmetic(config.workers.deterministic)
+    pin_arithmetic(config.workers.deterministic)
     if config.workers.device == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
@@ -73,7 +73,7 @@ def set_device(config: Config, local_rank: int) -> torch.device:
     return device
 
 
-def _pin_arithmetic(deterministic: bool) -> None:
+def pin_arithmetic(deterministic: bool) -> None:
     """Let every kernel add in a fixed order, and fail where it has none; or choose the fastest."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for

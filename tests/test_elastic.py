@@ -53,7 +53,7 @@ def _elastic(logs: Path, root: Path, address: str) -> Config:
     ingest = {"batch_size": 8, "unit": {"max_rows": 100}, "object_store_mb": 8, "read_cpus": 0.25}
     config = config_of(logs, root, checkpoint={"every_steps": EVERY, "keep": 100}, ray={"address": address})
     sections = {"workers": workers, "ingest": ingest}
-    return type(config).model_validate(config.model_dump(by_alias=True) | sections)
+    return type(config).model_validate(config.model_dump(by_alias=True, exclude_defaults=True) | sections)
 
 
 def test_nodes_come_and_go(tmp_path: Path, cluster: Cluster, start_command: Any) -> None:

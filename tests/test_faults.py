@@ -334,7 +334,7 @@ def start_command(tmp_path: Path) -> Iterator[Callable[[Config], Command]]:
             if command.process.poll() is None:
                 seen.update({process.pid: process for process in command.started()})
         file = tmp_path / f"config-{len(started)}.yaml"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
         log = tmp_path / f"log-{len(started)}"
         with log.open("w") as stderr:
             arguments = [sys.executable, "-m", "jobs.train", "--config", str(file), "--days", DAY]
