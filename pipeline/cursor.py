@@ -110,15 +110,18 @@ class DayCursor:
         """
         places = {unit.key: index for index, unit in enumerate(units)}
         cursor = cls(in_space=list(data.get("in_space", [])))
-        for key, (count, total) in data.get("units", {}).items():
+        quarantined = data.get("quarantined", {})
+        trained = data.get("units", {}) | {key: (0, 0) for key in quarantined if key not in data.get("units", {})}
+        for key, (count, total) in trained.items():
             if key not in places or count > units[places[key]].num_rows:
                 raise DataError(
                     f"the checkpoint has trained {count} rows of {key}, the log of that day has changed since: "
                     "restore the file, or train the day on a new line"
                 )
-            cursor.seen[places[key]] = count
-            cursor.sums[places[key]] = int(total)
-        cursor.quarantined = {places[key]: reason for key, reason in data.get("quarantined", {}).items()}
+            if count:
+                cursor.seen[places[key]] = count
+                cursor.sums[places[key]] = int(total)
+        cursor.quarantined = {places[key]: reason for key, reason in quarantined.items()}
         return cursor
 
 

@@ -6,7 +6,7 @@ is sent cannot come from different checkpoints, and two starts never write into 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ class ResumePoint:
         complete: Whether all rows of the day have been stepped.
         seed: Of the run that wrote it.
         shuffle_rows: Whether that run shuffled rows within their unit.
+        files: Sizes in bytes of the day's files, when they were read.
     """
 
     checkpoint: str
@@ -49,6 +50,7 @@ class ResumePoint:
     complete: bool
     seed: int
     shuffle_rows: bool
+    files: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +158,15 @@ class RunPlan:
             )
         then = {key for lane in resume.lanes for key in lane} | set(resume.seen["units"])
         changed = sorted(then ^ {unit.key for unit in day.units})
-        if changed:
+        what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
+        rewritten = sorted(file for file, size in resume.files.items() if day.files.get(file, size) != size)
+        if rewritten and not changed:
+            file = rewritten[0]
+            what = f"{file} had {resume.files[file]} bytes and has {day.files[file]}"
+        if what:
             raise DataError(
                 f"{resume.checkpoint} is within {day.day}, whose log or ingest.unit.max_rows has changed since "
-                f"({len(changed)} units, e.g. {changed[0]}): restore them, or train the day on a new line"
+                f"({what}): restore them, or train the day on a new line"
             )
 
     def entries(self, segments: Sequence[tuple[DayLog, Header]], num_ranks: int) -> list[Entry]:

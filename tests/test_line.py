@@ -39,7 +39,7 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
         files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"step": step, "day": day, "pass": 0, "cursor": {"units": {}}, "lanes": [["unit"]], "complete": False}
     manifest |= {"files": files, "config": {"seed": 3, "ingest": {"shuffle": {"rows": True}}}}
-    manifest |= {"format": FORMAT, "attempt": attempt, "parent": None}
+    manifest |= {"format": FORMAT, "attempt": attempt, "parent": None, "files_of_log": {}}
     line.storage.write(f"{name}/manifest.json", seal(manifest | changes))
     return name
 

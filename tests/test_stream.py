@@ -165,6 +165,7 @@ def _checkpoint(plan: RunPlan, header: Header, day: DayLog, cursor: DayCursor, *
         complete=complete,
         seed=plan.seed,
         shuffle_rows=plan.ingest.shuffle.rows,
+        files=day.files,
     )
 
 
@@ -442,6 +443,19 @@ def test_a_day_that_has_changed_is_not_resumed(
     with pytest.raises(DataError, match=rf"^checkpoints/somewhere is within 2026-03-01, .*{message}") as caught:
         replace(changed, start=lambda: Start(None, checkpoint)).segments(num_ranks)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_encoder: Encoder):
+    """A file with as many rows but other ones goes on where the old one was, and no count shows it."""
+    plan = replace(_SORTED, days=[[[9, 5], [7]]]).plan(write_log, tiny_encoder)
+    checkpoint = _train(plan, 2, max_steps=1).checkpoint
+    assert checkpoint is not None
+    file = f"dt={DAYS[0]}/part-1.parquet"
+    size = checkpoint.files[file]
+    changed = replace(checkpoint, files={**checkpoint.files, file: size - 1})
+    message = rf"has changed since \({file} had {size - 1} bytes and has {size}\): restore them"
+    with pytest.raises(DataError, match=message):
+        replace(plan, start=lambda: Start(None, changed)).segments(2)
 
 
 def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):

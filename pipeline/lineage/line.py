@@ -64,6 +64,7 @@ class Manifest:
             complete=content["complete"],
             seed=content["config"]["seed"],
             shuffle_rows=content["config"]["ingest"]["shuffle"]["rows"],
+            files=content["files_of_log"],
         )
 
 
