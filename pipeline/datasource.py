@@ -27,6 +27,7 @@ from pipeline.storage import Storage
 from pipeline.units import Unit, first_line, is_bad_file
 
 _SKIP_ROWS = 8192  # read at a time, at least
+_BUFFER_BYTES = 1 << 20  # of a column, read ahead from a local file
 
 Kind = Literal["start", "unit", "blank", "bad"]
 
@@ -219,9 +220,11 @@ class _RowGroupReader:
     """Decodes a row group forwards, in the ranges that are asked for."""
 
     def __init__(self, logs: Storage, unit: Unit, columns: list[str]) -> None:
+        # A map of a file that somebody cuts short would end the process with a SIGBUS; a read ends with an error.
         source = logs.path(unit.file) if logs.is_local else logs.open_read(unit.file)
+        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
         # Without the checksums, which its writer has to ask for, most flipped bytes of a page are read as other values.
-        self._file = pq.ParquetFile(source, memory_map=logs.is_local, page_checksum_verification=True)
+        self._file = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
         self._of = (unit.file, unit.row_group)
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())

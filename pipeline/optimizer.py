@@ -59,7 +59,7 @@ class DenseOptimizerConfig(Declaration):
 
     kind: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
 

@@ -12,13 +12,14 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
 from pipeline.config import Config
+from pipeline.failures import run_failed
 from pipeline.lineage.line import Line, Manifest
 from pipeline.lineage.seal import unseal
 from pipeline.progress import ProgressBoard, ProgressWatcher
@@ -196,6 +197,9 @@ def run_workers(
 
     Returns:
         What rank 0's worker returned. Reports to Ray Train would be kept with checkpoints only, and those are ours.
+
+    Raises:
+        RunFailed: The workers, or Ray Train itself, failed.
     """
     workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
     num_workers = workers.num if workers.min is None else (workers.fewest, workers.most)
@@ -222,6 +226,8 @@ def run_workers(
     try:
         with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop):
             result = trainer.fit()
+    except TrainingFailedError as error:
+        raise run_failed(error) from error
     finally:
         Storage(config.root).remove(f"ray/{name}")
     return result.return_value or {}

@@ -218,7 +218,7 @@ class RunPlan:
             UnitDatasource(plan, tasks),
             override_num_blocks=len(tasks),
             concurrency=self.ingest.read_tasks,
-            ray_remote_args={"num_cpus": self.ingest.read_cpus},
+            num_cpus=self.ingest.read_cpus,
         )
 
 

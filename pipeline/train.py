@@ -115,6 +115,8 @@ class Trainer:
     def restore(self, header: Header) -> None:
         """Load the checkpoint that the stream was planned for."""
         if header.checkpoint is None:
+            if self.step == 0:
+                logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
         read_checkpoint(self._state, self._job.line.storage, header.checkpoint, self._groups.control)
         manifest = self._job.line.read_manifest(header.checkpoint)
@@ -123,7 +125,7 @@ class Trainer:
         self._days_done = manifest.content["days_done"]
         self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
         self.newest = header.checkpoint
-        logger.info("restored %s, step %d", header.checkpoint, self.step)
+        logger.info("attempt %s goes on from %s, on %d workers", header.attempt, self.newest, dist.get_world_size())
 
     def quarantine(self, parcel: Parcel) -> None:
         """Note a unit of this rank that could not be read; it is passed over."""

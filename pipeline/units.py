@@ -163,12 +163,20 @@ def _footer(logs: Storage, file: str) -> tuple[pq.FileMetaData, pa.Schema, int]:
     try:
         with logs.open_read(file) as opened:
             parquet = pq.ParquetFile(opened)
+            _check_rows(parquet.metadata)
             return parquet.metadata, parquet.schema_arrow, opened.seek(0, 2)
     except Exception as error:
         if not is_bad_file(error):
             raise
         reason = first_line(error)
         raise DataError(f"{logs.url}/{file} is not readable Parquet ({reason}): write the file again") from error
+
+
+def _check_rows(footer: pq.FileMetaData) -> None:
+    """Hold a footer, which has no checksum, against itself: a row group without rows would be left out in silence."""
+    groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    if sum(groups) != footer.num_rows or min(groups, default=0) < 0:
+        raise pa.ArrowInvalid(f"the footer says {footer.num_rows} rows, its row groups have {sum(groups)}")
 
 
 def is_bad_file(error: BaseException) -> bool:

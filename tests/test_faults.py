@@ -268,7 +268,7 @@ def test_a_worker_that_is_stopped(
     logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
     """Catches ranks that wait for ever for one that lives and does not answer, or a stopped one that wakes up."""
-    config = config_of(logs, tmp_path / "root", workers={"timeout_s": 20})
+    config = config_of(logs, tmp_path / "root", workers={"timeout_s": 15})
     fault = Fault("stop", 2 * EVERY + 5, 1, tmp_path / "fault")
     _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
     after = [when for when, _, _ in _stepped(fault.folder) if when > fault.happened_at + 5]
@@ -288,6 +288,7 @@ def test_a_write_that_fails_fails_the_run(
     assert [manifest.step for manifest in line.manifests()] == [EVERY]
     (record,) = line._attempts([DAY])
     assert record["result"] == "failed"
+    assert record["reason"].startswith(f"rank 0, 1: RuntimeError: checkpoint checkpoints/{DAY}/0001/0000000050 was not")
     assert "No space left on device" in record["reason"]
 
 
