@@ -33,7 +33,7 @@ def run(quick: bool) -> dict[str, Any]:
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        Line.of(folder, "main").begin_attempt([_DAY], {}, lambda: None)
+        Line.of(folder, "main").begin_attempt([_DAY], {"run": "a"}, lambda: None)
         rows, turns = (_QUICK_ROWS, 4) if quick else (_ROWS, 6)
         work = partial(_measure, folder=folder, rows=rows, turns=turns)
         with context.Pool(_RANKS, maxtasksperchild=1) as pool:
@@ -79,8 +79,8 @@ def _measure(rank: int, folder: str, rows: int, turns: int) -> dict[str, float]:
     state = build_state(_config(rows), groups.training, torch.device("cpu"))
     state.optimizer.materialise()
     copied = _memcpy(state, turns)
-    background = _save(Saver(line, CheckpointConfig(keep=1), groups.saving), state, groups, range(turns + 1))
-    foreground = CheckpointConfig(keep=1, background=False)
+    background = _save(Saver(line, CheckpointConfig(keep=2), groups.saving), state, groups, range(turns + 1))
+    foreground = CheckpointConfig(keep=2, background=False)
     waited = _save(Saver(line, foreground, groups.saving), state, groups, range(100, 103))
     dist.destroy_process_group()
     return copied | {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,21 @@ class GroupedLayer(nn.Module):
         return layers.reshape(-1, self.num_layers, self.out_features)
 
 
+def grouped_layers(in_features: int, layers: Sequence[int], counts: Sequence[int]) -> nn.Sequential:
+    """Stack grouped layers to MLPs of one shape, each ending in ReLU: input g is read by `counts[g]` of them.
+
+    Args:
+        in_features: Width of each input.
+        layers: Widths of an MLP's layers; one or more.
+        counts: As of `GroupedLayer`.
+
+    Returns:
+        A module from (B, input, in_features) to (B, MLP, layers[-1]).
+    """
+    deeper = [GroupedLayer(*widths, [1] * sum(counts)) for widths in pairwise(layers)]
+    return nn.Sequential(GroupedLayer(in_features, layers[0], counts), *deeper)
+
+
 class BlockLinear(nn.Module):
     """Thin linear maps over several inputs as one matrix product: input i is read by `counts[i]` rows of the weight.
 
@@ -129,23 +145,33 @@ class BlockLinear(nn.Module):
 class Gates(nn.Module):
     """All gates of a level: gate g weighs the experts that it may choose by softmax(W_g s_g), s_g being its selector.
 
-    Source: Eq. 3 of PLE (Tang et al., RecSys 2020), which has no bias.
+    Source: Eq. 3 of PLE (Tang et al., RecSys 2020), which has no bias. Dropout of gates: Zhao et al., "Recommending
+    What Video to Watch Next", RecSys 2019: an expert's weight is set to 0 and the softmax renormalised, against gates
+    that polarise. Our reading: drawn for every row, gate and expert by itself, in training only, and a gate that would
+    lose all its experts keeps them all.
 
     Args:
         in_features: Width of a selector.
         num_selectors: 1 where all gates read the same; else gate g reads selector g, and others may follow.
         choices: For each gate, the experts that it may choose; at least one.
         num_experts: Experts of the level.
+        dropout: How likely a gate loses an expert for a row, in training; below 1.
     """
 
     choices: Tensor
 
     def __init__(
-        self, in_features: int, num_selectors: int, choices: Sequence[Sequence[int]], num_experts: int
+        self,
+        in_features: int,
+        num_selectors: int,
+        choices: Sequence[Sequence[int]],
+        num_experts: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_gates, self.num_experts = len(choices), num_experts
+        self.num_gates, self.num_experts, self.dropout = len(choices), num_experts, dropout
         chosen = [gate * num_experts + expert for gate, experts in enumerate(choices) for expert in experts]
+        self.chooses_all = chosen == list(range(self.num_gates * num_experts))
         self.register_buffer("choices", torch.tensor(chosen), persistent=False)
         counts = [len(experts) for experts in choices] + [0] * (num_selectors - len(choices))
         self.logits = BlockLinear(in_features, counts if num_selectors > 1 else [len(chosen)], bias=False)
@@ -153,6 +179,14 @@ class Gates(nn.Module):
     def forward(self, selectors: Float[Tensor, "batch selector in_features"]) -> Float[Tensor, "batch gate expert"]:
         """Weigh the experts: a gate's weights sum to 1, and are exactly 0 for the experts that it may not choose."""
         logits = self.logits(selectors)
-        table = logits.new_full((logits.shape[0], self.num_gates * self.num_experts), -math.inf)
-        table = table.index_copy(1, self.choices, logits)
-        return table.view(-1, self.num_gates, self.num_experts).softmax(-1)
+        if not self.chooses_all:
+            table = logits.new_full((logits.shape[0], self.num_gates * self.num_experts), -math.inf)
+            logits = table.index_copy(1, self.choices, logits)
+        logits = logits.view(-1, self.num_gates, self.num_experts)
+        return (self._dropped(logits) if self.training and self.dropout > 0 else logits).softmax(-1)
+
+    def _dropped(self, logits: Float[Tensor, "batch gate expert"]) -> Float[Tensor, "batch gate expert"]:
+        """Drop logits, not weights: a weight that has underflowed to 0 could not be renormalised."""
+        lost = torch.rand_like(logits, dtype=torch.float32) < self.dropout
+        kept = logits.masked_fill(lost, -math.inf)
+        return torch.where(kept.amax(-1, keepdim=True) > -math.inf, kept, logits)

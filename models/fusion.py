@@ -28,6 +28,30 @@ class FusionNetwork(nn.Module):
         """Make each task's representation."""
         raise NotImplementedError
 
+    def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
+        """Weigh the experts as `forward` does, for reports on their use; in evaluation mode nothing is dropped.
+
+        Returns:
+            One tensor per level from the input upwards, each gate's weights summing to 1; none without gates.
+        """
+        return []
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """Compute what the network asks the loss to add for its own parameters, its weight included.
+
+        It depends on parameters alone, never on a batch: so it is the same on all ranks, and the mean of their
+        gradients counts it once, however many ranks there are.
+
+        Returns:
+            A scalar, or None where there is nothing to add: then the loss is left as it is, bit by bit.
+        """
+        return None
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Count what a module learns: of a network, or of a `models.ranker.Head` with the towers."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
 
 def in_slabs(
     fuse: Callable[[Tensor], Tensor], x: Float[Tensor, "batch in_features"]

@@ -10,9 +10,24 @@ from typing import Annotated
 from pydantic import Field
 
 from models.fusion import FusionNetwork
+from models.mmoe import MLMMoEConfig, MMoEConfig, OMoEConfig
 from models.ple import CGCConfig, PLEConfig
+from models.sharing import AsymmetricSharingConfig, CustomizedSharingConfig, HardSharingConfig
+from models.stitch import CrossStitchConfig, SluiceConfig
 
-NetworkConfig = Annotated[PLEConfig | CGCConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[
+    PLEConfig
+    | CGCConfig
+    | MMoEConfig
+    | OMoEConfig
+    | MLMMoEConfig
+    | HardSharingConfig
+    | AsymmetricSharingConfig
+    | CustomizedSharingConfig
+    | CrossStitchConfig
+    | SluiceConfig,
+    Field(discriminator="kind"),
+]
 
 
 def build_network(config: NetworkConfig, in_features: int, task_names: Sequence[str]) -> FusionNetwork:

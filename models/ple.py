@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from features.errors import ConfigError
 from features.schema import Declaration
-from models.experts import Gates, GroupedLayer
+from models.experts import Gates, grouped_layers
 from models.fusion import FusionNetwork, in_slabs
 
 
@@ -72,14 +72,17 @@ class ExtractionLevel(nn.Module):
         level: The experts.
         is_first: Every expert and gate reads the one input x.
         is_last: No level follows, so the shared experts have no gate.
+        gate_dropout: As of `Gates`.
     """
 
-    def __init__(self, in_features: int, level: Level, *, is_first: bool, is_last: bool) -> None:
+    def __init__(
+        self, in_features: int, level: Level, *, is_first: bool, is_last: bool, gate_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         counts = [level.num_experts] if is_first else [*level.num_experts_per_task, level.num_shared_experts]
-        deeper = [GroupedLayer(*widths, [1] * level.num_experts) for widths in pairwise(level.expert_layers)]
-        self.experts = nn.Sequential(GroupedLayer(in_features, level.expert_layers[0], counts), *deeper)
-        self.gates = Gates(in_features, len(counts), level.choices(is_last=is_last), level.num_experts)
+        self.experts = grouped_layers(in_features, level.expert_layers, counts)
+        choices = level.choices(is_last=is_last)
+        self.gates = Gates(in_features, len(counts), choices, level.num_experts, gate_dropout)
 
     def forward(
         self, inputs: Float[Tensor, "batch input in_features"]
@@ -107,9 +110,10 @@ class PLE(FusionNetwork):
         in_features: Width of the input.
         num_tasks: K.
         levels: From the input upwards.
+        gate_dropout: How likely a gate loses an expert for a row, in training; see `models.experts.Gates`.
     """
 
-    def __init__(self, in_features: int, num_tasks: int, levels: Sequence[Level]) -> None:
+    def __init__(self, in_features: int, num_tasks: int, levels: Sequence[Level], *, gate_dropout: float = 0.0) -> None:
         super().__init__()
         if not levels:
             raise ValueError("PLE needs at least one level")
@@ -121,7 +125,7 @@ class PLE(FusionNetwork):
         self.out_features = widths[-1]
         last = len(levels) - 1
         self.levels = nn.ModuleList(
-            ExtractionLevel(width, level, is_first=index == 0, is_last=index == last)
+            ExtractionLevel(width, level, is_first=index == 0, is_last=index == last, gate_dropout=gate_dropout)
             for index, (width, level) in enumerate(zip(widths[:-1], levels, strict=True))
         )
 
@@ -136,7 +140,7 @@ class PLE(FusionNetwork):
         return fused
 
     def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
-        """Weigh the experts as `forward` does, for reports on their use.
+        """Weigh the experts as `forward` does; see `FusionNetwork.gate_weights`.
 
         Returns:
             One tensor per level. Gates: every task's, then below the last level the shared one. Experts: those of
@@ -194,14 +198,17 @@ class PLEConfig(Declaration):
     Args:
         kind: `ple`.
         levels: From the input upwards.
+        gate_dropout: How likely a gate loses an expert for a row, in training.
     """
 
     kind: Literal["ple"]
     levels: list[LevelConfig] = Field(min_length=1)
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> PLE:
         """Unpack into the network; see `models.network.build_network`."""
-        return PLE(in_features, len(task_names), [level.for_tasks(task_names) for level in self.levels])
+        levels = [level.for_tasks(task_names) for level in self.levels]
+        return PLE(in_features, len(task_names), levels, gate_dropout=self.gate_dropout)
 
 
 class CGCConfig(LevelConfig):
@@ -212,10 +219,12 @@ class CGCConfig(LevelConfig):
         expert_layers: As of a level of `ple`, like the other keys.
         num_experts_per_task: Experts of each task's own.
         num_shared_experts: Experts that all tasks share.
+        gate_dropout: How likely a gate loses an expert for a row, in training.
     """
 
     kind: Literal["cgc"]
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> PLE:
         """Unpack into the network; see `models.network.build_network`."""
-        return PLE(in_features, len(task_names), [self.for_tasks(task_names)])
+        return PLE(in_features, len(task_names), [self.for_tasks(task_names)], gate_dropout=self.gate_dropout)

@@ -9,6 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.batch import RankingBatch
+from models.fusion import FusionNetwork
 from models.inputs import InputArch
 from models.loss import UnionSpaceLoss
 
@@ -17,12 +18,12 @@ class Head(nn.Module):
     """A multi-task network and its towers: (B, d) -> (B, sum of outputs).
 
     Args:
-        network: (B, d) -> (B, K, h), e.g. `models.ple.PLE`.
+        network: (B, d) -> (B, K, h), e.g. `models.ple.PLE`; its `penalty` joins the loss.
         towers: (B, K, h) -> (B, sum of outputs).
         autocast: Compute matrix products in this type (bfloat16); None: in the parameters' own.
     """
 
-    def __init__(self, network: nn.Module, towers: nn.Module, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, network: FusionNetwork, towers: nn.Module, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.network = network
         self.towers = towers
@@ -85,10 +86,13 @@ class RankerTrain(nn.Module):
         """One forward pass.
 
         Returns:
-            The weighted loss, a scalar, and what comes back with the step.
+            The weighted loss with the network's penalty, a scalar, and what comes back with the step.
         """
         outputs = self.ranker(batch.sparse, batch.dense)
         total, losses = self.loss(
             outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights
         )
+        penalty = self.ranker.head.network.penalty()
+        if penalty is not None:
+            total = total + penalty
         return total, StepOutput(losses.detach(), outputs.detach(), batch)

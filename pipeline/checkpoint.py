@@ -38,13 +38,14 @@ class CheckpointConfig(Declaration):
 
     Args:
         every_steps: Also after this many steps; absent: only at the end of a day.
-        keep: Checkpoints within a day that stay, per attempt, beside the finished day's.
+        keep: Checkpoints within a day that stay, per attempt, beside the finished day's; two, since another attempt may
+            just be starting from the last but one.
         background: Write while training goes on, from a copy of the tensors in memory; without, training waits.
         timeout_s: A write for which one rank waits longer than this for another has failed.
     """
 
     every_steps: int | None = Field(default=None, ge=1)
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=2)
     background: bool = True
     timeout_s: int = Field(default=1800, ge=10)
 

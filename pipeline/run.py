@@ -76,15 +76,25 @@ def _check_resources(config: Config) -> None:
             f"{workers.fewest} workers of {workers.cpus:g} logical CPUs and one data task need {needed:g}, the cluster "
             f"has {found:g}: use fewer workers, lower workers.cpus, or a larger cluster"
         )
-    spare = sum(node["Resources"].get("CPU", 0) % workers.cpus for node in ray.nodes() if node["Alive"])
-    if workers.min is not None and spare < reading:
+    if workers.min is not None and not _has_room_to_read(config, [_cpus(node) for node in ray.nodes()]):
         raise ConfigError(
-            f"workers.min and workers.max let workers of {workers.cpus:g} CPUs fill the nodes; {spare:g} CPUs are "
-            f"left for data tasks of {reading:g}: let workers.cpus not divide a node's CPUs evenly, or lower "
-            "ingest.read_cpus"
+            f"up to {workers.most} workers of {workers.cpus:g} CPUs fill the nodes, and none has left what a data task "
+            f"takes, {reading:g} CPUs: let workers.cpus not divide a node's CPUs evenly, or lower ingest.read_cpus"
         )
     if workers.device == "cuda" and resources.get("GPU", 0) < workers.fewest:
         raise ConfigError(f"{workers.fewest} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")
+
+
+def _cpus(node: dict[str, Any]) -> float:
+    return node["Resources"].get("CPU", 0.0) if node["Alive"] else 0.0
+
+
+def _has_room_to_read(config: Config, nodes: Sequence[float]) -> bool:
+    """Whether elastic workers, which take what they find, leave a data task the CPUs that it needs on some node."""
+    cpus, reading = config.workers.cpus, config.ingest.read_cpus
+    slots = [int(node / cpus + 1e-9) for node in nodes]
+    left = max(node - count * cpus for node, count in zip(nodes, slots, strict=True))
+    return left >= reading - 1e-9 or (sum(slots) > config.workers.most and cpus >= reading)
 
 
 def load_statistics(config: Config, line: Line) -> Statistics | None:
@@ -186,8 +196,10 @@ def _publish_again(line: Line, finished: Manifest) -> None:
     """Publish what a run finished that was killed just before it could."""
     latest = line.latest()
     if latest is None or latest["checkpoint"] != finished.checkpoint:
-        attempt, _ = line.begin_attempt([finished.day], {"run": uuid.uuid4().hex}, lambda: finished)
+        run = {"run": uuid.uuid4().hex}
+        attempt, _ = line.begin_attempt([finished.day], run, lambda: finished)
         line.publish(finished.day, finished.checkpoint, attempt)
+        line.end_attempts([finished.day], run["run"], {"result": "done"})
 
 
 def run_workers(
@@ -271,6 +283,13 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
             f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config or start "
             "a new root"
         )
+    for part in ("tables", "dense"):
+        old, new = manifest.content["config"]["optimizer"][part]["kind"], getattr(config.optimizer, part).kind
+        if old != new:
+            raise DataError(
+                f"checkpoint {manifest.checkpoint} was trained with optimizer.{part}.kind {old}, the config has {new}: "
+                "restore the old config or start a new root"
+            )
     if manifest.content["schema_fingerprint"] == config.log_schema.fingerprint():
         return
     then = manifest.content["config"]["schema"]

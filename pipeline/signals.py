@@ -35,7 +35,7 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: it was not set from Python
 
     def handle(number: int, frame: Any) -> None:
         event.set()

@@ -157,6 +157,7 @@ class RunPlan:
                 "the day is done"
             )
         then = {key for lane in resume.lanes for key in lane} | set(resume.seen["units"])
+        then |= set(resume.seen.get("quarantined", {}))
         changed = sorted(then ^ {unit.key for unit in day.units})
         what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
         rewritten = sorted(file for file, size in resume.files.items() if day.files.get(file, size) != size)

@@ -213,9 +213,11 @@ class Trainer:
         check_quarantine(cursor, day, self._job.config.ingest.max_quarantined)
         problems = audit(cursor, day.units) if complete else []
         if problems:
-            raise RuntimeError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
+            raise DataError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
         # A day may end on the very step of a checkpoint within it, and two checkpoints never share a directory.
         name = f"checkpoints/{day.day}/{header.attempt}/{self.step:010d}{'-day' if complete else ''}"
+        if name == self.newest:  # asked to end just after a save
+            return
         manifest = describe(self._job.config, self._job.statistics, header, day, cursor) | facts
         manifest |= {"complete": complete, "parent": self._parent, "attempt": header.attempt, "step": self.step}
         manifest |= {"days_done": self._days_done, "sharding": table_shardings(self._state.model)}

@@ -46,7 +46,7 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
 
 def _begin(line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, **record: Any) -> str:
     """Take the line over, from a checkpoint or from nothing."""
-    return line.begin_attempt(days, record, lambda: start)[0]
+    return line.begin_attempt(days, {"run": uuid.uuid4().hex} | record, lambda: start)[0]
 
 
 # --- Attempts ---
@@ -82,7 +82,7 @@ def test_an_attempt_chooses_again_when_it_is_overtaken(line: Line):
             line.publish(DAYS[1], newer, holder)
         return chosen[-1]
 
-    attempt, start = line.begin_attempt(DAYS, {}, choose)
+    attempt, start = line.begin_attempt(DAYS, {"run": "mine"}, choose)
     assert (attempt, len(chosen)) == ("0002", 2)
     assert start is not None
     assert start.checkpoint == newer
@@ -92,15 +92,15 @@ def test_the_record_of_an_attempt(line: Line):
     """When it ends, it is forgotten what it was; or a restart of the workers leaves no trace."""
     older = _save(line, 10)
     _begin(line, DAYS, run="a", passes=2)
-    other = _begin(line, DAYS[:1], run="b")
     attempt = _begin(line, DAYS, line.read_manifest(older), run="a", passes=2)
-    assert line.attempt_of(DAYS, "a") == attempt == "0003"
+    other = _begin(line, DAYS[:1], run="b")
+    assert line.attempt_of(DAYS, "a") == attempt == "0002"
     line.end_attempts(DAYS, "a", {"result": "done"})
     for day in DAYS:
         first, last = (unseal(line.storage.read(f"attempts/{day}/{name}.json")) for name in ("0001", attempt))
         begun = {"run": "a", "passes": 2, "days": DAYS}
         assert first == begun | {"attempt": 1, "start": None, "start_step": 0, "result": "restarted"}
-        assert last == begun | {"attempt": 3, "start": older, "start_step": 10, "result": "done"}
+        assert last == begun | {"attempt": 2, "start": older, "start_step": 10, "result": "done"}
     assert "result" not in unseal(line.storage.read(f"attempts/{DAYS[0]}/{other}.json"))
 
 
@@ -134,6 +134,15 @@ def test_a_line_that_was_taken_over_is_not_published_on(any_line: Line):
     with pytest.raises(DataError, match="attempt 0001 no longer holds"):
         any_line.publish(DAYS[0], finished, old)
     assert any_line.latest() is None
+
+
+def test_a_run_that_was_taken_over_does_not_take_the_line_back(line: Line):
+    """Its workers hang, somebody starts a second run, the time-out fires, and Ray starts the workers of the first."""
+    _begin(line, run="first")
+    second = _begin(line, run="second")
+    with pytest.raises(DataError, match=r"attempt 0001 no longer holds .*: attempt 0002 has begun since"):
+        _begin(line, run="first")
+    assert _begin(line, run="second") > second  # negative control: its own workers may be started again
 
 
 def test_a_line_that_is_taken_over_during_a_publication(line: Line, monkeypatch: pytest.MonkeyPatch):

@@ -219,6 +219,11 @@ def test_the_audit_of_a_line(trained: tuple[Config, dict[str, Any]], tmp_path: P
     shutil.copytree(config.root, tmp_path / "root")
     cut = config.model_copy(update={"root": str(tmp_path / "root")})
     storage = Line.of(cut.root, cut.line).storage
+    parent = str(within.content["parent"])
+    hidden = storage.read(f"{parent}/manifest.json")
+    storage.remove(f"{parent}/manifest.json")
+    assert audit_line(cut, None)["result"] == f"every row once since {DAYS[1]}; {parent} is gone"
+    storage.write(f"{parent}/manifest.json", hidden)
     for checkpoint, change, expected in (
         (result["checkpoint"], _one_row_less, "199 rows trained of 200"),
         (within.checkpoint, _another_sum, "rows trained, but not each of them once"),
@@ -385,7 +390,7 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     config = _without_statistics(make_config(logs, tmp_path, ingest=ingest))
     plan = plan_of(config, DAYS[:1], units=15)
     line = Line.of(config.root, config.line)
-    attempt, _ = line.begin_attempt(DAYS[:1], {}, lambda: None)
+    attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda: None)
     plan = replace(plan, start=partial(Start, attempt))
     board = ProgressBoard.remote()
     job = TrainJob(config, None, line, plan.days, 1, board)

@@ -8,6 +8,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -456,6 +457,21 @@ def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_
     message = rf"has changed since \({file} had {size - 1} bytes and has {size}\): restore them"
     with pytest.raises(DataError, match=message):
         replace(plan, start=lambda: Start(None, changed)).segments(2)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
+    """A second resume within the day misses the unit, which is in no lane any more, and says that the log changed."""
+    plan = replace(_SORTED, days=[[[9, 5], [7]]]).plan(write_log, tiny_encoder)
+    checkpoint = _train(plan, 2, max_steps=1).checkpoint
+    assert checkpoint is not None
+    (key, *_) = [unit.key for unit in plan.days[0].units if unit.key not in checkpoint.seen["units"]]
+    bad = replace(checkpoint, seen=checkpoint.seen | {"quarantined": {key: "a reason"}})
+    for _ in range(2):
+        _, header = replace(plan, start=partial(Start, None, bad)).segments(num_ranks)[0]
+        lanes = [[plan.days[0].units[index].key for index in lane] for lane in header.lanes]
+        assert key not in [unit for lane in lanes for unit in lane]
+        bad = replace(bad, lanes=lanes)
 
 
 def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):

@@ -94,15 +94,21 @@ class Line:
 
         Args:
             days: ISO dates that the attempt will train.
-            record: What is known of the attempt when it begins.
+            record: What is known of the attempt when it begins; `run` names the command that it belongs to.
             choose: Finds the checkpoint to start from; called again where another attempt begins meanwhile.
 
         Returns:
             The attempt's name, e.g. `0003`, which no other has or will have, and the checkpoint to start from.
+
+        Raises:
+            DataError: The run has begun before, and another one has taken the line over since.
         """
         while True:
             found = self.storage.read_versioned(LATEST)
             current = self._unsealed(LATEST, found[0]) if found else {"fence": 0}
+            own = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == record["run"]]
+            if own:  # the workers of a run that has begun before are started again
+                self._check_fence(f"{own[-1]:04d}", current["fence"])
             start = choose()
             number = current["fence"] + 1
             # The holder makes the content unique: a put whose answer was lost recognises itself.
@@ -117,7 +123,7 @@ class Line:
 
     def end_attempts(self, days: Sequence[str], run: str, record: dict[str, Any]) -> None:
         """Add to the records of a run's attempts how they ended; all but the last were restarted."""
-        mine = [attempt for attempt in self._attempts(days) if attempt.get("run") == run and "result" not in attempt]
+        mine = [attempt for attempt in self._attempts(days) if attempt["run"] == run and "result" not in attempt]
         for attempt in mine:
             ended = record if attempt is mine[-1] else {"result": "restarted"}
             for day in attempt["days"]:
@@ -125,7 +131,7 @@ class Line:
 
     def attempt_of(self, days: Sequence[str], run: str) -> str:
         """The newest attempt of a run."""
-        mine = [attempt["attempt"] for attempt in self._attempts(days) if attempt.get("run") == run]
+        mine = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == run]
         return f"{mine[-1]:04d}"
 
     def _attempts(self, days: Sequence[str]) -> list[dict[str, Any]]:
@@ -147,7 +153,9 @@ class Line:
         Raises:
             DataError: Another attempt has begun since.
         """
-        fence = self._fence()
+        self._check_fence(attempt, self._fence())
+
+    def _check_fence(self, attempt: str, fence: int) -> None:
         if fence != int(attempt):
             raise DataError(
                 f"attempt {attempt} no longer holds {self.storage.url}: attempt {fence:04d} has begun since. This one "
@@ -182,10 +190,9 @@ class Line:
         except ValueError as error:
             logger.warning("checkpoint %s is passed over: its manifest is damaged (%s)", checkpoint, error)
             return None
-        if content.get("format") != FORMAT:
-            logger.warning(
-                "checkpoint %s is passed over: format %s, this version reads %s", checkpoint, content["format"], FORMAT
-            )
+        found = content.get("format")
+        if found != FORMAT:
+            logger.warning("checkpoint %s is passed over: format %s, this version reads %s", checkpoint, found, FORMAT)
             return None
         return Manifest(checkpoint, content)
 

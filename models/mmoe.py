@@ -1,0 +1,212 @@
+"""MMoE and its kin: experts that all tasks share, weighed by gates that all read the same.
+
+Sources: Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018
+(MMoE, OMoE); Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020, figure 1h (ML-MMoE); Zhao et al.,
+"Recommending What Video to Watch Next", RecSys 2019 (shared hidden layer, dropout of gates).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from features.schema import Declaration
+from models.experts import Gates, grouped_layers
+from models.fusion import FusionNetwork, in_slabs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedExperts:
+    """One level's experts in plain numbers.
+
+    Args:
+        num_experts: n.
+        expert_layers: Widths of an expert's layers; all experts of a level have the same, since gates add them up.
+    """
+
+    num_experts: int
+    expert_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a level without experts, and experts without layers."""
+        if self.num_experts < 1 or not self.expert_layers or min(self.expert_layers) < 1:
+            raise ValueError(f"a level needs an expert or more, of one layer or more, of positive width, got {self}")
+
+
+class MMoE(FusionNetwork):
+    """Mixture of experts with a gate for each task, or one for all; of one level or several.
+
+    One level: f^k(x) = sum_i softmax(W_k x)_i f_i(x), without a bias in the gates. Above the first level, expert j
+    reads a mixture of its own, z_j = sum_i softmax(W_sj x)_i E_i: every gate of every level reads x, not the mixture
+    below it (ML-MMoE, where PLE differs). Experts end in ReLU (our reading).
+
+    With shared layers below, experts and gates read their output in the place of x (section 4.2 of Zhao et al.).
+
+    All gates of all levels are one matrix product, each layer of a level's experts is one, each level's mixing is one.
+
+    Args:
+        in_features: Width of the input.
+        num_tasks: K.
+        levels: From the input upwards.
+        has_one_gate: All tasks read one mixture (OMoE).
+        shared_layers: Widths of layers below experts and gates; none: they read the input.
+        gate_dropout: How likely a gate loses an expert for a row, in training; see `models.experts.Gates`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_tasks: int,
+        levels: Sequence[SharedExperts],
+        *,
+        has_one_gate: bool = False,
+        shared_layers: Sequence[int] = (),
+        gate_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not levels:
+            raise ValueError("a mixture of experts needs at least one level")
+        self.num_tasks = num_tasks
+        self.num_experts = [level.num_experts for level in levels]
+        self.num_gates = [*self.num_experts[1:], 1 if has_one_gate else num_tasks]
+        self.out_features = levels[-1].expert_layers[-1]
+        self.trunk = grouped_layers(in_features, shared_layers, [1]) if shared_layers else nn.Identity()
+        widths = [[in_features, *shared_layers][-1], *(level.expert_layers[-1] for level in levels)]
+        self.experts = nn.ModuleList(
+            grouped_layers(width, level.expert_layers, [1] * level.num_experts if index else [level.num_experts])
+            for index, (width, level) in enumerate(zip(widths[:-1], levels, strict=True))
+        )
+        self.gates = Gates(widths[0], 1, self._choices(), sum(self.num_experts), gate_dropout)
+
+    def _choices(self) -> list[range]:
+        """For each gate, level by level, the experts of its level; experts are numbered through all levels."""
+        of_levels = [range(*ends) for ends in pairwise(accumulate(self.num_experts, initial=0))]
+        return [experts for experts, count in zip(of_levels, self.num_gates, strict=True) for _ in range(count)]
+
+    def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        """Mix the experts for each task: f^k(x)."""
+        return in_slabs(self._fuse, x)
+
+    def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        inputs = self.trunk(x.unsqueeze(1))
+        weights = self._by_level(self.gates(inputs))
+        for experts, of_level in zip(self.experts, weights, strict=True):
+            inputs = torch.bmm(of_level, experts(inputs))
+        return inputs.expand(-1, self.num_tasks, -1)
+
+    def _by_level(self, weights: Float[Tensor, "batch gate expert"]) -> list[Float[Tensor, "batch gate expert"]]:
+        """Cut each level's gates and experts out of the table of all."""
+        rows, found, expert = weights.split(self.num_gates, dim=1), [], 0
+        for level, count in enumerate(self.num_experts):
+            found.append(rows[level][:, :, expert : expert + count])
+            expert += count
+        return found
+
+    def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
+        """Weigh the experts as `forward` does; see `FusionNetwork.gate_weights`.
+
+        Returns:
+            One tensor per level. Gates: below the last level one for each expert of the next, at the last every task's,
+            or the one of all.
+        """
+        return self._by_level(self.gates(self.trunk(x.unsqueeze(1))))
+
+
+class SharedExpertsConfig(Declaration):
+    """The experts of one level.
+
+    Args:
+        num_experts: Experts, which all tasks share.
+        expert_layers: Widths of an expert's layers; the last one is the width of what the level gives on.
+    """
+
+    num_experts: PositiveInt
+    expert_layers: list[PositiveInt] = Field(min_length=1)
+
+    def unpack(self) -> SharedExperts:
+        """The same in plain numbers."""
+        return SharedExperts(num_experts=self.num_experts, expert_layers=tuple(self.expert_layers))
+
+
+class MMoEConfig(SharedExpertsConfig):
+    """MMoE: one level of shared experts, and a gate for each task.
+
+    Args:
+        kind: `mmoe`.
+        num_experts: Experts, which all tasks share.
+        expert_layers: Widths of an expert's layers.
+        shared_layers: Widths of hidden layers below experts and gates; none: both read the input.
+        gate_dropout: How likely a gate loses an expert for a row, in training; 0.1 in Zhao et al.
+    """
+
+    kind: Literal["mmoe"]
+    shared_layers: list[PositiveInt] = []
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> MMoE:
+        """Unpack into the network; see `models.network.build_network`."""
+        return MMoE(
+            in_features,
+            len(task_names),
+            [self.unpack()],
+            shared_layers=self.shared_layers,
+            gate_dropout=self.gate_dropout,
+        )
+
+
+class OMoEConfig(SharedExpertsConfig):
+    """OMoE: one level of shared experts, and one gate, so that all towers read the same mixture.
+
+    Args:
+        kind: `omoe`.
+        num_experts: Experts, which all tasks share.
+        expert_layers: Widths of an expert's layers.
+        shared_layers: Widths of hidden layers below experts and gates; none: both read the input.
+        gate_dropout: How likely the gate loses an expert for a row, in training.
+    """
+
+    kind: Literal["omoe"]
+    shared_layers: list[PositiveInt] = []
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> MMoE:
+        """Unpack into the network; see `models.network.build_network`."""
+        return MMoE(
+            in_features,
+            len(task_names),
+            [self.unpack()],
+            has_one_gate=True,
+            shared_layers=self.shared_layers,
+            gate_dropout=self.gate_dropout,
+        )
+
+
+class MLMMoEConfig(Declaration):
+    """ML-MMoE: levels of shared experts; a gate for each expert above the first level and each task, all reading x.
+
+    Args:
+        kind: `ml_mmoe`.
+        levels: From the input upwards.
+        shared_layers: Widths of hidden layers below experts and gates; none: all read the input.
+        gate_dropout: How likely a gate loses an expert for a row, in training.
+    """
+
+    kind: Literal["ml_mmoe"]
+    levels: list[SharedExpertsConfig] = Field(min_length=1)
+    shared_layers: list[PositiveInt] = []
+    gate_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> MMoE:
+        """Unpack into the network; see `models.network.build_network`."""
+        return MMoE(
+            in_features,
+            len(task_names),
+            [level.unpack() for level in self.levels],
+            shared_layers=self.shared_layers,
+            gate_dropout=self.gate_dropout,
+        )

@@ -1,0 +1,224 @@
+"""Cross-stitch and sluice networks: a column of layers for each task, and units that mix the columns.
+
+Sources: Misra et al., "Cross-stitch Networks for Multi-task Learning", CVPR 2016; Ruder et al., "Latent Multi-task
+Architecture Learning" (sluice networks), AAAI 2019, and its authors' code.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import combinations, pairwise
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from features.schema import Declaration
+from models.experts import GroupedLayer
+from models.fusion import FusionNetwork, in_slabs
+
+Start = Literal["imbalanced", "balanced"]
+
+# What a column starts with of its own, the rest in equal parts from the others: 0.9 of both papers' units.
+_OWN_SHARE = 0.9
+
+
+def starting_shares(size: int, own: float) -> Float[Tensor, "size size"]:
+    """Mixing weights as they start: `own` on the diagonal, the rest of a row's 1 in equal parts beside it.
+
+    A single column keeps itself whole.
+    """
+    if size == 1:
+        return torch.ones(1, 1)
+    others = (1 - own) / (size - 1)
+    return torch.full((size, size), others) + torch.eye(size) * (own - others)
+
+
+class StitchUnit(nn.Module):
+    """x~_(t,s) = sum over (u,r) of alpha_(t,s),(u,r) x_(u,r): one number for each pair of columns' subspaces.
+
+    With one subspace it is the cross-stitch unit x~_t = sum_u alpha_tu x_u. Alpha is not constrained (nor is it in the
+    authors' code): rows sum to 1 at the start only.
+
+    Args:
+        num_tasks: T.
+        num_subspaces: S, which divides the columns' width; subspace s is the s-th of S equal parts of a column.
+        own: Weight of a subspace's own values at the start.
+
+    Attributes:
+        alpha: (T * S, T * S), tasks first, their subspaces within.
+    """
+
+    def __init__(self, num_tasks: int, num_subspaces: int, own: float) -> None:
+        super().__init__()
+        self.shape = (num_tasks, num_subspaces, num_tasks, num_subspaces)
+        self.alpha = nn.Parameter(starting_shares(num_tasks * num_subspaces, own))
+
+    def forward(self, columns: Float[Tensor, "batch task width"]) -> Float[Tensor, "batch task width"]:
+        """Mix the columns, in one matrix product."""
+        parts = columns.unflatten(2, (self.shape[1], -1))
+        return torch.einsum("tsur,burd->btsd", self.alpha.view(self.shape), parts).flatten(2)
+
+
+class StitchedColumns(FusionNetwork):
+    """A column of layers relu(W x + b) for each task, every layer followed by a unit that mixes the columns.
+
+    A layer is one matrix product for all tasks, its unit one more.
+
+    Args:
+        in_features: Width of the input.
+        num_tasks: T.
+        layers: Widths of a column's layers.
+        num_subspaces: S, which divides every width.
+        own: Weight of a column's own values in the units at the start.
+    """
+
+    def __init__(
+        self, in_features: int, num_tasks: int, layers: Sequence[int], num_subspaces: int = 1, own: float = _OWN_SHARE
+    ) -> None:
+        super().__init__()
+        self.out_features = layers[-1]
+        readers = [[num_tasks], *[[1] * num_tasks] * (len(layers) - 1)]
+        widths = pairwise([in_features, *layers])
+        self.layers = nn.ModuleList(GroupedLayer(*of, counts) for of, counts in zip(widths, readers, strict=True))
+        self.units = nn.ModuleList(StitchUnit(num_tasks, num_subspaces, own) for _ in layers)
+
+    def mixed(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch task width"]]:
+        """Make every layer's mixed columns; each layer reads the mixed ones below it."""
+        columns, found = x.unsqueeze(1), []
+        for layer, unit in zip(self.layers, self.units, strict=True):
+            columns = unit(layer(columns))
+            found.append(columns)
+        return found
+
+    def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        """The last layer's mixed columns."""
+        return in_slabs(lambda slab: self.mixed(slab)[-1], x)
+
+
+class Sluice(FusionNetwork):
+    """Sluice network: columns that are mixed by subspaces, and for each task a mixture of all its layers.
+
+    z_t = sum_l beta_tl h~_tl, h~_tl being task t's column after layer l and its unit. As in the authors' code, neither
+    alpha nor beta is constrained. Layers are relu(W x + b), where the authors had recurrent ones (our reading).
+
+    The penalty is c * sum over tasks, layers and pairs of subspaces of ||G_r^T G_s||_F^2, where G_s has the weights of
+    one unit in each of its columns: each unit of a subspace against each of another (our reading; the authors' code
+    keeps W transposed and so pairs the i-th unit of one with the i-th of the other). With one subspace there is none.
+
+    Args:
+        in_features: Width of the input.
+        num_tasks: T.
+        width: Of every layer: beta adds them up. Its subspaces have width / S.
+        num_layers: L.
+        num_subspaces: S.
+        orthogonality: c.
+        alpha_start: `imbalanced`: .9 of a task's own subspace, the rest in equal parts from all others (our reading
+            for S > 1: the authors' code has a pattern for two tasks only, whose rows sum to 2); `balanced`: all equal.
+        beta_start: `imbalanced`: .9 of the last layer, the rest in equal parts from those below; `balanced`: all equal.
+
+    Attributes:
+        beta: (task, layer).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_tasks: int,
+        *,
+        width: int,
+        num_layers: int,
+        num_subspaces: int = 2,
+        orthogonality: float = 0.1,
+        alpha_start: Start = "imbalanced",
+        beta_start: Start = "balanced",
+    ) -> None:
+        super().__init__()
+        if width % num_subspaces:
+            raise ValueError(f"width {width} cannot be cut into {num_subspaces} subspaces of one width")
+        self.out_features = width
+        self.num_subspaces, self.orthogonality = num_subspaces, orthogonality
+        own = _OWN_SHARE if alpha_start == "imbalanced" else 1 / (num_tasks * num_subspaces)
+        self.columns = StitchedColumns(in_features, num_tasks, [width] * num_layers, num_subspaces, own)
+        last = _OWN_SHARE if beta_start == "imbalanced" else 1 / num_layers
+        self.beta = nn.Parameter(starting_shares(num_layers, last)[-1].repeat(num_tasks, 1))
+
+    def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        """Mix each task's layers: z_t."""
+        return in_slabs(self._fuse, x)
+
+    def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
+        layers = enumerate(self.columns.mixed(x))
+        return reduce(torch.add, (self.beta[:, index].unsqueeze(1) * columns for index, columns in layers))
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """c times the overlap of the subspaces' weights; see the class."""
+        if self.orthogonality == 0 or self.num_subspaces == 1:
+            return None
+        overlaps = []
+        for layer in self.columns.layers:
+            assert isinstance(layer, GroupedLayer)
+            parts = layer.weight.unflatten(1, (self.num_subspaces, -1))
+            for one, other in combinations(range(self.num_subspaces), 2):
+                overlaps.append(torch.bmm(parts[:, one], parts[:, other].transpose(1, 2)).square().sum())
+        return self.orthogonality * torch.stack(overlaps).sum()
+
+
+class CrossStitchConfig(Declaration):
+    """Cross-stitch: after every layer the tasks' columns are mixed, x~_t = sum_u alpha_tu x_u.
+
+    Args:
+        kind: `cross_stitch`.
+        layers: Widths of a column's layers, each followed by a unit.
+        own_share: alpha_tt at the start; the rest of 1 comes in equal parts from the other tasks.
+    """
+
+    kind: Literal["cross_stitch"]
+    layers: list[PositiveInt] = Field(min_length=1)
+    own_share: float = Field(default=_OWN_SHARE, ge=0, le=1)
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> StitchedColumns:
+        """Unpack into the network; see `models.network.build_network`."""
+        return StitchedColumns(in_features, len(task_names), self.layers, own=self.own_share)
+
+
+class SluiceConfig(Declaration):
+    """Sluice: columns mixed by subspaces, each task's layers mixed too, subspaces kept apart by a penalty.
+
+    Args:
+        kind: `sluice`.
+        width: Width of every layer of a column.
+        num_layers: Layers of a column.
+        num_subspaces: Parts of a layer that are mixed apart; it must divide the width.
+        orthogonality: Weight of the penalty on overlapping subspaces, in the loss; 0 for none.
+        alpha_start: Mixing of columns at the start: .9 of a task's own subspace, or all equal.
+        beta_start: Mixing of a task's layers at the start: .9 of the last one, or all equal.
+    """
+
+    kind: Literal["sluice"]
+    width: PositiveInt
+    num_layers: PositiveInt
+    num_subspaces: PositiveInt = 2
+    orthogonality: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    alpha_start: Start = "imbalanced"
+    beta_start: Start = "balanced"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.num_subspaces:
+            raise ValueError(f"width {self.width} cannot be cut into {self.num_subspaces} subspaces of one width")
+        return self
+
+    def build(self, in_features: int, task_names: Sequence[str]) -> Sluice:
+        """Unpack into the network; see `models.network.build_network`."""
+        return Sluice(
+            in_features,
+            len(task_names),
+            width=self.width,
+            num_layers=self.num_layers,
+            num_subspaces=self.num_subspaces,
+            orthogonality=self.orthogonality,
+            alpha_start=self.alpha_start,
+            beta_start=self.beta_start,
+        )
