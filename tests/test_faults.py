@@ -288,7 +288,7 @@ def test_a_write_that_fails_fails_the_run(
     assert [manifest.step for manifest in line.manifests()] == [EVERY]
     (record,) = line._attempts([DAY])
     assert record["result"] == "failed"
-    assert record["reason"].startswith(f"rank 0, 1: RuntimeError: checkpoint checkpoints/{DAY}/0001/0000000050 was not")
+    assert record["reason"].startswith(f"rank 0, 1: checkpoint checkpoints/{DAY}/0001/0000000050 was not written")
     assert "No space left on device" in record["reason"]
 
 
@@ -435,7 +435,8 @@ def test_a_command_that_is_asked_to_end(
     assert first.process.returncode == 1
     assert "stopped by SIGTERM at step" in result["error"]
     assert "start the same command again" in result["error"]
-    assert "Traceback" not in first.log.read_text()
+    lines = first.log.read_text().splitlines()  # Ray's own cleaner is confused by two Rays on one machine
+    assert not [line for line in lines if "Traceback" in line and "PlacementGroupCleaner" not in line]
     saved = Line.of(config.root, config.line).newest()
     assert saved is not None
     assert 0 < saved.content["rows"] < ROWS

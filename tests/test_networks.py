@@ -3,11 +3,12 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,9 +18,11 @@ from models.fusion import FusionNetwork, num_parameters
 from models.mmoe import MMoE, SharedExperts
 from models.network import NetworkConfig, build_network
 from models.ple import PLE, Level
+from models.reach import parameter_blocks
 from models.sharing import SharedBottoms
 from models.stitch import Sluice, StitchedColumns
 from models.towers import Towers
+from pipeline.config import parse_config
 
 ROOT = Path(__file__).parent.parent
 IN_FEATURES = 5
@@ -358,10 +361,14 @@ def test_a_config_builds_what_plain_arguments_build(kind: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
 
 
+def _kinds() -> set[str]:
+    members = get_args(get_args(NetworkConfig)[0])
+    return {get_args(member.model_fields["kind"].annotation)[0] for member in members}
+
+
 def test_every_kind_of_the_union_is_compared() -> None:
     """Catches a network that is added to the union, and not to the test above."""
-    tags = re.findall(r"'(\w+)'", _refusal({"kind": "no such"}))
-    assert set(PLAIN) == set(tags) - {"kind", "no"}
+    assert set(PLAIN) == _kinds()
 
 
 def _refusal(config: dict[str, Any]) -> str:
@@ -433,10 +440,6 @@ def test_a_wrong_network_is_refused() -> None:
 )
 def test_a_misspelt_key_fails_with_its_dotted_path(kind: str, key: str, dotted: str, near: str) -> None:
     """Catches a key that is ignored, and a message that does not say where it stands or what is meant."""
-    import yaml
-
-    from pipeline.config import parse_config
-
     data = yaml.safe_load((ROOT / "jobs/configs/demo.yaml").read_text())
     network = {"kind": kind} | PLAIN[kind][0]
     if kind == "ml_mmoe":
@@ -448,20 +451,27 @@ def test_a_misspelt_key_fails_with_its_dotted_path(kind: str, key: str, dotted: 
         parse_config(data, "demo.yaml")
 
 
-def _example() -> tuple[str, dict[str, Any]]:
-    """The network of ten lines in docs/models.md, and what running it defines."""
+def _blocks(language: str) -> list[str]:
+    """What docs/models.md shows of a language."""
     page = (ROOT / "docs" / "models.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    namespace: dict[str, Any] = {}
-    exec(compile(block, "docs/models.md", "exec"), namespace)
-    return block, namespace
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def test_the_docs_show_every_kind_as_it_can_be_written() -> None:
+    """Catches a network without an example, and an example that a configuration would refuse; all end equally wide."""
+    (block,) = _blocks("yaml")
+    networks = [_from_config(config) for config in yaml.safe_load(block)]
+    assert {config["kind"] for config in yaml.safe_load(block)} == _kinds()
+    assert {network.out_features for network in networks} == {128, 2 * 128, 192}
 
 
 def test_the_network_of_ten_lines_in_the_docs() -> None:
     """Catches an example that no longer runs: it must build from a config once its class is in the union, and learn."""
-    block, defined = _example()
-    code = [line for line in block.splitlines() if line and not line.startswith(("from ", "import "))]
-    assert len([line for line in code if not line.strip().startswith('"""')]) <= 12
+    (block,) = _blocks("python")
+    network_alone = block[block.index("class Alone(") : block.index("class AloneConfig(")]
+    assert len(network_alone.strip().splitlines()) <= 10
+    defined: dict[str, Any] = {"__name__": "alone"}
+    exec(compile(block, "docs/models.md", "exec"), defined)
     config = {"kind": "alone", "width": 4}
     with pytest.raises(ValidationError, match="'alone'"):
         _from_config(config)  # without its line in the union
@@ -472,5 +482,7 @@ def test_the_network_of_ten_lines_in_the_docs() -> None:
     head = nn.Sequential(network, Towers(network.out_features, [4], [1, 1, 1]))
     head(torch.randn(9, IN_FEATURES)).sum().backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
+    tasks = {block.tasks for block in parameter_blocks(network, IN_FEATURES)}
+    assert tasks == {(0,), (1,), (2,)}
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         _from_config(config | {"widht": 4}, union)
