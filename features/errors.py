@@ -9,5 +9,5 @@ class DataError(ValueError):
     """Logs that are not what the declaration says; the command ends with exit code 3."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """The command was asked to end, saved where it was, and ends with exit code 1: started again it goes on."""

@@ -20,6 +20,7 @@ from pipeline.checkpoint import CheckpointConfig
 from pipeline.ingest import IngestConfig
 from pipeline.optimizer import OptimizerConfig
 from pipeline.sharding import ShardingConfig, check_sharding
+from pipeline.storage import check_url
 
 
 class ModelConfig(Declaration):
@@ -194,6 +195,11 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("; ".join(f"{source}: {line}" for line in _explain(error))) from error
+    for key, url in (("root", config.root), ("logs.path", config.logs.path)):
+        try:
+            check_url(url)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {key}: {error}") from error
     check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)
     _check_model(config)
     _check_cluster(config)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -72,12 +73,15 @@ def _serve_rank(pipe: Any, rank: int, num_ranks: int, folder: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks), "GLOO_SOCKET_IFNAME": "lo"}
     store = f"file://{folder}/store-{num_ranks}"
     dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=num_ranks)
+    groups = dist.distributed_c10d._world.pg_map
     while (worker := pipe.recv()) is not None:
         try:
             torch.save(pickle.loads(worker)(rank, num_ranks), f"{folder}/{rank}-of-{num_ranks}")
             problem = ""
         except Exception:  # noqa: BLE001 - the test that asked for it shows it
             problem = traceback.format_exc()
+        for group in [group for group in groups if group is not dist.group.WORLD]:
+            dist.destroy_process_group(group)  # of the many that a session makes, each has threads
         pipe.send(problem)
     dist.destroy_process_group()
 
@@ -89,7 +93,8 @@ def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     A Ray that is to know it has to be started after it.
     """
     folder = tmp_path_factory.mktemp("s3")
-    identity = {"name": "tests", "credentials": [{"accessKey": "access", "secretKey": "secret"}]}
+    secret = f"pl/anted+{uuid.uuid4().hex}"  # a test looks for it wherever a run writes
+    identity = {"name": "tests", "credentials": [{"accessKey": "access", "secretKey": secret}]}
     identity["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     servers = ("master.port", "volume.port", "filer.port", "s3.port")
@@ -101,7 +106,7 @@ def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += [f"-{name}={value}" for name, value in (options | ports).items()]
     environment = {
         "AWS_ACCESS_KEY_ID": "access",
-        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
     }
     with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as patch:

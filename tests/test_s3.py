@@ -824,6 +824,9 @@ def test_a_run_sits_out_a_stopped_server(project: Project):
     assert code == 0, project.said()
     assert line["tasks"][0]["model"]["rows"] == ROWS
     _assert_no_secret(project)
+    Storage(project.root).write("leak", quote(os.environ["AWS_SECRET_ACCESS_KEY"]).encode())
+    with pytest.raises(AssertionError, match="leak"):  # the negative control
+        _assert_no_secret(project)
 
 
 @pytest.mark.faults
