@@ -49,7 +49,7 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
         plan = RunPlan(Storage(config.logs.path), (day,), 1, encoder, config.ingest, config.seed, Start)
         with ray_session(config):
             board = ProgressBoard.remote()
-            attempt, _ = line.begin_attempt([str(DAY)], {"run": "a"}, lambda: None)
+            attempt, _ = line.begin_attempt([str(DAY)], {"run": "a"}, lambda _: None)
             plan = replace(plan, start=partial(Start, attempt))
             job = TrainJob(config, load_statistics(config, line), line, (day,), 1, board)
             return run_workers(config, plan, _train_and_time, job, board)

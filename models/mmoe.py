@@ -12,12 +12,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from features.schema import Declaration
 from models.experts import Gates, grouped_layers
 from models.fusion import FusionNetwork, in_slabs
+from models.sizes import Count, Width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +126,8 @@ class SharedExpertsConfig(Declaration):
         expert_layers: Widths of an expert's layers; the last one is the width of what the level gives on.
     """
 
-    num_experts: PositiveInt
-    expert_layers: list[PositiveInt] = Field(min_length=1)
+    num_experts: Count
+    expert_layers: list[Width] = Field(min_length=1)
 
     def unpack(self) -> SharedExperts:
         """The same in plain numbers."""
@@ -145,7 +146,7 @@ class MMoEConfig(SharedExpertsConfig):
     """
 
     kind: Literal["mmoe"]
-    shared_layers: list[PositiveInt] = []
+    shared_layers: list[Width] = []
     gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> MMoE:
@@ -171,7 +172,7 @@ class OMoEConfig(SharedExpertsConfig):
     """
 
     kind: Literal["omoe"]
-    shared_layers: list[PositiveInt] = []
+    shared_layers: list[Width] = []
     gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> MMoE:
@@ -198,7 +199,7 @@ class MLMMoEConfig(Declaration):
 
     kind: Literal["ml_mmoe"]
     levels: list[SharedExpertsConfig] = Field(min_length=1)
-    shared_layers: list[PositiveInt] = []
+    shared_layers: list[Width] = []
     gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> MMoE:

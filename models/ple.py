@@ -11,13 +11,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from features.errors import ConfigError
 from features.schema import Declaration
 from models.experts import Gates, grouped_layers
 from models.fusion import FusionNetwork, in_slabs
+from models.sizes import CountOrNone, Width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +164,9 @@ class LevelConfig(Declaration):
         num_shared_experts: Experts that all tasks share.
     """
 
-    expert_layers: list[PositiveInt] = Field(min_length=1)
-    num_experts_per_task: NonNegativeInt | dict[str, NonNegativeInt]
-    num_shared_experts: NonNegativeInt
+    expert_layers: list[Width] = Field(min_length=1)
+    num_experts_per_task: CountOrNone | dict[str, CountOrNone]
+    num_shared_experts: CountOrNone
 
     def for_tasks(self, task_names: Sequence[str]) -> Level:
         """Unpack, for tasks in this order.

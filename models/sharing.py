@@ -10,13 +10,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from features.errors import ConfigError
 from features.schema import Declaration
 from models.experts import grouped_layers
 from models.fusion import FusionNetwork, in_slabs
+from models.sizes import Width
 
 Fuse = Literal["concat", "sum", "mean"]
 
@@ -93,7 +94,7 @@ class HardSharingConfig(Declaration):
     """
 
     kind: Literal["hard_sharing"]
-    layers: list[PositiveInt] = Field(min_length=1)
+    layers: list[Width] = Field(min_length=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> SharedBottoms:
         """Unpack into the network; see `models.network.build_network`."""
@@ -112,7 +113,7 @@ class AsymmetricSharingConfig(Declaration):
     """
 
     kind: Literal["asymmetric_sharing"]
-    layers: list[PositiveInt] = Field(min_length=1)
+    layers: list[Width] = Field(min_length=1)
     reads: dict[str, list[str]]
     fuse: Fuse = "concat"
 
@@ -145,7 +146,7 @@ class CustomizedSharingConfig(Declaration):
     """
 
     kind: Literal["customized_sharing"]
-    layers: list[PositiveInt] = Field(min_length=1)
+    layers: list[Width] = Field(min_length=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> SharedBottoms:
         """Unpack into the network; see `models.network.build_network`."""

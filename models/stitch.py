@@ -11,12 +11,13 @@ from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from features.schema import Declaration
 from models.experts import GroupedLayer
 from models.fusion import FusionNetwork, in_slabs
+from models.sizes import Count, Width
 
 Start = Literal["imbalanced", "balanced"]
 
@@ -175,7 +176,7 @@ class CrossStitchConfig(Declaration):
     """
 
     kind: Literal["cross_stitch"]
-    layers: list[PositiveInt] = Field(min_length=1)
+    layers: list[Width] = Field(min_length=1)
     own_share: float = Field(default=_OWN_SHARE, ge=0, le=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> StitchedColumns:
@@ -197,9 +198,9 @@ class SluiceConfig(Declaration):
     """
 
     kind: Literal["sluice"]
-    width: PositiveInt
-    num_layers: PositiveInt
-    num_subspaces: PositiveInt = 2
+    width: Width
+    num_layers: Count
+    num_subspaces: Count = 2
     orthogonality: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     alpha_start: Start = "imbalanced"
     beta_start: Start = "balanced"

@@ -214,9 +214,12 @@ class Saver:
         """Keep the newest few of this start's checkpoints within days; only its own are ever removed."""
         self._within_day.append(newest)
         for name in self._within_day[: -self._config.keep]:
-            if not self._line.is_pinned(name):
-                self._line.remove(name)
-                self._within_day.remove(name)
+            try:
+                if not self._line.is_pinned(name):
+                    self._line.remove(name)
+                    self._within_day.remove(name)
+            except (OSError, DataError) as error:  # the new one is complete; that counts
+                logger.warning("%s stays for now: %s", name, error)
 
 
 class _HashingFileSystem(FileSystem):

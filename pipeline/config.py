@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from features.errors import ConfigError
 from features.schema import Declaration, Schema
 from models.assembly import build_ranker
 from models.loss import LossWeightConfig
 from models.network import NetworkConfig
+from models.sizes import Width
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.ingest import IngestConfig
 from pipeline.optimizer import OptimizerConfig
@@ -33,7 +34,7 @@ class ModelConfig(Declaration):
     """
 
     network: NetworkConfig
-    towers: list[PositiveInt] = Field(default=[64])
+    towers: list[Width] = Field(default=[64])
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

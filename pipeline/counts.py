@@ -104,8 +104,11 @@ class CountedBatches(Iterator[RankingBatch]):
         return current.batch
 
     def settle(self) -> None:
-        """Sum the losses of steps that no vector has carried yet; collective, before anything is saved."""
+        """Look at the losses of steps that no vector has brought yet; collective, before anything is saved."""
         losses = self._take_losses().to(torch.float64)
+        if self._pending is not None and self._pending.work is not None:  # carries the step before the last one
+            self._pending.work.wait()
+            losses = losses + self._split(self._pending.vector)[1]
         dist.all_reduce(losses, group=self._group)
         self.stopped = self.stopped or not bool(torch.isfinite(losses).all())
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import itertools
+import json
 import logging
 import os
 import uuid
@@ -12,14 +14,15 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
+from pydantic import ValidationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
-from pipeline.config import Config
-from pipeline.failures import run_failed
+from pipeline.config import Config, ModelConfig
+from pipeline.failures import RunFailed, run_failed
 from pipeline.lineage.line import Line, Manifest
 from pipeline.lineage.seal import unseal
 from pipeline.progress import ProgressBoard, ProgressWatcher
@@ -161,7 +164,7 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
             reported = run_workers(config, plan, train_worker, job, board)
         except BaseException as error:
             reason = " ".join(str(error).split())[:500]
-            with contextlib.suppress(OSError):  # a storage that is away may be why
+            with contextlib.suppress(OSError, DataError):  # a storage that is away may be why
                 line.end_attempts(days, run["run"], {"result": "failed", "reason": reason})
             raise
     return _conclude(line, days, run, reported)
@@ -179,10 +182,12 @@ def _conclude(line: Line, days: Sequence[str], run: dict[str, Any], reported: di
             "again to go on"
         )
     finished = line.read_manifest(reported["checkpoint"]) if reported.get("checkpoint") else line.newest()
-    assert finished is not None
+    if finished is None or not _is_last(finished, days, run["passes"]):
+        raise RunFailed("the last day's checkpoint is gone or damaged: start the same command again")
     line.publish(finished.day, finished.checkpoint, line.attempt_of(days, run["run"]))
     line.end_attempts(days, run["run"], {"result": "done"})
-    trained = [m.content for m in line.lineage(finished) if m.content["run"] == finished.content["run"]]
+    same_run = itertools.takewhile(lambda m: m.content["run"] == finished.content["run"], line.lineage(finished))
+    trained = [manifest.content for manifest in same_run]
     return {
         "result": "trained",
         "checkpoint": finished.checkpoint,
@@ -197,7 +202,7 @@ def _publish_again(line: Line, finished: Manifest) -> None:
     latest = line.latest()
     if latest is None or latest["checkpoint"] != finished.checkpoint:
         run = {"run": uuid.uuid4().hex}
-        attempt, _ = line.begin_attempt([finished.day], run, lambda: finished)
+        attempt, _ = line.begin_attempt([finished.day], run, lambda _: finished)
         line.publish(finished.day, finished.checkpoint, attempt)
         line.end_attempts([finished.day], run["run"], {"result": "done"})
 
@@ -235,6 +240,7 @@ def run_workers(
         datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the ranks it is given
         dataset_config=LaneConfig(plan),
     )
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
     try:
         with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop):
             result = trainer.fit()
@@ -260,7 +266,12 @@ def _start(config: Config, line: Line, days: Sequence[str], passes: int, trusted
     if newest is None:
         return None
     check_same_schema(config, newest)
-    content = newest.content
+    content, latest = newest.content, line.latest()
+    if latest is not None and newest.day < latest["day"] < days[0]:
+        raise DataError(
+            f"LATEST names {latest['checkpoint']}, which is damaged or gone, and {days[0]} would be trained from "
+            f"{newest.day}: restore its files, or train {latest['day']} again first"
+        )
     if content["run"] == {"days": list(days), "passes": passes}:
         return newest
     if newest.day < days[0] and _is_last(newest, content["run"]["days"], content["run"]["passes"]):
@@ -278,7 +289,7 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     Raises:
         DataError: Names the table, or what else differs, and what to do.
     """
-    if manifest.content["config"]["model"] != config.model.model_dump(mode="json"):
+    if not _same_model(manifest.content["config"]["model"], config.model):
         raise DataError(
             f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config or start "
             "a new root"
@@ -310,6 +321,14 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     )
 
 
+def _same_model(then: dict[str, Any], now: ModelConfig) -> bool:
+    """Whether a model section means the same; keys that have come since have their defaults in the old one."""
+    try:
+        return ModelConfig.model_validate_json(json.dumps(then)) == now
+    except ValidationError:
+        return False
+
+
 def _is_last(manifest: Manifest, days: Sequence[str], passes: int) -> bool:
     content = manifest.content
     return content["complete"] and (content["day"], content["pass"]) == (days[-1], passes - 1)
@@ -324,5 +343,6 @@ def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> St
 
 def _begin(config: Config, line: Line, days: tuple[str, ...], run: dict[str, Any], trusted: str | None) -> Start:
     """What the stream asks at every start of the workers; a module's function, since it travels."""
-    attempt, start = line.begin_attempt(days, run, lambda: _start(config, line, days, run["passes"], trusted))
+    choose = lambda known: _start(config, line, days, run["passes"], known or trusted)  # noqa: E731
+    attempt, start = line.begin_attempt(days, run, choose)
     return Start(attempt, start.resume_point() if start else None)

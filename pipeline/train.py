@@ -28,7 +28,7 @@ from pipeline.sharding import table_shardings
 from pipeline.signals import PreemptionNotice, SignalReader
 from pipeline.stream import SHARD, Header, Segment, read_segments, receive_blocks
 from pipeline.units import DayLog, Unit
-from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
+from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, seed_step, set_device
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Trainer:
             if self.step == 0:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
-        read_checkpoint(self._state, self._job.line.storage, header.checkpoint, self._groups.control)
+        read_checkpoint(self._state, self._job.line.storage, header.checkpoint, self._groups.saving)
         manifest = self._job.line.read_manifest(header.checkpoint)
         assert manifest is not None
         self.step = self._state.optimizer.num_steps = manifest.step
@@ -177,6 +177,7 @@ class Trainer:
 
     def _next_step(self, batches: CountedBatches) -> StepOutput | None:
         """One step of TorchRec's pipeline; None when the day is over on all ranks."""
+        seed_step(self._job.config.seed, self.step, dist.get_rank())
         try:
             output: StepOutput = self._pipeline.progress(batches)
         except StopIteration:

@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
 
+from features.hashing import salt_of
 from models.assembly import build_ranker
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
@@ -39,8 +40,9 @@ class Groups:
     Args:
         training: Gradients and embeddings.
         counts: The small vector of every step, on gloo.
-        control: Cursors, reasons and restored checkpoints, on gloo; the training thread's too.
-        saving: The thread that writes checkpoints, on gloo.
+        control: Cursors and reasons, on gloo; the training thread's too.
+        saving: Checkpoints, on gloo, with a time-out of their own: the thread that writes them, and before it is first
+            started the training thread, which restores one.
     """
 
     training: dist.ProcessGroup
@@ -80,6 +82,11 @@ def pin_arithmetic(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Throw a step's dice (dropout) anew, so that they do not depend on how often a run was started."""
+    torch.manual_seed(salt_of(f"{seed}/step/{step}/{rank}"))
 
 
 def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) -> TrainState:

@@ -113,7 +113,7 @@ class _Disk:
 def _save_and_publish(rank: int, num_ranks: int, root: str, states: str) -> int:
     """A checkpoint of step 10; then, watched, one of step 20 and its publication. Returns the states before that."""
     line = Line.of(root, "main")
-    line.begin_attempt([DAY], {"run": "a"}, lambda: None)
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     tensors = {"model": {"weight": torch.arange(1000.0)}}
     write_checkpoint(tensors, line.storage, _name(10), _manifest(10), dist.group.WORLD)
     line.publish(DAY, _name(10), "0001")
@@ -157,7 +157,7 @@ def test_a_disk_that_flushed_nothing_loses_the_checkpoint(run_ranks: Any, tmp_pa
 
 def _save_unflushed(rank: int, num_ranks: int, root: str, states: str) -> int:
     line = Line.of(root, "main")
-    line.begin_attempt([DAY], {"run": "a"}, lambda: None)
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     with _Disk(Path(root), Path(states)) as disk:
         flush, os.fsync = os.fsync, lambda descriptor: None
         tensors = {"model": {"weight": torch.arange(1000.0)}}
@@ -210,7 +210,7 @@ def _train_on_while_saving(rank: int, num_ranks: int, root: str) -> list[float]:
 
 def test_a_checkpoint_is_what_was_when_it_was_asked_for(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a background write of live tensors, or of a copy that the next save overwrites."""
-    Line.of(str(tmp_path), "main").begin_attempt([DAY], {"run": "a"}, lambda: None)
+    Line.of(str(tmp_path), "main").begin_attempt([DAY], {"run": "a"}, lambda _: None)
     for found in run_ranks(partial(_train_on_while_saving, root=str(tmp_path)), 2):
         assert found == [1.0, 1.0, 2.0, 2.0]
 
@@ -248,7 +248,7 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
 def test_a_write_that_fails_is_heard_of_on_all_ranks(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a failed write that one rank alone knows of, or nobody, or that half of a checkpoint remains of."""
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], {"run": "a"}, lambda: None)
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     for check, save in run_ranks(partial(_fail_in_the_background, root=str(tmp_path), superseded=False), 2):
         assert "No space left on device" in check
         assert check == save
@@ -259,7 +259,7 @@ def test_an_overtaken_attempt_completes_no_checkpoint(run_ranks: Any, tmp_path: 
     """Catches an attempt that was taken over and goes on saving, or ends as a failure that is tried again."""
     line = Line.of(str(tmp_path), "main")
     for _ in range(2):
-        line.begin_attempt([DAY], {"run": "a"}, lambda: None)
+        line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     for check, _ in run_ranks(partial(_fail_in_the_background, root=str(tmp_path), superseded=True), 2):
         assert check.startswith(DataError.__name__)
         assert "attempt 0001 no longer holds" in check
@@ -280,6 +280,27 @@ def _save_many(rank: int, num_ranks: int, root: str, pinned: int) -> None:
 def test_the_newest_few_are_kept(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a disk that fills up; or a finished day, or a checkpoint that somebody reads, that is retired."""
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], {"run": "a"}, lambda: None)
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     run_ranks(partial(_save_many, root=str(tmp_path), pinned=3), 1)
     assert sorted(manifest.step for manifest in line.manifests()) == [1, 3, 5, 6]
+
+
+def _save_where_nothing_can_be_removed(rank: int, num_ranks: int, root: str) -> None:
+    line = Line.of(root, "main")
+    saver, remove = Saver(line, CheckpointConfig(keep=2), dist.new_group(backend="gloo")), Line.remove
+    for step in range(1, 6):
+        Line.remove = _refuse if step < 5 else remove
+        saver.save(_tensors(step), _name(step), _manifest(step))
+        saver.wait()
+
+
+def _refuse(line: Line, checkpoint: str) -> None:
+    raise OSError(39, "Directory not empty")
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stays(run_ranks: Any, tmp_path: Path) -> None:
+    """Catches a healthy run that dies of its own tidying; or one that never tries again."""
+    line = Line.of(str(tmp_path), "main")
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
+    run_ranks(partial(_save_where_nothing_can_be_removed, root=str(tmp_path)), 2)
+    assert sorted(manifest.step for manifest in line.manifests()) == [4, 5]

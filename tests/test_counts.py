@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,36 @@ def _hear(rank: int, num_ranks: int, encoder: Encoder, logs: Any, stop_at: int, 
     batches = CountedBatches(next_batch, 0, lambda step: ones, none.clone, Groups.create(60).counts, signals)
     looks = [batches.look for _ in batches]
     return {"looks": looks, "interrupted": batches.interrupted, "stopped": batches.stopped, "rows": batches.num_rows}
+
+
+def _save_after(rank: int, num_ranks: int, encoder: Encoder, bad_step: int, saved_step: int) -> bool:
+    """Whether a save after a step is refused, when the loss of a step was infinite on the last rank."""
+    losses = torch.zeros(2)
+
+    def next_batch(step: int) -> RankingBatch:
+        batch = collate(encoder.schema, [], 4)
+        batch.cursor = BatchCursor(step, (Span(0, 1, np.arange(4)),), batch.in_space.sum(0).numpy())
+        return batch
+
+    def take() -> torch.Tensor:
+        taken = losses.clone()
+        losses.zero_()
+        return taken
+
+    batches = CountedBatches(next_batch, 0, lambda step: torch.ones(2), take, Groups.create(60).counts)
+    for step, _ in enumerate(batches):  # as a pipeline does: the next batch is fetched before the step
+        losses[0] += float("inf") if step == bad_step and rank == num_ranks - 1 else 1.0
+        if step == saved_step:
+            batches.settle()
+            return batches.stopped
+    return batches.stopped
+
+
+@pytest.mark.parametrize("saved_step", [5, 6, 7, 8])
+def test_no_save_after_a_loss_that_was_not_finite(run_ranks: Any, tiny_encoder: Encoder, saved_step: int) -> None:
+    """Catches a loss that is on its way in a vector that nobody has read yet, when a checkpoint is written."""
+    assert run_ranks(partial(_save_after, encoder=tiny_encoder, bad_step=5, saved_step=saved_step), 2) == [True] * 2
+    assert run_ranks(partial(_save_after, encoder=tiny_encoder, bad_step=9, saved_step=saved_step), 2) == [False] * 2
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])

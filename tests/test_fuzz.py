@@ -43,7 +43,7 @@ _MEMORY_BYTES = 16 << 30
 
 _EXTREMES: list[Any] = [0, -1, 1, 2**31, -(2**63), 0.5, 1e308, math.inf, -math.inf, math.nan, -0.0, 1e-320]
 _EXTREMES += ["", " ", "x" * 999, "a\nb", "\x00", "é", "true", "16", "../..", True, False, None]
-_EXTREMES += [[], {}, [None], [[]], {"kind": "ple"}, [1] * 99, ["a"], [-1]]
+_EXTREMES += [10**30, 2**63, [10**30], [], {}, [None], [[]], {"kind": "ple"}, [1] * 99, ["a"], [-1]]
 
 
 def _places(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -46,7 +46,7 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
 
 def _begin(line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, **record: Any) -> str:
     """Take the line over, from a checkpoint or from nothing."""
-    return line.begin_attempt(days, {"run": uuid.uuid4().hex} | record, lambda: start)[0]
+    return line.begin_attempt(days, {"run": uuid.uuid4().hex} | record, lambda _: start)[0]
 
 
 # --- Attempts ---
@@ -76,14 +76,14 @@ def test_an_attempt_chooses_again_when_it_is_overtaken(line: Line):
     holder = _begin(line)
     chosen: list[Manifest | None] = []
 
-    def choose() -> Manifest | None:
+    def choose(known: str | None) -> Manifest | None:
         chosen.append(line.read_manifest(newer if chosen else older))
         if len(chosen) == 1:
             line.publish(DAYS[1], newer, holder)
         return chosen[-1]
 
     attempt, start = line.begin_attempt(DAYS, {"run": "mine"}, choose)
-    assert (attempt, len(chosen)) == ("0002", 2)
+    assert (attempt, len(chosen)) == ("0002", 3)
     assert start is not None
     assert start.checkpoint == newer
 
@@ -134,6 +134,38 @@ def test_a_line_that_was_taken_over_is_not_published_on(any_line: Line):
     with pytest.raises(DataError, match="attempt 0001 no longer holds"):
         any_line.publish(DAYS[0], finished, old)
     assert any_line.latest() is None
+
+
+def test_a_run_whose_record_was_not_written_begins_again(line: Line, monkeypatch: pytest.MonkeyPatch):
+    """It has taken the line, the storage fails, and it takes itself for somebody else who holds it."""
+    _begin(line, run="mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", _fail)
+        with pytest.raises(OSError, match="away"):
+            _begin(line, run="mine")
+    assert _begin(line, run="mine") == "0003"
+
+
+def _fail(storage: Storage, name: str, data: bytes) -> None:
+    if name.startswith("attempts/"):
+        raise OSError("away")
+    Path(storage.path(name)).write_bytes(data)
+
+
+def test_the_choice_is_made_again_once_the_line_is_taken(line: Line):
+    """An attempt that lives on retires what was chosen, while its files were being read."""
+    first, second = _save(line, 10), _save(line, 20)
+    found = [line.read_manifest(first), line.read_manifest(second)]
+    known: list[str | None] = []
+
+    def choose(checkpoint: str | None) -> Manifest | None:
+        known.append(checkpoint)
+        return found[len(known) - 1]
+
+    attempt, start = line.begin_attempt(DAYS, {"run": "a"}, choose)
+    assert known == [None, first]
+    assert start is found[1]
+    assert unseal(line.storage.read(f"attempts/{DAYS[0]}/{attempt}.json"))["start_step"] == 20
 
 
 def test_a_run_that_was_taken_over_does_not_take_the_line_back(line: Line):

@@ -124,7 +124,7 @@ def _refusal(config: dict[str, Any]) -> str:
     ("kind", "wrong", "message"),
     [
         ("hard_sharing", {"layers": []}, "at least 1 item"),
-        ("mmoe", {"num_experts": 0}, "greater than 0"),
+        ("mmoe", {"num_experts": 0}, "greater than or equal to 1"),
         ("mmoe", {"gate_dropout": 1.0}, "less than 1"),
         ("ml_mmoe", {"levels": []}, "at least 1 item"),
         ("cross_stitch", {"own_share": 1.5}, "less than or equal to 1"),

@@ -32,7 +32,7 @@ from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal, unseal
 from pipeline.progress import ProgressBoard
-from pipeline.run import run_workers, train
+from pipeline.run import _start, run_workers, train
 from pipeline.storage import Storage
 from pipeline.stream import RunPlan, Start, read_segments, receive_blocks
 from pipeline.train import TrainJob, train_worker
@@ -98,6 +98,7 @@ def make_config(logs: Path, root: Path, **sections: Any) -> Config:
             "model": {
                 "network": {"kind": "cgc", "expert_layers": [16], "num_experts_per_task": 1, "num_shared_experts": 1},
                 "towers": [8],
+                "dropout": 0.1,
             },
             "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
             "ingest": {"batch_size": 64, "unit": {"max_rows": 200}, "shuffle": {"interleave": 2}},
@@ -296,6 +297,23 @@ def _rows_of(key: str) -> int:
     return int(stop) - int(first)
 
 
+def test_a_published_day_is_not_left_out(trained: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
+    """The checkpoint of yesterday is damaged, and today is trained from the day before: a day's rows are lost."""
+    config, result = trained
+    shutil.copytree(config.root, tmp_path / "root")
+    cut = config.model_copy(update={"root": str(tmp_path / "root")})
+    line = Line.of(cut.root, cut.line)
+    for manifest in list(line.manifests()):  # as two daily commands would have written them
+        name = f"{manifest.checkpoint}/manifest.json"
+        line.storage.write(name, seal(manifest.content | {"run": {"days": [manifest.day], "passes": 1}}))
+    start = _start(cut, line, ["2026-01-03"], 1)  # negative control
+    assert start is not None
+    assert start.checkpoint == result["checkpoint"]
+    line.storage.write(f"{result['checkpoint']}/__0_0.distcp", b"half")
+    with pytest.raises(DataError, match=r"which is damaged or gone, and 2026-01-03 would be trained from 2026-01-"):
+        train(cut, ["2026-01-03"], passes=1)
+
+
 def test_nothing_to_do(trained: tuple[Config, dict[str, Any]]) -> None:
     """Catches a second run over the same days that trains them again."""
     config, result = trained
@@ -390,7 +408,7 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     config = _without_statistics(make_config(logs, tmp_path, ingest=ingest))
     plan = plan_of(config, DAYS[:1], units=15)
     line = Line.of(config.root, config.line)
-    attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda: None)
+    attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
     plan = replace(plan, start=partial(Start, attempt))
     board = ProgressBoard.remote()
     job = TrainJob(config, None, line, plan.days, 1, board)

@@ -133,10 +133,10 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     job = settings["job"]
     config = job.config
     quiet_logs(ray.train.get_context().get_world_rank())
-    groups = Groups.create(config.workers.timeout_s)
+    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
     state = build_state(config, groups.training, device)
-    read_checkpoint(state, job.line.storage, job.checkpoint, groups.control)
+    read_checkpoint(state, job.line.storage, job.checkpoint, groups.saving)
     state.model.eval()
     pipeline = build_train_pipeline(config, state, device)
     measured = Measured(config.log_schema.tasks, job.popularity)

@@ -84,7 +84,7 @@ class Line:
         return cls(Storage(root).under(f"lines/{name}"))
 
     def begin_attempt(
-        self, days: Sequence[str], record: dict[str, Any], choose: Callable[[], "Manifest | None"]
+        self, days: Sequence[str], record: dict[str, Any], choose: Callable[[str | None], "Manifest | None"]
     ) -> tuple[str, "Manifest | None"]:
         """Take the line over: from now on this attempt's checkpoints count, and those of earlier ones no more.
 
@@ -95,7 +95,8 @@ class Line:
         Args:
             days: ISO dates that the attempt will train.
             record: What is known of the attempt when it begins; `run` names the command that it belongs to.
-            choose: Finds the checkpoint to start from; called again where another attempt begins meanwhile.
+            choose: Finds the checkpoint to start from, given one that was found intact a moment ago, if there is one.
+                Called again once the line is taken: until then an attempt that lives on may retire what was chosen.
 
         Returns:
             The attempt's name, e.g. `0003`, which no other has or will have, and the checkpoint to start from.
@@ -107,14 +108,14 @@ class Line:
             found = self.storage.read_versioned(LATEST)
             current = self._unsealed(LATEST, found[0]) if found else {"fence": 0}
             own = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == record["run"]]
-            if own:  # the workers of a run that has begun before are started again
-                self._check_fence(f"{own[-1]:04d}", current["fence"])
-            start = choose()
-            number = current["fence"] + 1
+            if own and not current["holder"].startswith(f"{record['run']}/"):  # its workers are started again
+                raise self._lost(f"{own[-1]:04d}", current["fence"])
+            start, number = choose(None), current["fence"] + 1
             # The holder makes the content unique: a put whose answer was lost recognises itself.
-            taken = seal(current | {"fence": number, "holder": uuid.uuid4().hex})
+            taken = seal(current | {"fence": number, "holder": f"{record['run']}/{uuid.uuid4().hex}"})
             if self.storage.replace(LATEST, taken, found[1] if found else None):
                 break
+        start = choose(start.checkpoint if start else None)
         begun = {"attempt": number, "days": list(days), "start": start.checkpoint if start else None}
         begun |= {"start_step": start.step if start else 0}
         for day in days:
@@ -153,14 +154,15 @@ class Line:
         Raises:
             DataError: Another attempt has begun since.
         """
-        self._check_fence(attempt, self._fence())
-
-    def _check_fence(self, attempt: str, fence: int) -> None:
+        fence = self._fence()
         if fence != int(attempt):
-            raise DataError(
-                f"attempt {attempt} no longer holds {self.storage.url}: attempt {fence:04d} has begun since. This one "
-                "stops; nothing that it did after that counts, and nothing has to be done"
-            )
+            raise self._lost(attempt, fence)
+
+    def _lost(self, attempt: str, fence: int) -> DataError:
+        return DataError(
+            f"attempt {attempt} no longer holds {self.storage.url}: attempt {fence:04d} has begun since. This one "
+            "stops; nothing that it did after that counts, and nothing has to be done"
+        )
 
     def _unsealed(self, name: str, data: bytes) -> dict[str, Any]:
         try:
