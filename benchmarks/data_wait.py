@@ -9,9 +9,10 @@ from benchmarks.workload import DAY, ONE_LAYER_HEAD, PAPER_HEAD, WORKERS, load, 
 from models.batch import RankingBatch
 from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
-from pipeline.run import load_statistics, ray_session, run_workers
+from pipeline.run import load_statistics
+from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start
+from pipeline.stream import RunPlan, Start, whole_days
 from pipeline.train import TrainJob, train_worker
 
 _ROWS, _QUICK_ROWS = 2**18, 2**16
@@ -46,12 +47,12 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
     with project(rows, 2**14, 20_000) as folder:
         config, encoder, day = load(folder, model=head)
         line = Line.of(config.root, config.line)
-        plan = RunPlan(Storage(config.logs.path), (day,), 1, encoder, config.ingest, config.seed, Start)
+        plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, Start)
         with ray_session(config):
             board = ProgressBoard.remote()
             attempt, _ = line.begin_attempt([str(DAY)], {"run": "a"}, lambda _: None)
             plan = replace(plan, start=partial(Start, attempt))
-            job = TrainJob(config, load_statistics(config, line), line, (day,), 1, board)
+            job = TrainJob(config, load_statistics(config, line), line, (day.day,), whole_days([day]), 1, board)
             return run_workers(config, plan, _train_and_time, job, board)
 
 

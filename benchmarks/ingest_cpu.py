@@ -17,9 +17,9 @@ from benchmarks.workload import WORKERS, load, project
 from features.encoding import Encoder
 from pipeline.batcher import Batcher
 from pipeline.config import Config
-from pipeline.run import ray_session
+from pipeline.session import ray_session
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, read_segments, receive_blocks
+from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
 from pipeline.units import DayLog
 
 _ROWS = 2**20
@@ -71,7 +71,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumers: list[Any]) -> int:
-    plan = RunPlan(Storage(config.logs.path), (day,), passes, encoder, config.ingest, config.seed, Start)
+    plan = RunPlan(Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, Start)
     shards = plan.dataset(WORKERS).streaming_split(WORKERS, equal=False)
     return sum(ray.get([c.consume.remote(s, config, day) for c, s in zip(consumers, shards, strict=True)]))
 

@@ -15,6 +15,7 @@ from features.hashing import salt_of, table_rows
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TaskConfig
 from features.statistics import Statistics
 
+_RAREST = 1e-9  # probability of a row to be kept, of which there is one
 _MAX_PADDING = 4  # times the ids of the bags: beyond, padding the bags to one length costs more than it saves
 
 
@@ -31,6 +32,7 @@ class EncodedRows:
         slots: int32 of shape (N,); -1 where there is none.
         rows: int32 of shape (N,): row numbers within the unit.
         truth: float32 of shape (N, K) with the true probabilities of synthetic logs, or None.
+        held: uint8 of shape (N,): 1 where the row is held out and has no labels; None where no row can be.
     """
 
     ids: list[np.ndarray]
@@ -41,6 +43,7 @@ class EncodedRows:
     slots: np.ndarray
     rows: np.ndarray
     truth: np.ndarray | None
+    held: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,7 +53,7 @@ class EncodedRows:
         bags = [_take_bags(*bag, order) for bag in zip(self.ids, self.offsets, strict=True)]
         rest: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name).take(order, axis=0)
-            for name in ("dense", "labels", "weights", "slots", "rows", "truth")
+            for name in ("dense", "labels", "weights", "slots", "rows", "truth", "held")
         }
         return EncodedRows(ids=[ids for ids, _ in bags], offsets=[offsets for _, offsets in bags], **rest)
 
@@ -94,6 +97,7 @@ class EncodedRows:
             slots=flat["slots"],
             rows=flat["rows"],
             truth=per_task("truth"),
+            held=flat.get("held"),
         )
 
 
@@ -121,12 +125,15 @@ class Encoder:
         schema: What a log line means.
         statistics: Of the same schema; needed where dense features are standardised or bucketised.
         with_truth: Also read the tasks' truth columns.
+        measuring: For metrics, which weigh thinned-out logs by how they were thinned, whatever the loss does.
 
     Raises:
         ConfigError: The statistics lack a feature of the schema.
     """
 
-    def __init__(self, schema: Schema, statistics: Statistics | None, *, with_truth: bool = False) -> None:
+    def __init__(
+        self, schema: Schema, statistics: Statistics | None, *, with_truth: bool = False, measuring: bool = False
+    ) -> None:
         self.schema = schema
         self.statistics = statistics
         self.with_truth = with_truth and any(task.truth for task in schema.tasks)
@@ -138,6 +145,8 @@ class Encoder:
                 _check_buckets(feature, statistics)
         self._tables = {table.name: table for table in schema.tables}
         self._salt = salt_of(schema.hash_salt)
+        self._sampling = [task.sampling if _weighs(task, measuring=measuring) else None for task in schema.tasks]
+        self._has_weights = any(self._sampling) or any(task.weight for task in schema.tasks)
 
     @property
     def columns(self) -> list[str]:
@@ -161,7 +170,7 @@ class Encoder:
             offsets=[np.zeros(1, np.int32)] * num_sparse,
             dense=np.empty((0, len(self.schema.dense_features)), np.float32),
             labels=labels,
-            weights=labels if any(task.weight for task in self.schema.tasks) else None,
+            weights=labels if self._has_weights else None,
             slots=np.empty(0, np.int32),
             rows=np.empty(0, np.int32),
             truth=labels if self.with_truth else None,
@@ -193,7 +202,7 @@ class Encoder:
             offsets=[offsets for _, offsets in sparse],
             dense=dense,
             labels=labels,
-            weights=self._encode_weights(columns, in_space=~np.isnan(labels)),
+            weights=self._encode_weights(columns, labels),
             slots=self._encode_slots(columns, num_rows),
             rows=np.arange(first_row, first_row + num_rows, dtype=np.int32),
             truth=self._encode_truth(columns, num_rows) if self.with_truth else None,
@@ -244,21 +253,23 @@ class Encoder:
             labels[:, index] = np.where(in_space, values, np.nan)
         return labels
 
-    def _encode_weights(self, columns: Mapping[str, pa.Array], in_space: np.ndarray) -> np.ndarray | None:
-        if not any(task.weight for task in self.schema.tasks):
+    def _encode_weights(self, columns: Mapping[str, pa.Array], labels: np.ndarray) -> np.ndarray | None:
+        if not self._has_weights:
             return None
-        weights = np.ones(in_space.shape, np.float32)
-        for index, task in enumerate(self.schema.tasks):
-            if task.weight is None:
-                continue
-            values = _numbers(task.weight, columns)
-            wrong = in_space[:, index] & ~((values >= 0) & (values <= LARGEST))
-            if wrong.any():
-                row = int(wrong.argmax())
-                raise DataError(
-                    f"task {task.name!r}: weight {task.weight!r} is {values[row]} at row {row}, expected finite >= 0"
-                )
-            weights[:, index] = np.where(in_space[:, index], values, 1.0)
+        weights = np.ones(labels.shape, np.float32)
+        for index, (task, sampling) in enumerate(zip(self.schema.tasks, self._sampling, strict=True)):
+            in_space = ~np.isnan(labels[:, index])
+            if task.weight is not None:
+                values = _numbers(task.weight, columns)
+                _check_numbers(f"task {task.name!r}: weight {task.weight!r}", values, in_space, 0, LARGEST)
+                weights[:, index] = np.where(in_space, values, 1.0)
+            if sampling is not None and sampling.column is not None:
+                kept = _numbers(sampling.column, columns)
+                what = f"task {task.name!r}: sampling.column {sampling.column!r}"
+                _check_numbers(what, kept, in_space, _RAREST, 1)
+                weights[:, index] *= np.where(in_space, 1 / np.where(in_space, kept, 1.0), 1.0)
+            elif sampling is not None and sampling.rate is not None:
+                weights[labels[:, index] == 0, index] /= sampling.rate
         return weights
 
     def _encode_truth(self, columns: Mapping[str, pa.Array], num_rows: int) -> np.ndarray:
@@ -267,6 +278,19 @@ class Encoder:
             if task.truth is not None:
                 truth[:, index] = _numbers(task.truth, columns)
         return truth
+
+
+def _weighs(task: TaskConfig, *, measuring: bool) -> bool:
+    """Whether rows count by how the log was thinned out."""
+    return task.sampling is not None and (measuring or task.sampling.correction == "weight")
+
+
+def _check_numbers(what: str, values: np.ndarray, in_space: np.ndarray, least: float, most: float) -> None:
+    wrong = in_space & ~((values >= least) & (values <= most))
+    if wrong.any():
+        row = int(wrong.argmax())
+        expected = "finite >= 0" if most == LARGEST else f"a probability from {least:g} to {most:g}"
+        raise DataError(f"{what} is {values[row]} at row {row}, expected {expected}")
 
 
 def evaluate_space(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:

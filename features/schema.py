@@ -134,6 +134,34 @@ FeatureConfig = Annotated[IdFeature | SequenceFeature | DenseFeature | BucketFea
 SparseFeature = IdFeature | SequenceFeature | BucketFeature
 
 
+class Sampling(Declaration):
+    """How the log was thinned out before it was written, and how a task makes up for it.
+
+    Metrics always weigh a row by one over the probability with which it was kept, so that calibration is held against
+    the rate of the whole log.
+
+    Args:
+        rate: Rows with label 0 were kept with this probability; rows with label 1 all were.
+        column: The log's column with the probability with which each row was kept; instead of `rate`.
+        correction: `weight`: a row counts one over its probability times in the loss. `log_odds`: the loss sees the
+            logit plus ln(1 / rate), which is what thinning out does to the odds (King and Zeng, "Logistic Regression
+            in Rare Events Data", 2001, equation 7), so the model itself predicts for the whole log; with `rate` only.
+            It has less variance than weights, and needs a model that can be right.
+    """
+
+    rate: float | None = Field(default=None, gt=0, le=1)
+    column: str | None = None
+    correction: Literal["weight", "log_odds"] = "weight"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.rate is None) == (self.column is None):
+            raise ValueError("sampling needs either rate or column")
+        if self.correction == "log_odds" and self.rate is None:
+            raise ValueError("sampling.correction log_odds needs rate: a column is for correction weight")
+        return self
+
+
 class TaskConfig(Declaration):
     """One objective and the sample space on which it is defined.
 
@@ -151,6 +179,9 @@ class TaskConfig(Declaration):
         objective: Groups the reports.
         weight: An expression: the weight of a row in this task's loss and metrics; absent: 1.
         truth: A column with the row's true probability or mean, where logs are synthetic; read by evaluations only.
+        matures_after: After how long the label is final, in whole days, as in `3d`; absent: at once. Until then it is
+            taken for null, whatever the log says; training day D then also trains the task on the rows of D - 3.
+        sampling: How the log was thinned out; absent: it was not.
     """
 
     name: Name
@@ -166,11 +197,22 @@ class TaskConfig(Declaration):
     objective: Literal["engagement", "satisfaction"] = "engagement"
     weight: str | None = None
     truth: str | None = None
+    matures_after: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,2}d$")
+    sampling: Sampling | None = None
+
+    @property
+    def delay_days(self) -> int:
+        """After how many days the label is final."""
+        return int(self.matures_after[:-1]) if self.matures_after else 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for text in self.expressions():
             parse_expression(text)
+        if self.sampling is not None and self.sampling.rate is not None and self.kind != "binary":
+            raise ValueError(
+                f"task {self.name!r}: sampling.rate thins out label 0 of binary tasks, this is {self.kind}"
+            )
         if (self.num_classes is None) == (self.kind == "multiclass"):
             raise ValueError(f"task {self.name!r}: num_classes is for multiclass tasks, and they need it")
         # Not model_fields_set: a schema that was written out, defaults and all, must be readable again.
@@ -188,7 +230,8 @@ class TaskConfig(Declaration):
 
     def expressions(self, *, with_truth: bool = True) -> list[str]:
         """The declared expressions, the label first."""
-        texts = (self.label, self.space, self.weight, self.truth if with_truth else None)
+        kept = self.sampling.column if self.sampling else None
+        texts = (self.label, self.space, self.weight, kept, self.truth if with_truth else None)
         return [text for text in texts if text is not None]
 
     @property
@@ -235,6 +278,8 @@ class Schema(Declaration):
         if unused:
             raise ValueError(f"tables {sorted(unused)} are read by no feature: remove them")
         self._refuse_leaks()
+        if all(task.matures_after for task in self.tasks):
+            raise ValueError("no task's labels are there at once: at least one has to train on a day's own rows")
         if all(task.role == "auxiliary" for task in self.tasks):
             raise ValueError("every task is auxiliary: at least one needs role: main")
         return self

@@ -15,7 +15,8 @@ from pipeline.config import load_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table, share_of_gap
 from pipeline.fit import fit_statistics
-from pipeline.run import ray_session, train
+from pipeline.run import train
+from pipeline.session import ray_session
 from pipeline.units import parse_days
 
 logger = logging.getLogger(__name__)

@@ -25,9 +25,16 @@ def task_heads(tasks: Sequence[TaskConfig]) -> list[TaskHead]:
             link=task.link,
             log1p_target=task.log1p_target,
             num_classes=task.num_classes,
+            sampled_rate=_corrected_rate(task),
         )
         for task in tasks
     ]
+
+
+def _corrected_rate(task: TaskConfig) -> float:
+    """The rate that the loss makes up for; 1 where nothing was thinned out, or weights do it."""
+    sampling = task.sampling
+    return sampling.rate if sampling and sampling.rate and sampling.correction == "log_odds" else 1.0
 
 
 def build_ranker(

@@ -3,6 +3,7 @@
 Source: Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020, equations 8 to 10.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -107,10 +108,12 @@ def _row_losses(
 ) -> Float[Tensor, "batch task"]:
     """Compute loss_k of each row for tasks that are all declared like `head`.
 
-    Squared error has no factor 1/2; Poisson's is exp(output) - label * output, without the label's factorial.
+    Binary tasks of a thinned-out log see the odds as they are there: odds / rate. Squared error has no factor 1/2;
+    Poisson's is exp(output) - label * output, without the label's factorial.
     """
     if head.kind == "binary":
-        return F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        sampled = outputs if head.sampled_rate == 1 else outputs - math.log(head.sampled_rate)
+        return F.binary_cross_entropy_with_logits(sampled, labels, reduction="none")
     if head.kind == "multiclass":
         log_probabilities = outputs.unflatten(1, (-1, head.num_outputs)).log_softmax(-1)
         return -log_probabilities.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)

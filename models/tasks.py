@@ -21,6 +21,8 @@ class TaskHead:
         link: For mse and huber: the output as it is, or through a sigmoid.
         log1p_target: For mse and huber: the target is log(1 + label).
         num_classes: For multiclass: labels are 0 .. num_classes - 1.
+        sampled_rate: For binary: the log has each row of label 0 with this probability, and the loss makes up for it by
+            adding ln(1 / rate) to the output.
     """
 
     name: str
@@ -30,6 +32,7 @@ class TaskHead:
     link: Literal["identity", "sigmoid"] = "identity"
     log1p_target: bool = False
     num_classes: int | None = None
+    sampled_rate: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a head that has no loss."""

@@ -73,7 +73,8 @@ class Batcher:
         )
         slices = [(opened.rows, start, stop) for opened, start, stop in pieces if stop > start]
         batch = collate(self._schema, slices, self._batch_size)
-        batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy())
+        held = sum(int(rows.held[start:stop].sum()) for rows, start, stop in slices if rows.held is not None)
+        batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy(), held)
         return batch
 
     def _open_units(self) -> bool:

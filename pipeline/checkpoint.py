@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,39 @@ class TrainState:
     def tensors(self) -> dict[str, Any]:
         """By part and name; tables and their optimizer state as sharded tensors, views of the live ones."""
         return {"model": self.model.state_dict()} | self.optimizer.tensors()
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors of which this rank holds a NaN or an infinite number."""
+        return sorted({name for name, tensor in _locals("", self.tensors()) if not bool(torch.isfinite(tensor).all())})
+
+
+def _locals(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a tree that this rank holds, with their dotted names."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _locals(f"{name}.{key}" if name else str(key), inner)
+    elif hasattr(value, "local_shards"):
+        yield from ((name, shard.tensor) for shard in value.local_shards())
+    elif isinstance(value, torch.Tensor):
+        yield name, value
+
+
+def check_finite(found: Iterable[list[str]], day: str) -> None:
+    """Refuse tensors that no day can be trained from.
+
+    Args:
+        found: What `TrainState.not_finite` returned, of each rank.
+        day: The day that ends with them.
+
+    Raises:
+        DataError: Names them.
+    """
+    bad = sorted({name for names in found for name in names})
+    if bad:
+        raise DataError(
+            f"{day} ends with NaN or infinite numbers in {', '.join(bad[:5])} ({len(bad)} tensors), and is not saved: "
+            "lower the learning rates or set optimizer.clip_norm, and train the day again"
+        )
 
 
 def write_checkpoint(
@@ -124,7 +157,7 @@ def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.Pro
 
     Args:
         state: Built and sharded; overwritten.
-        line: The folder of the line.
+        line: The folder of its line.
         name: The checkpoint, below it.
         group: A process group that only checkpoints use.
     """

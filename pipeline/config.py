@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from features.errors import ConfigError
+from features.holdout import HoldoutConfig
 from features.schema import Declaration, Schema
 from models.assembly import build_ranker
 from models.loss import LossWeightConfig
@@ -19,6 +20,7 @@ from models.network import NetworkConfig
 from models.sizes import Width
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.ingest import IngestConfig
+from pipeline.lineage.checks import GateConfig, OnRefusalConfig, PreflightConfig
 from pipeline.optimizer import OptimizerConfig
 from pipeline.sharding import ShardingConfig, check_sharding
 from pipeline.storage import check_url
@@ -113,6 +115,25 @@ class EvaluationConfig(Declaration):
     prior_rows: float = Field(default=20.0, gt=0)
 
 
+class DailyConfig(Declaration):
+    """The daily job.
+
+    Args:
+        preflight: What a day's log is held against before it is trained.
+        gate: What a new checkpoint is held against before it is published.
+        max_catch_up: Days before the asked one that are missing and may be trained first.
+        lease_s: After how many seconds of silence a job that holds the line is taken for dead; it renews its lease
+            three times as often.
+        on_refusal: Whom to tell.
+    """
+
+    preflight: PreflightConfig = PreflightConfig()
+    gate: GateConfig = GateConfig()
+    max_catch_up: int = Field(default=7, ge=0)
+    lease_s: float = Field(default=60.0, gt=0)
+    on_refusal: OnRefusalConfig = OnRefusalConfig()
+
+
 class LogsConfig(Declaration):
     """Where the logs are.
 
@@ -138,8 +159,10 @@ class Config(Declaration):
         optimizer: Optimizers of tables and dense part.
         sharding: How tables are laid over the workers.
         ingest: How the log is read.
+        holdout: Which rows are never trained; absent: all are.
         checkpoint: When checkpoints are written.
         evaluation: What evaluations compare with.
+        daily: The daily job.
         workers: The workers that train.
         ray: The Ray that runs it.
     """
@@ -155,8 +178,10 @@ class Config(Declaration):
     optimizer: OptimizerConfig
     sharding: ShardingConfig = ShardingConfig()
     ingest: IngestConfig = IngestConfig()
+    holdout: HoldoutConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    daily: DailyConfig = DailyConfig()
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
 

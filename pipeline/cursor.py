@@ -41,11 +41,13 @@ class BatchCursor:
         step: The step that the batch is for.
         spans: The batch's rows, in order.
         in_space: Rows in each task's sample space, int64 of shape (K,).
+        held_out: Rows that are held out: they are in no task's space.
     """
 
     step: int
     spans: tuple[Span, ...]
     in_space: np.ndarray
+    held_out: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -63,12 +65,14 @@ class DayCursor:
         in_space: Rows stepped in each task's sample space, in task order; empty before the first.
         quarantined: By unit: why it could not be read. Its rows are never stepped on this line, except those that
             were stepped before it went bad.
+        held_out: Of the rows stepped, those that are held out: no weight has moved for them.
     """
 
     seen: dict[int, int] = field(default_factory=dict)
     sums: dict[int, int] = field(default_factory=dict)
     in_space: list[int] = field(default_factory=list)
     quarantined: dict[int, str] = field(default_factory=dict)
+    held_out: int = 0
 
     def advance(self, stepped: BatchCursor) -> None:
         """Count the rows of a batch that was stepped."""
@@ -76,6 +80,7 @@ class DayCursor:
             self.seen[span.unit] = self.seen.get(span.unit, 0) + len(span.rows)
             self.sums[span.unit] = (self.sums.get(span.unit, 0) + audit_sum(span.salt, span.rows)) & _MASK
         self._add_in_space(stepped.in_space.tolist())
+        self.held_out += stepped.held_out
 
     def _add_in_space(self, counts: Sequence[int]) -> None:
         so_far = self.in_space or [0] * len(counts)
@@ -99,7 +104,8 @@ class DayCursor:
         """By unit key: rows stepped and their sum (a decimal string: JSON numbers lose 64-bit integers)."""
         listed = {units[index].key: [count, str(self.sums[index])] for index, count in sorted(self.seen.items())}
         quarantined = {units[index].key: reason for index, reason in sorted(self.quarantined.items())}
-        return {"units": listed, "in_space": self.in_space, "quarantined": quarantined}
+        counts = {"in_space": self.in_space, "held_out": self.held_out}
+        return {"units": listed, "quarantined": quarantined} | counts
 
     @classmethod
     def from_json(cls, data: CursorJson, units: Sequence[Unit]) -> "DayCursor":
@@ -109,7 +115,7 @@ class DayCursor:
             DataError: The log no longer has a unit that was trained.
         """
         places = {unit.key: index for index, unit in enumerate(units)}
-        cursor = cls(in_space=list(data.get("in_space", [])))
+        cursor = cls(in_space=list(data.get("in_space", [])), held_out=data.get("held_out", 0))
         quarantined = data.get("quarantined", {})
         trained = data.get("units", {}) | {key: (0, 0) for key in quarantined if key not in data.get("units", {})}
         for key, (count, total) in trained.items():
@@ -133,6 +139,7 @@ def union(cursors: Iterable[DayCursor]) -> DayCursor:
             result.seen[index] = result.seen.get(index, 0) + count
             result.sums[index] = (result.sums.get(index, 0) + cursor.sums[index]) & _MASK
         result.quarantined |= cursor.quarantined
+        result.held_out += cursor.held_out
         result._add_in_space(cursor.in_space)
     return result
 
@@ -152,6 +159,17 @@ def audit(cursor: DayCursor, units: Sequence[Unit]) -> list[str]:
         if seen != unit.num_rows or total != audit_sum(unit.salt, np.arange(unit.num_rows)):
             problems.append(f"{unit.key}: {seen} rows stepped of {unit.num_rows}, or not each of them once")
     return problems
+
+
+def check_audit(cursor: DayCursor, day: DayLog) -> None:
+    """Refuse a finished day of which a row was not stepped, or stepped twice.
+
+    Raises:
+        DataError: Says how many units, and names one.
+    """
+    problems = audit(cursor, day.units)
+    if problems:
+        raise DataError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
 
 
 def check_quarantine(cursor: DayCursor, day: DayLog, limit: float) -> None:

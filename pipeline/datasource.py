@@ -10,9 +10,10 @@ import functools
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -22,6 +23,7 @@ from ray.data.datasource import ReadTask
 
 from features.encoding import EncodedRows, Encoder
 from features.errors import DataError
+from features.holdout import HoldoutConfig, Rows
 from pipeline.deal import row_order
 from pipeline.storage import Storage
 from pipeline.units import Unit, first_line, is_bad_file
@@ -96,6 +98,9 @@ class ReadPlan:
         passes: The pass of each segment.
         seed: The run's seed.
         shuffle_rows: Whether rows are shuffled within their unit.
+        tasks: The tasks whose labels are read, of each segment; None: all.
+        holdout: Which rows are never trained; None: all are.
+        rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
     """
 
     logs: Storage
@@ -104,10 +109,46 @@ class ReadPlan:
     passes: tuple[int, ...]
     seed: int
     shuffle_rows: bool
+    tasks: tuple[frozenset[str] | None, ...] = ()
+    holdout: HoldoutConfig | None = None
+    rows: Rows = "trained"
+
+    @property
+    def columns(self) -> list[str]:
+        """The log's columns that are read."""
+        return read_columns(self.encoder.columns, self.holdout)
 
     def unit_of(self, entry: Entry) -> Unit:
         """The unit that an entry of kind `unit` names."""
         return self.units[entry.segment][entry.unit]
+
+    def encode(self, columns: dict[str, pa.Array], segment: int) -> EncodedRows:
+        """Encode a unit's rows, without the labels that the segment does not train or measure."""
+        held = self.holdout.held(columns) if self.holdout is not None else None
+        if self.rows == "held_out" and held is not None:
+            chosen = pa.array(held)
+            encoded = self.encoder.encode({name: column.filter(chosen) for name, column in columns.items()})
+            encoded = replace(encoded, rows=np.flatnonzero(held).astype(np.int32))
+        else:
+            encoded = self.encoder.encode(columns)
+        if self.rows == "trained" and held is not None:
+            encoded = replace(_without_labels(encoded, held[:, None]), held=held.astype(np.uint8))
+        tasks = self.tasks[segment] if self.tasks else None
+        if tasks is not None:
+            left_out = [name not in tasks for name in self.encoder.schema.task_names]
+            encoded = _without_labels(encoded, np.array(left_out)[None])
+        return encoded
+
+
+def read_columns(columns: Sequence[str], holdout: HoldoutConfig | None) -> list[str]:
+    """The log's columns that a run reads: those of the schema, and the one that says what is held out."""
+    return list(dict.fromkeys([*columns, *([holdout.column] if holdout else [])]))
+
+
+def _without_labels(rows: EncodedRows, where: np.ndarray) -> EncodedRows:
+    """The rows, outside the tasks' spaces where `where`, of a shape that broadcasts to (N, K), is true."""
+    weights = None if rows.weights is None else np.where(where, np.float32(1), rows.weights)
+    return replace(rows, labels=np.where(where, np.float32(np.nan), rows.labels), weights=weights)
 
 
 class UnitDatasource(Datasource):
@@ -165,6 +206,8 @@ def group_entries(plan: ReadPlan, entries: Sequence[Entry]) -> list[list[Entry]]
 def _run_task(plan_ref: Any, entries: tuple[Entry, ...]) -> Iterator[pa.Table]:
     plan: ReadPlan = ray.get(plan_ref)
     blank = plan.encoder.empty()
+    if plan.holdout is not None and plan.rows == "trained":
+        blank = replace(blank, held=np.empty(0, np.uint8))
     for parcel in read_parcels(plan, entries):
         yield parcel.to_block(blank)
 
@@ -180,8 +223,8 @@ def read_parcels(plan: ReadPlan, entries: Sequence[Entry]) -> Iterator[Parcel]:
         try:
             with named_unit(plan.logs, unit):
                 if reader is None or not reader.reaches(unit):
-                    reader = _RowGroupReader(plan.logs, unit, plan.encoder.columns)
-                encoded = plan.encoder.encode(reader.read(unit))
+                    reader = _RowGroupReader(plan.logs, unit, plan.columns)
+                encoded = plan.encode(reader.read(unit), entry.segment)
         except DataError as error:
             reader = None  # where a broken row group was left off is not known
             yield Parcel("bad", entry.segment, entry.unit, text=str(error))

@@ -18,7 +18,8 @@ from pipeline.config import Config
 from pipeline.datasource import named_unit, read_unit
 from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal
-from pipeline.run import STATISTICS, ray_session
+from pipeline.run import STATISTICS
+from pipeline.session import ray_session
 from pipeline.storage import Storage
 from pipeline.units import DayLog, Unit, check_days
 

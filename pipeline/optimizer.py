@@ -20,11 +20,14 @@ class TableOptimizerConfig(Declaration):
         kind: `rowwise_adagrad` keeps one accumulator a row; `adagrad` one an element; `sgd` none.
         learning_rate: No default: it differs by orders of magnitude between models.
         eps: Added to the root of the accumulator.
+        keep_per_day: The accumulators are multiplied by it when a day begins, but for the line's first: Adagrad's
+            rates only ever fall, so after months a row that is seen often would hardly move any more.
     """
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    keep_per_day: float = Field(default=1.0, gt=0, le=1)
 
     @property
     def fused_class(self) -> type[torch.optim.Optimizer]:
@@ -80,12 +83,19 @@ class LearningRateConfig(Declaration):
         decay: After the warm-up: none, `inverse_sqrt`, or `exponential`.
         decay_steps: For inverse_sqrt: factor = sqrt(decay_steps / (decay_steps + t)); for exponential: the half-life.
         floor: The factor never falls below this.
+        day_warmup_steps: When a day begins, but for the line's first, the dense part's factor grows linearly to its
+            full size over this many steps: Adam's moments are yesterday's, the first rows are today's.
     """
 
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["none", "inverse_sqrt", "exponential"] = "none"
     decay_steps: int = Field(default=10_000, ge=1)
     floor: float = Field(default=0.0, ge=0, le=1)
+    day_warmup_steps: int = Field(default=0, ge=0)
+
+    def day_factor(self, steps_of_day: int) -> float:
+        """What the dense part's factor is multiplied by, so many steps after a day began."""
+        return min(1.0, (steps_of_day + 1) / self.day_warmup_steps) if self.day_warmup_steps else 1.0
 
     def factor(self, step: int) -> float:
         """The factor of a step, counted from 0 over the whole line."""
@@ -147,6 +157,19 @@ class StepOptimizer:
         self.replicated = KeyedOptimizerWrapper(replicated, self._replicated_class) if replicated else None
         self._replicated_parameters = list(replicated.values())
         self.num_steps = 0
+        self.day_began_at = 0
+
+    @torch.no_grad()
+    def begin_day(self) -> None:
+        """What happens between two days: accumulators shrink, and the dense part warms up again."""
+        self.day_began_at = self.num_steps
+        kept = self._config.tables.keep_per_day
+        if self.num_steps == 0 or kept == 1.0:
+            return
+        for state in self.tensors().get("tables", {}).values():
+            for value in state.values():
+                for local in _local_tensors(value):
+                    local.mul_(kept)
 
     def _replicated_class(self, parameters: Any) -> torch.optim.Optimizer:
         return self._config.tables.fused_class(parameters, **self._config.tables.fused_arguments)
@@ -186,7 +209,8 @@ class StepOptimizer:
             parameter.grad = None
         factor = self._config.schedule.factor(self.num_steps)
         _set_rate(self.tables, self._config.tables.learning_rate * factor)
-        _set_rate(self.dense, self._config.dense.learning_rate * factor)
+        warm = self._config.schedule.day_factor(self.num_steps - self.day_began_at) if self.day_began_at else 1.0
+        _set_rate(self.dense, self._config.dense.learning_rate * factor * warm)
         if self.replicated is not None:
             _set_rate(self.replicated, self._config.tables.learning_rate * factor)
         self.tables.zero_grad()
@@ -206,6 +230,11 @@ class StepOptimizer:
 def _as_fused(table: str, state: dict[str, Any]) -> dict[str, Tensor]:
     """FBGEMM's form of RowWiseAdagrad's state: one accumulator a row; steps are not counted, as no rate decays."""
     return {f"{table}.momentum1": state["sum"].view(-1)} if "sum" in state else {}
+
+
+def _local_tensors(value: Any) -> list[Tensor]:
+    """What this rank holds of a tensor, as views."""
+    return [shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value]
 
 
 def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:

@@ -88,6 +88,10 @@ class Storage:
         """The storage below a folder."""
         return Storage(f"{self.url}/{name}")
 
+    def sibling(self, name: str) -> "Storage":
+        """The storage of a folder beside this one."""
+        return Storage(f"{self.url.rpartition('/')[0]}/{name}")
+
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder is there."""
         try:

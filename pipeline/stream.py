@@ -6,7 +6,7 @@ is sent cannot come from different checkpoints, and two starts never write into 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.data import DataContext, DataIterator, ExecutionResources
 
 from features.encoding import Encoder
 from features.errors import DataError
+from features.holdout import HoldoutConfig, Rows
 from pipeline.cursor import CursorJson, DayCursor
 from pipeline.datasource import Entry, Parcel, ReadPlan, UnitDatasource, group_entries
 from pipeline.deal import Lanes, deal, rounds, unit_order
@@ -27,6 +28,41 @@ SHARD = "log"
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What is read in one go: a day's log, for all tasks, or an earlier day's for those whose labels come late.
+
+    Args:
+        day: ISO date of the day that is being trained.
+        log: The day whose rows are read.
+        tasks: The tasks whose labels are read; None: all.
+    """
+
+    day: str
+    log: DayLog
+    tasks: frozenset[str] | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells a part from the others of a run."""
+        return self.day, self.log.day
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the day is done with it: late labels of earlier days come before the day's own rows."""
+        return self.log.day == self.day
+
+    @property
+    def suffix(self) -> str:
+        """What the name of its finished checkpoint ends with."""
+        return "-day" if self.is_last else f"-{self.log.day}"
+
+
+def whole_days(logs: Iterable[DayLog]) -> tuple[Part, ...]:
+    """Every day's own rows, for all tasks."""
+    return tuple(Part(log.day, log) for log in logs)
+
+
+@dataclass(frozen=True, slots=True)
 class ResumePoint:
     """What a checkpoint says about where the model is.
 
@@ -34,23 +70,25 @@ class ResumePoint:
         checkpoint: Its name below the line's checkpoints.
         pass_index: Pass that was being trained.
         day: Day that was being trained.
+        log_day: Day whose log was being read for it.
         seen: The day's cursor, as `DayCursor.to_json` wrote it.
         lanes: The day's lanes, as unit keys per rank.
-        complete: Whether all rows of the day have been stepped.
+        complete: Whether all rows of the log have been stepped.
         seed: Of the run that wrote it.
         shuffle_rows: Whether that run shuffled rows within their unit.
-        files: Sizes in bytes of the day's files, when they were read.
+        files: Sizes and fingerprints of the log's files, when they were read.
     """
 
     checkpoint: str
     pass_index: int
     day: str
+    log_day: str
     seen: CursorJson
     lanes: Sequence[Sequence[str]]
     complete: bool
     seed: int
     shuffle_rows: bool
-    files: Mapping[str, int]
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +110,8 @@ class Header:
 
     Args:
         pass_index: The pass over the days.
-        day: ISO date.
+        day: ISO date of the day that is trained.
+        log_day: Of the day whose log is read.
         lanes: Indices of units per rank.
         seen: Rows that the model had seen when the stream was planned, as `DayCursor.to_json`.
         checkpoint: What to restore before the first batch; only in the stream's first segment.
@@ -81,6 +120,7 @@ class Header:
 
     pass_index: int
     day: str
+    log_day: str
     lanes: Lanes
     seen: CursorJson = field(default_factory=dict)
     checkpoint: str | None = None
@@ -93,23 +133,27 @@ class RunPlan:
 
     Args:
         logs: Where the files are.
-        days: The days in order, with their units.
-        passes: How often to go over them.
+        parts: What to read, in order.
+        passes: How often to go over all of it.
         encoder: How rows are encoded.
         ingest: Sizes, shuffling and bounds.
         seed: The run's seed.
         start: Says where to start; called at every start of the workers.
+        holdout: Which rows are never trained.
+        rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
     """
 
     logs: Storage
-    days: tuple[DayLog, ...]
+    parts: tuple[Part, ...]
     passes: int
     encoder: Encoder
     ingest: IngestConfig
     seed: int
     start: Callable[[], Start]
+    holdout: HoldoutConfig | None = None
+    rows: Rows = "trained"
 
-    def segments(self, num_ranks: int) -> list[tuple[DayLog, Header]]:
+    def segments(self, num_ranks: int) -> list[tuple[Part, Header]]:
         """The segments that are left to read, each dealt to the ranks.
 
         Raises:
@@ -118,27 +162,30 @@ class RunPlan:
         start = self.start()
         left = self._left(start.resume, num_ranks)
         checkpoint = start.resume.checkpoint if start.resume and left else None
-        first = [(day, replace(header, checkpoint=checkpoint)) for day, header in left[:1]]
-        return [(day, replace(header, attempt=start.attempt)) for day, header in first + left[1:]]
+        first = [(part, replace(header, checkpoint=checkpoint)) for part, header in left[:1]]
+        return [(part, replace(header, attempt=start.attempt)) for part, header in first + left[1:]]
 
-    def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[DayLog, Header]]:
-        todo = [(pass_index, day) for pass_index in range(self.passes) for day in self.days]
-        places = [i for i, (p, day) in enumerate(todo) if resume and (p, day.day) == (resume.pass_index, resume.day)]
+    def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[Part, Header]]:
+        todo = [(pass_index, part) for pass_index in range(self.passes) for part in self.parts]
+        reached = (resume.pass_index, (resume.day, resume.log_day)) if resume else None
+        places = [place for place, (pass_index, part) in enumerate(todo) if (pass_index, part.key) == reached]
         if resume is None or not places:  # no checkpoint, or one of an earlier day: all segments are left
-            return [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo]
-        left = [(day, self._fresh(pass_index, day, num_ranks)) for pass_index, day in todo[places[0] + 1 :]]
+            return [(part, self._fresh(pass_index, part, num_ranks)) for pass_index, part in todo]
+        left = [(part, self._fresh(pass_index, part, num_ranks)) for pass_index, part in todo[places[0] + 1 :]]
         if not resume.complete:
             left.insert(0, (todo[places[0]][1], self._resumed(resume, todo[places[0]][1], num_ranks)))
         return left
 
-    def _fresh(self, pass_index: int, day: DayLog, num_ranks: int) -> Header:
-        return Header(pass_index, day.day, deal(day.units, num_ranks, self._order(pass_index, day)))
+    def _fresh(self, pass_index: int, part: Part, num_ranks: int) -> Header:
+        lanes = deal(part.log.units, num_ranks, self._order(pass_index, part.log))
+        return Header(pass_index, part.day, part.log.day, lanes)
 
     def _order(self, pass_index: int, day: DayLog) -> list[int]:
         shuffle = self.ingest.shuffle.units
         return unit_order(day.units, seed=self.seed, pass_index=pass_index, day=day.day, shuffle=shuffle)
 
-    def _resumed(self, resume: ResumePoint, day: DayLog, num_ranks: int) -> Header:
+    def _resumed(self, resume: ResumePoint, part: Part, num_ranks: int) -> Header:
+        day = part.log
         self._check_unchanged(resume, day)
         missing = DayCursor.from_json(resume.seen, day.units).missing(day.units)
         if len(resume.lanes) == num_ranks:
@@ -146,7 +193,7 @@ class RunPlan:
             lanes = [[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes]
         else:
             lanes = deal(day.units, num_ranks, self._order(resume.pass_index, day), missing)
-        return Header(resume.pass_index, day.day, lanes, dict(resume.seen))
+        return Header(resume.pass_index, part.day, day.day, lanes, dict(resume.seen))
 
     def _check_unchanged(self, resume: ResumePoint, day: DayLog) -> None:
         """Refuse to go on within a day where "the first n rows of a unit" are no longer those that were trained."""
@@ -160,24 +207,24 @@ class RunPlan:
         then |= set(resume.seen.get("quarantined", {}))
         changed = sorted(then ^ {unit.key for unit in day.units})
         what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
-        rewritten = sorted(file for file, size in resume.files.items() if day.files.get(file, size) != size)
+        rewritten = sorted(file for file, mark in resume.files.items() if day.files.get(file, mark) != mark)
         if rewritten and not changed:
             file = rewritten[0]
-            what = f"{file} had {resume.files[file]} bytes and has {day.files[file]}"
+            what = f"{file} was {resume.files[file]} (bytes and fingerprint) and is {day.files[file]}"
         if what:
             raise DataError(
                 f"{resume.checkpoint} is within {day.day}, whose log or ingest.unit.max_rows has changed since "
                 f"({what}): restore them, or train the day on a new line"
             )
 
-    def entries(self, segments: Sequence[tuple[DayLog, Header]], num_ranks: int) -> list[Entry]:
+    def entries(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[Entry]:
         """The parcels of all ranks in the order in which the splitter deals them out."""
         entries = [] if segments else [Entry("blank", 0)] * num_ranks  # Ray Data wants something to read
-        for segment, (day, header) in enumerate(segments):
+        for segment, (part, header) in enumerate(segments):
             text = json.dumps(asdict(header))
             entries += [Entry("start", segment, text=text)] * num_ranks
-            seen = DayCursor.from_json(header.seen, day.units).seen
-            rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(day.units)}
+            seen = DayCursor.from_json(header.seen, part.log.units).seen
+            rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)}
             slack = 2 * max(rows.values())
             for turn in rounds(header.lanes, rows, slack):
                 entries += [
@@ -188,15 +235,18 @@ class RunPlan:
                 ]
         return entries
 
-    def read_plan(self, segments: Sequence[tuple[DayLog, Header]]) -> ReadPlan:
+    def read_plan(self, segments: Sequence[tuple[Part, Header]]) -> ReadPlan:
         """What the data tasks need to know to read segments."""
         return ReadPlan(
             logs=self.logs,
             encoder=self.encoder,
-            units=tuple(day.units for day, _ in segments),
+            units=tuple(part.log.units for part, _ in segments),
             passes=tuple(header.pass_index for _, header in segments),
             seed=self.seed,
             shuffle_rows=self.ingest.shuffle.rows,
+            tasks=tuple(part.tasks for part, _ in segments),
+            holdout=self.holdout,
+            rows=self.rows,
         )
 
     def dataset(self, num_ranks: int) -> ray.data.Dataset:
@@ -249,7 +299,7 @@ class LaneConfig(ray.train.DataConfig):
 
 @dataclass(slots=True)
 class Segment:
-    """A day of a pass, as one rank receives it.
+    """A part of a pass, as one rank receives it.
 
     Args:
         header: Its first parcel's header.

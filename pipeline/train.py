@@ -16,18 +16,18 @@ from features.statistics import Statistics
 from models.batch import RankingBatch
 from models.ranker import StepOutput
 from pipeline.batcher import Batcher
-from pipeline.checkpoint import Saver, TrainState, read_checkpoint
+from pipeline.checkpoint import Saver, TrainState, check_finite, read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
-from pipeline.cursor import DayCursor, audit, check_quarantine, union
+from pipeline.cursor import DayCursor, check_audit, check_quarantine, union
 from pipeline.datasource import Parcel
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import describe
 from pipeline.progress import ProgressReporter
 from pipeline.sharding import table_shardings
 from pipeline.signals import PreemptionNotice, SignalReader
-from pipeline.stream import SHARD, Header, Segment, read_segments, receive_blocks
-from pipeline.units import DayLog, Unit
+from pipeline.stream import SHARD, Header, Part, Segment, read_segments, receive_blocks
+from pipeline.units import Unit
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, seed_step, set_device
 
 logger = logging.getLogger(__name__)
@@ -41,15 +41,17 @@ class TrainJob:
         config: The project's configuration.
         statistics: Frozen along the line.
         line: Where checkpoints go.
-        days: The days of the run, with their units.
-        passes: Passes over the days.
+        days: ISO dates of the days of the run.
+        parts: What is read for them, in order.
+        passes: Passes over all of it.
         board: A `ProgressBoard`, or None.
     """
 
     config: Config
     statistics: Statistics | None
     line: Line
-    days: tuple[DayLog, ...]
+    days: tuple[str, ...]
+    parts: tuple[Part, ...]
     passes: int
     board: Any
 
@@ -75,7 +77,7 @@ def train_worker(settings: dict[str, TrainJob]) -> dict[str, Any]:
     try:
         for segment in read_segments(blocks, on_bad):
             trainer.restore(segment.header)
-            trainer.train_day(segment)
+            trainer.train_part(segment)
         trainer.saver.wait()
     except DataError as error:  # raised on all ranks together: nothing hangs, and nothing is tried again
         ended = {"refused": str(error)}
@@ -99,8 +101,8 @@ class Trainer:
         self._pipeline = build_train_pipeline(job.config, state, device)
         self._schedule = job.config.loss_weights.schedule(job.config.log_schema.task_names)
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
-        self._days = {day.day: day for day in job.days}
-        self._days_done = 0
+        self._parts = {part.key: part for part in job.parts}
+        self._days_done, self._day = 0, ""
         self._parent: str | None = None
         self._not_finite: str | None = None
         self._units: tuple[Unit, ...] = ()
@@ -118,11 +120,13 @@ class Trainer:
             if self.step == 0:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
-        read_checkpoint(self._state, self._job.line.storage, header.checkpoint, self._groups.saving)
-        manifest = self._job.line.read_manifest(header.checkpoint)
+        line, optimizer = self._job.line, self._state.optimizer
+        read_checkpoint(self._state, *line.place(header.checkpoint), self._groups.saving)
+        manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
-        self.step = self._state.optimizer.num_steps = manifest.step
-        self._days_done = manifest.content["days_done"]
+        self.step = optimizer.num_steps = manifest.step
+        optimizer.day_began_at = manifest.content["day_began_at"]
+        self._days_done, self._day = manifest.content["days_done"], manifest.day
         self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
         self.newest = header.checkpoint
         logger.info("attempt %s goes on from %s, on %d workers", header.attempt, self.newest, dist.get_world_size())
@@ -132,17 +136,21 @@ class Trainer:
         self._stepped.quarantined[parcel.unit] = parcel.text
         logger.warning("quarantined %s", parcel.text)
 
-    def train_day(self, segment: Segment) -> None:
-        """Train one day of one pass, and save it.
+    def train_part(self, segment: Segment) -> None:
+        """Train one part of one pass, and save it.
 
         Raises:
             DataError: On all ranks: why the run has to stop.
             Interrupted: On all ranks: it was asked to end, and is saved.
         """
         header, config = segment.header, self._job.config
-        day, ingest = self._days[header.day], config.ingest
-        self._units, self._stepped = day.units, DayCursor()
-        batcher = Batcher(config.log_schema, day.units, segment.parcels, ingest.batch_size, ingest.shuffle.interleave)
+        part, ingest = self._parts[header.day, header.log_day], config.ingest
+        log = part.log
+        if header.day != self._day:
+            self._day = header.day
+            self._state.optimizer.begin_day()
+        self._units, self._stepped = log.units, DayCursor()
+        batcher = Batcher(config.log_schema, log.units, segment.parcels, ingest.batch_size, ingest.shuffle.interleave)
         batches = CountedBatches(
             lambda step: self._next_batch(batcher, step),
             self.step,
@@ -151,8 +159,8 @@ class Trainer:
             self._groups.counts,
             self._signals,
         )
-        before = DayCursor.from_json(header.seen, day.units)
-        reporter = ProgressReporter(self._board, f"train {day.day}", day.num_rows)
+        before = DayCursor.from_json(header.seen, log.units)
+        reporter = ProgressReporter(self._board, f"train {log.day}", log.num_rows)
         started, every = time.monotonic(), config.checkpoint.every_steps
         self._pipeline.reset()
         while (output := self._next_step(batches)) is not None:
@@ -167,9 +175,9 @@ class Trainer:
             self._save(batches, header, before, complete=False)
             self.saver.wait()
             raise Interrupted
-        self._days_done += 1
+        self._days_done += part.is_last
         self._save(batches, header, before, complete=True, seconds=time.monotonic() - started)
-        reporter.post(day.num_rows, self._named(batches.losses), final=True)
+        reporter.post(log.num_rows, self._named(batches.losses), final=True)
 
     def _next_batch(self, batcher: Batcher, step: int) -> RankingBatch:
         self.saver.check()
@@ -205,24 +213,26 @@ class Trainer:
     def _save(
         self, batches: CountedBatches, header: Header, before: DayCursor, *, complete: bool, **facts: Any
     ) -> None:
-        """Save what has been stepped, unless a rank has a reason to stop; a finished day is audited first."""
+        """Save what has been stepped, unless a rank has a reason to stop; a finished part is audited first."""
         batches.settle()
         if batches.stopped:
             raise DataError(self._why_stopped(batches))
-        day = self._days[header.day]
+        part, optimizer = self._parts[header.day, header.log_day], self._state.optimizer
         cursor = union([before, *self._gather(self._stepped)])
-        check_quarantine(cursor, day, self._job.config.ingest.max_quarantined)
-        problems = audit(cursor, day.units) if complete else []
-        if problems:
-            raise DataError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
+        check_quarantine(cursor, part.log, self._job.config.ingest.max_quarantined)
+        if complete:
+            check_audit(cursor, part.log)
+            check_finite(self._gather(self._state.not_finite()), part.day)
         # A day may end on the very step of a checkpoint within it, and two checkpoints never share a directory.
-        name = f"checkpoints/{day.day}/{header.attempt}/{self.step:010d}{'-day' if complete else ''}"
+        name = f"checkpoints/{part.day}/{header.attempt}/{self.step:010d}{part.suffix if complete else ''}"
         if name == self.newest:  # asked to end just after a save
             return
-        manifest = describe(self._job.config, self._job.statistics, header, day, cursor) | facts
+        manifest = describe(self._job.config, self._job.statistics, header, part, cursor) | facts
         manifest |= {"complete": complete, "parent": self._parent, "attempt": header.attempt, "step": self.step}
-        manifest |= {"days_done": self._days_done, "sharding": table_shardings(self._state.model)}
-        manifest |= {"run": {"days": [day.day for day in self._job.days], "passes": self._job.passes}}
+        manifest |= {"days_done": self._days_done, "day_began_at": optimizer.day_began_at}
+        manifest |= {"sharding": table_shardings(self._state.model)}
+        manifest |= {"loss_weights": self._named(self._loss_weights(header)(self.step))}
+        manifest |= {"run": {"days": list(self._job.days), "passes": self._job.passes}}
         self.saver.save(self._state.tensors(), name, manifest)
         self.newest = name
         self._parent = name if complete else self._parent

@@ -1,10 +1,12 @@
 """Units: the pieces of a day's log that are read, dealt to ranks and counted, listed from the files' footers."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from features.schema import Schema
 from pipeline.storage import Storage
 
 _FOOTER_THREADS = 16
+_TAIL_BYTES = 8  # after the footer: its length and "PAR1"
 _MASK = (1 << 64) - 1
 
 
@@ -68,12 +71,13 @@ class DayLog:
     Args:
         day: ISO date.
         units: Never empty.
-        files: Size in bytes by path below the logs' prefix.
+        files: By path below the logs' prefix: size in bytes and fingerprint of the footer, which has the place, the
+            size and the extremes of every column of every row group.
     """
 
     day: str
     units: tuple[Unit, ...]
-    files: dict[str, int]
+    files: dict[str, str]
 
     @property
     def num_rows(self) -> int:
@@ -155,21 +159,28 @@ def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str,
     )
     if not units:
         raise DataError(f"{logs.url}/{folder} has {len(files)} files and no row: write the log, or leave the day out")
-    sizes = {file: size for file, (_, _, size) in zip(files, footers, strict=True)}
-    return DayLog(day, units, sizes), {file: schema for file, (_, schema, _) in zip(files, footers, strict=True)}
+    marks = {file: mark for file, (_, _, mark) in zip(files, footers, strict=True)}
+    return DayLog(day, units, marks), {file: schema for file, (_, schema, _) in zip(files, footers, strict=True)}
 
 
-def _footer(logs: Storage, file: str) -> tuple[pq.FileMetaData, pa.Schema, int]:
+def _footer(logs: Storage, file: str) -> tuple[pq.FileMetaData, pa.Schema, str]:
     try:
         with logs.open_read(file) as opened:
             parquet = pq.ParquetFile(opened)
             _check_rows(parquet.metadata)
-            return parquet.metadata, parquet.schema_arrow, opened.seek(0, 2)
+            return parquet.metadata, parquet.schema_arrow, _mark(opened, parquet.metadata.serialized_size)
     except Exception as error:
         if not is_bad_file(error):
             raise
         reason = first_line(error)
         raise DataError(f"{logs.url}/{file} is not readable Parquet ({reason}): write the file again") from error
+
+
+def _mark(opened: BinaryIO, footer_bytes: int) -> str:
+    """What tells a file from another that has its name: a rewritten one has another footer, if not another size."""
+    size = opened.seek(0, 2)
+    opened.seek(max(size - footer_bytes - _TAIL_BYTES, 0))
+    return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
 
 
 def _check_rows(footer: pq.FileMetaData) -> None:

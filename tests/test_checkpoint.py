@@ -116,12 +116,17 @@ def _save_and_publish(rank: int, num_ranks: int, root: str, states: str) -> int:
     line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     tensors = {"model": {"weight": torch.arange(1000.0)}}
     write_checkpoint(tensors, line.storage, _name(10), _manifest(10), dist.group.WORLD)
-    line.publish(DAY, _name(10), "0001")
+    _publish(line, 10)
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: line.read_manifest(_name(10)))
     with _Disk(Path(root), Path(states)) as disk:
-        write_checkpoint(tensors, line.storage, _name(20), _manifest(20, complete=True), dist.group.WORLD)
+        write_checkpoint(tensors, line.storage, _name(20), _manifest(20, "0002", complete=True), dist.group.WORLD)
         saved = disk.count
-        line.publish(DAY, _name(20), "0001")
+        _publish(line, 20)
     return saved
+
+
+def _publish(line: Line, step: int) -> None:
+    line.publish({"day": DAY, "generation": 1, "checkpoint": _name(step)}, line.state()["serial"], "a")
 
 
 def test_the_power_is_cut_at_every_write(run_ranks: Any, tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_a_write_that_fails_fails_the_run(
 ) -> None:
     """Catches a background write whose error nobody sees: the run would go on for a day without a checkpoint."""
     config = config_of(logs, tmp_path / "root", workers={"max_failures": 0})
-    monkeypatch.setattr(run, "train_worker", _worker_on_a_full_disk)
+    monkeypatch.setattr(run, "train_worker", functools.partial(_worker_on_a_full_disk, step=2 * EVERY))
     with pytest.raises(Exception, match="No space left on device"):
         train(config, [DAY], passes=1)
     line = Line.of(config.root, config.line)
@@ -292,11 +292,11 @@ def test_a_write_that_fails_fails_the_run(
     assert "No space left on device" in record["reason"]
 
 
-def _worker_on_a_full_disk(settings: dict[str, Any]) -> dict[str, Any]:
+def _worker_on_a_full_disk(settings: dict[str, Any], step: int) -> dict[str, Any]:
     create_stream = checkpoint._HashingFileSystem.create_stream
 
     def fail(self: Any, path: Any, mode: str) -> Any:
-        if "w" in mode and f"{2 * EVERY:010d}" in str(path):
+        if "w" in mode and f"{step:010d}" in str(path):
             raise OSError(28, "No space left on device")
         return create_stream(self, path, mode)
 

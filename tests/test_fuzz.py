@@ -31,7 +31,7 @@ from pipeline.ingest import IngestConfig
 from pipeline.lineage.line import FORMAT, Line
 from pipeline.lineage.seal import seal
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start
+from pipeline.stream import RunPlan, Start, whole_days
 from pipeline.units import DayLog, check_days
 
 DAY = "2026-03-01"
@@ -286,6 +286,7 @@ def _checkpoint(line: Line, step: int, day: DayLog, seen: list[Any]) -> str:
         "format": FORMAT,
         "step": step,
         "day": DAY,
+        "log_day": DAY,
         "pass": 0,
         "cursor": cursor,
         "lanes": lanes,
@@ -307,6 +308,7 @@ def test_damaged_manifests(
 ) -> None:
     """Catches a manifest or a cursor that is damaged and believed, or that stops a line which has an older one."""
     logs, line = write_log([[[9, 5], [7]]]), Line.of(str(tmp_path), "main")
+    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
     days = tuple(check_days(logs, [DAY], 4, tiny_encoder.schema, tiny_encoder.columns))
     older, newer = _checkpoint(line, 10, days[0], [2, "77"]), _checkpoint(line, 20, days[0], [4, "99"])
     segments = {name: _segments(line, name, logs, days, tiny_encoder) for name in (older, newer)}
@@ -329,4 +331,4 @@ def _segments(line: Line, checkpoint: str, logs: Storage, days: Any, encoder: En
     manifest = line.read_manifest(checkpoint)
     assert manifest is not None
     start = Start("0001", manifest.resume_point())
-    return RunPlan(logs, days, 1, encoder, IngestConfig(), 1, lambda: start).segments(2)
+    return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, lambda: start).segments(2)

@@ -39,7 +39,7 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
         files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {"step": step, "day": day, "pass": 0, "cursor": {"units": {}}, "lanes": [["unit"]], "complete": False}
     manifest |= {"files": files, "config": {"seed": 3, "ingest": {"shuffle": {"rows": True}}}}
-    manifest |= {"format": FORMAT, "attempt": attempt, "parent": None, "files_of_log": {}}
+    manifest |= {"format": FORMAT, "attempt": attempt, "parent": None, "files_of_log": {}, "log_day": day}
     line.storage.write(f"{name}/manifest.json", seal(manifest | changes))
     return name
 
@@ -47,6 +47,18 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
 def _begin(line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, **record: Any) -> str:
     """Take the line over, from a checkpoint or from nothing."""
     return line.begin_attempt(days, {"run": uuid.uuid4().hex} | record, lambda _: start)[0]
+
+
+def _begun(line: Line, attempts: int = 1) -> Line:
+    """Attempts that began from a checkpoint of more steps than any here, so that all of theirs count."""
+    for _ in range(attempts):
+        _begin(line, DAYS, Manifest("checkpoints/far", {"step": 10**6}))
+    return line
+
+
+def _publish(line: Line, day: str, checkpoint: str, run: str, generation: int = 1) -> None:
+    entry = {"day": day, "generation": generation, "checkpoint": checkpoint}
+    line.publish(entry, line.state()["serial"], run)
 
 
 # --- Attempts ---
@@ -65,7 +77,9 @@ def test_racing_attempts_have_different_numbers(any_line: Line):
     assert sorted(names) == [f"{number:04d}" for number in range(1, 9)]
     for name in names[:-1]:
         if name != "0008":
-            with pytest.raises(DataError, match=f"attempt {name} no longer holds .*: attempt 0008 has begun since"):
+            with pytest.raises(
+                DataError, match=f"attempt {name} no longer holds .*: another .* newest attempt is 0008"
+            ):
                 any_line.check_holder(name)
     any_line.check_holder("0008")
 
@@ -73,13 +87,13 @@ def test_racing_attempts_have_different_numbers(any_line: Line):
 def test_an_attempt_chooses_again_when_it_is_overtaken(line: Line):
     """It goes on from a checkpoint older than the one that was published while it looked."""
     older, newer = _save(line, 10, complete=True), _save(line, 20, day=DAYS[1], complete=True)
-    holder = _begin(line)
+    _begin(line, run="holder")
     chosen: list[Manifest | None] = []
 
     def choose(known: str | None) -> Manifest | None:
         chosen.append(line.read_manifest(newer if chosen else older))
         if len(chosen) == 1:
-            line.publish(DAYS[1], newer, holder)
+            _publish(line, DAYS[1], newer, "holder")
         return chosen[-1]
 
     attempt, start = line.begin_attempt(DAYS, {"run": "mine"}, choose)
@@ -98,7 +112,7 @@ def test_the_record_of_an_attempt(line: Line):
     line.end_attempts(DAYS, "a", {"result": "done"})
     for day in DAYS:
         first, last = (unseal(line.storage.read(f"attempts/{day}/{name}.json")) for name in ("0001", attempt))
-        begun = {"run": "a", "passes": 2, "days": DAYS}
+        begun = {"run": "a", "passes": 2, "days": DAYS, "serial": 0}
         assert first == begun | {"attempt": 1, "start": None, "start_step": 0, "result": "restarted"}
         assert last == begun | {"attempt": 2, "start": older, "start_step": 10, "result": "done"}
     assert "result" not in unseal(line.storage.read(f"attempts/{DAYS[0]}/{other}.json"))
@@ -120,7 +134,8 @@ def test_what_an_overtaken_attempt_completes_does_not_count(any_line: Line, capl
     found = any_line.newest()
     assert found is not None
     assert found.checkpoint == mine
-    any_line.storage.remove(f"attempts/{DAYS[0]}")  # negative control: without the records it is the newest
+    record = f"attempts/{DAYS[0]}/{new}.json"  # negative control: had it begun from there, it would be the newest
+    any_line.storage.write(record, seal(unseal(any_line.storage.read(record)) | {"start_step": 20}))
     found = any_line.newest()
     assert found is not None
     assert found.step == 20
@@ -128,12 +143,14 @@ def test_what_an_overtaken_attempt_completes_does_not_count(any_line: Line, capl
 
 def test_a_line_that_was_taken_over_is_not_published_on(any_line: Line):
     """A run that hung for a minute wakes up and moves LATEST under the feet of the one that took over."""
-    old = _begin(any_line)
+    old = _begin(any_line, run="old")
     finished = _save(any_line, 10, attempt=old, complete=True)
-    _begin(any_line)
-    with pytest.raises(DataError, match="attempt 0001 no longer holds"):
-        any_line.publish(DAYS[0], finished, old)
+    any_line.take("new")
+    with pytest.raises(DataError, match="this run no longer holds"):
+        _publish(any_line, DAYS[0], finished, "old")
     assert any_line.latest() is None
+    _publish(any_line, DAYS[0], finished, "new")  # negative control: the holder can
+    assert any_line.latest() is not None
 
 
 def test_a_run_whose_record_was_not_written_begins_again(line: Line, monkeypatch: pytest.MonkeyPatch):
@@ -172,26 +189,25 @@ def test_a_run_that_was_taken_over_does_not_take_the_line_back(line: Line):
     """Its workers hang, somebody starts a second run, the time-out fires, and Ray starts the workers of the first."""
     _begin(line, run="first")
     second = _begin(line, run="second")
-    with pytest.raises(DataError, match=r"attempt 0001 no longer holds .*: attempt 0002 has begun since"):
+    with pytest.raises(DataError, match=r"attempt 0001 no longer holds .*: another .* newest attempt is 0002"):
         _begin(line, run="first")
     assert _begin(line, run="second") > second  # negative control: its own workers may be started again
 
 
 def test_a_line_that_is_taken_over_during_a_publication(line: Line, monkeypatch: pytest.MonkeyPatch):
     """The check and the move are two operations, and between them somebody else begins."""
-    old = _begin(line)
+    old = _begin(line, run="old")
     finished = _save(line, 10, attempt=old, complete=True)
-    check = Line.check_holder
+    replace = Storage.replace
 
-    def check_and_be_overtaken(self: Line, attempt: str) -> None:
-        check(self, attempt)
-        if attempt == old:
-            monkeypatch.undo()
-            _begin(line)
+    def be_overtaken_and_replace(self: Storage, name: str, data: bytes, version: str | None) -> bool:
+        monkeypatch.undo()
+        line.take("new")
+        return replace(self, name, data, version)
 
-    monkeypatch.setattr(Line, "check_holder", check_and_be_overtaken)
-    with pytest.raises(DataError, match="attempt 0001 no longer holds"):
-        line.publish(DAYS[0], finished, old)
+    monkeypatch.setattr(Storage, "replace", be_overtaken_and_replace)
+    with pytest.raises(DataError, match="this run no longer holds"):
+        _publish(line, DAYS[0], finished, "old")
     assert line.latest() is None
 
 
@@ -203,7 +219,8 @@ def test_pinned_checkpoints(line: Line):
         assert line.is_pinned(name)
         assert not line.is_pinned(_save(line, 20))
     assert not line.is_pinned(name)
-    line.publish(DAYS[0], name, _begin(line))
+    _begin(line, run="a")
+    _publish(line, DAYS[0], name, "a")
     assert line.is_pinned(name)
 
 
@@ -213,6 +230,7 @@ def test_pinned_checkpoints(line: Line):
 def test_the_newest_has_the_most_steps(any_line: Line):
     """A restart goes back to an older checkpoint: of an older day, or of a name that sorts higher."""
     assert any_line.newest() is None
+    _begun(any_line, 3)
     _save(any_line, 9, attempt="0003")
     _save(any_line, 100, attempt="0002")
     newest = _save(any_line, 250, day=DAYS[1], attempt="0001")
@@ -228,6 +246,7 @@ def test_the_newest_has_the_most_steps(any_line: Line):
 
 def test_of_equal_steps_the_finished_day(line: Line):
     """The last checkpoint within a day, of as many steps as the day has, is taken for its end, which comes after it."""
+    _begun(line, 2)
     _save(line, 20, attempt="0002")
     finished = _save(line, 20, attempt="0001", complete=True)
     found = line.newest()
@@ -236,22 +255,47 @@ def test_of_equal_steps_the_finished_day(line: Line):
 
 
 def test_a_line_whose_checkpoints_are_all_damaged(line: Line):
-    """Training starts from nothing, under the name of a model that is published."""
-    older = _save(line, 10, complete=True)
+    """Training starts from nothing, or from the day before, under the name of a model that is published."""
+    _begin(line, run="a")
+    _save(line, 10, complete=True)
     published = _save(line, 20, day=DAYS[1], complete=True)
-    line.publish(DAYS[1], published, _begin(line, DAYS[1:]))
+    _publish(line, DAYS[1], published, "a")
+    assert line.newest() is not None
     _flip(Path(line.storage.path(published), "__0_0.distcp"))
+    with pytest.raises(DataError, match=rf"LATEST names {published}, which is damaged or gone: .* --rollback"):
+        line.newest()
+
+
+def test_only_what_follows_the_published_counts(line: Line):
+    """After a rollback the day that was taken back, of more steps, is taken for what the next run has trained."""
+    _begin(line, DAYS, run="a")
+    first = _save(line, 10, complete=True)
+    _publish(line, DAYS[0], first, "a")
+    _begin(line, DAYS[1:], line.read_manifest(first), run="b")
+    second = _save(line, 20, day=DAYS[1], attempt="0002", complete=True)
     found = line.newest()
     assert found is not None
-    assert found.checkpoint == older
-    _flip(Path(line.storage.path(older), "__0_0.distcp"))
-    with pytest.raises(DataError, match=rf"LATEST names {published}, and no checkpoint of the line is intact"):
-        line.newest()
+    assert found.checkpoint == second  # not published yet: a run that is started again goes on from it
+    _publish(line, DAYS[1], second, "b")
+    line.take("c")
+    _publish(line, DAYS[0], first, "c")  # back
+    found = line.newest()
+    assert found is not None
+    assert found.checkpoint == first
+    _begin(line, DAYS[1:], found, run="d")
+    again = _save(line, 15, day=DAYS[1], attempt="0003")
+    found = line.newest()
+    assert found is not None
+    assert found.checkpoint == again
+    assert line.restart("d") == line.state()["serial"]
+    found = line.newest()
+    assert found is not None
+    assert found.checkpoint == first  # what was begun is forgotten
 
 
 def test_what_a_manifest_says_about_where_the_model_is(line: Line):
     """The stream goes on with another pass, another seed, or another checkpoint's units."""
-    name = _save(line, 7, lanes=[["a"], ["b", "c"]], cursor={"units": {"a": [1, "2"]}}, complete=True)
+    name = _save(_begun(line), 7, lanes=[["a"], ["b", "c"]], cursor={"units": {"a": [1, "2"]}}, complete=True)
     found = line.newest()
     assert found is not None
     point = found.resume_point()
@@ -300,7 +344,7 @@ def test_half_written_checkpoints_are_passed_over(
     spoil: Any, warning: str | None, line: Line, caplog: pytest.LogCaptureFixture
 ):
     """Weights of one step are loaded with a cursor of another, or with a file of zeros."""
-    older, newer = _save(line, 10), _save(line, 20)
+    older, newer = _save(_begun(line), 10), _save(line, 20)
     with caplog.at_level(logging.WARNING):
         found = line.newest()
         assert found is not None
@@ -322,7 +366,8 @@ def test_days_before_the_published_one_are_not_looked_at(line: Line):
     """A restart reads the checksums of years of checkpoints."""
     published = _save(line, 20, day=DAYS[1], complete=True)
     _save(line, 30, day=DAYS[0])  # of another, abandoned, history
-    line.publish(DAYS[1], published, _begin(line, DAYS[1:]))
+    _begin(line, DAYS[1:], run="a")
+    _publish(line, DAYS[1], published, "a")
     found = line.newest()
     assert found is not None
     assert found.checkpoint == published
@@ -334,26 +379,51 @@ def test_days_before_the_published_one_are_not_looked_at(line: Line):
 def test_latest_moves_forward(any_line: Line):
     """A finished day is not published, or one that is published again stops the run."""
     assert any_line.latest() is None
-    attempt = _begin(any_line, DAYS)
+    _begin(any_line, DAYS, run="a")
     assert any_line.latest() is None
-    for day in (*DAYS, DAYS[1]):
-        any_line.publish(day, f"checkpoints/{day}/0001/1", attempt)
+    for serial, day in ((0, DAYS[0]), (1, DAYS[1]), (1, DAYS[1])):
+        entry = {"day": day, "generation": 1, "checkpoint": f"checkpoints/{day}/0001/1"}
+        any_line.publish(entry, serial, "a")
         latest = {"day": day, "generation": 1, "checkpoint": f"checkpoints/{day}/0001/1"}
         assert any_line.latest() == latest
 
 
-def test_latest_does_not_move_back(line: Line):
-    """A slow run of yesterday publishes after today's, and tomorrow is trained from it."""
-    attempt = _begin(line, DAYS)
-    line.publish(DAYS[1], "checkpoints/b", attempt)
-    with pytest.raises(DataError, match=rf"LATEST is at {DAYS[1]}, it does not move back to {DAYS[0]}"):
-        line.publish(DAYS[0], "checkpoints/a", attempt)
+def test_latest_does_not_move_from_elsewhere(line: Line):
+    """A day that was begun from what was published then is published after it was taken back, or after another."""
+    _begin(line, DAYS, run="a")
+    serial = line.state()["serial"]
+    _publish(line, DAYS[1], "checkpoints/b", "a")
+    with pytest.raises(DataError, match="LATEST was moved by another run"):
+        line.publish({"day": DAYS[0], "generation": 1, "checkpoint": "checkpoints/a"}, serial, "a")
     assert line.latest() == {"day": DAYS[1], "generation": 1, "checkpoint": "checkpoints/b"}
+
+
+def test_racing_publishers(any_line: Line):
+    """Two of them take themselves for the winner, and a day has two models."""
+    for turn in range(5):
+        serial, start = any_line.state()["serial"], Barrier(8)
+
+        def publish(number: int, serial: int = serial, start: Barrier = start, turn: int = turn) -> bool:
+            start.wait()
+            any_line.take(f"{turn}-{number}")
+            entry = {"day": DAYS[0], "generation": turn, "checkpoint": f"checkpoints/{number}"}
+            try:
+                any_line.publish(entry, serial, f"{turn}-{number}")
+            except DataError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(publish, range(8)))
+        assert sum(won) == 1
+        assert any_line.latest() == {"day": DAYS[0], "generation": turn, "checkpoint": f"checkpoints/{won.index(True)}"}
+        assert any_line.state()["serial"] == serial + 1
 
 
 def test_a_damaged_latest_stops_everything(line: Line):
     """A digit flips in LATEST, and tomorrow is trained from another checkpoint than the published one."""
-    line.publish(DAYS[0], "checkpoints/a", _begin(line))
+    _begin(line, run="a")
+    _publish(line, DAYS[0], "checkpoints/a", "a")
     path = Path(line.storage.path("LATEST"))
     path.write_bytes(path.read_bytes().replace(b"checkpoints/a", b"checkpoints/b"))
     for read in (line.latest, lambda: _begin(line), line.newest):
@@ -363,14 +433,15 @@ def test_a_damaged_latest_stops_everything(line: Line):
 
 def test_a_move_that_was_sent_twice_is_one(line: Line, monkeypatch: pytest.MonkeyPatch):
     """S3's answer is lost, the put is sent again, finds itself, and the run fails after it has published."""
-    attempt, replace = _begin(line), Storage.replace
+    _begin(line, run="a")
+    replace = Storage.replace
 
     def replace_twice(storage: Storage, name: str, data: bytes, version: str | None) -> bool:
         replace(storage, name, data, version)
         return replace(storage, name, data, version)
 
     monkeypatch.setattr(Storage, "replace", replace_twice)
-    line.publish(DAYS[0], "checkpoints/a", attempt)
+    _publish(line, DAYS[0], "checkpoints/a", "a")
     latest = line.latest()
     assert latest is not None
     assert latest["checkpoint"] == "checkpoints/a"

@@ -32,9 +32,10 @@ from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal, unseal
 from pipeline.progress import ProgressBoard
-from pipeline.run import _start, run_workers, train
+from pipeline.run import start_of, train
+from pipeline.session import run_workers
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, read_segments, receive_blocks
+from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
 from pipeline.train import TrainJob, train_worker
 from pipeline.units import check_days
 
@@ -139,7 +140,7 @@ def weights(config: Config, checkpoint: str, folder: Path) -> dict[str, torch.Te
 def plan_of(config: Config, days: list[str], units: int = 200) -> RunPlan:
     encoder = Encoder(config.log_schema, None)
     day_logs = check_days(Storage(config.logs.path), days, units, config.log_schema, encoder.columns)
-    return RunPlan(Storage(config.logs.path), tuple(day_logs), 1, encoder, config.ingest, config.seed, Start)
+    return RunPlan(Storage(config.logs.path), whole_days(day_logs), 1, encoder, config.ingest, config.seed, Start)
 
 
 @ray.remote(num_cpus=0.5)
@@ -253,7 +254,7 @@ def _another_sum(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _another_size(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"files_of_log": {file: size + 1 for file, size in content["files_of_log"].items()}}
+    return content | {"files_of_log": {file: f"1{mark}" for file, mark in content["files_of_log"].items()}}
 
 
 @pytest.mark.parametrize(
@@ -309,11 +310,11 @@ def test_a_published_day_is_not_left_out(trained: tuple[Config, dict[str, Any]],
             continue
         name = f"{manifest.checkpoint}/manifest.json"
         line.storage.write(name, seal(manifest.content | {"run": {"days": [manifest.day], "passes": 1}}))
-    start = _start(cut, line, ["2026-01-03"], 1)  # negative control
+    start = start_of(cut, line, ["2026-01-03"], 1)  # negative control
     assert start is not None
     assert start.checkpoint == result["checkpoint"]
     line.storage.write(f"{result['checkpoint']}/__0_0.distcp", b"half")
-    with pytest.raises(DataError, match=r"which is damaged or gone, and 2026-01-03 would be trained from 2026-01-"):
+    with pytest.raises(DataError, match=r"which is damaged or gone: restore its files, or go back to an earlier day"):
         train(cut, ["2026-01-03"], passes=1)
 
 
@@ -414,9 +415,9 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
     plan = replace(plan, start=partial(Start, attempt))
     board = ProgressBoard.remote()
-    job = TrainJob(config, None, line, plan.days, 1, board)
+    job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, board)
     found = run_workers(config, plan, _train_and_watch, job, board)
-    units = len(plan.days[0].units)
+    units = len(plan.parts[0].log.units)
     early = sum(read_at < found["first_step_at"] for read_at in found["reads"])
     assert len(found["reads"]) > 50
     assert early * 2 < units / 10, f"each of 2 ranks had {early} of the day's {units} units before its first step"

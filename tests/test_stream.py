@@ -24,7 +24,7 @@ from pipeline.cursor import DayCursor, audit, union
 from pipeline.datasource import Entry, group_entries, read_parcels
 from pipeline.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.storage import Storage
-from pipeline.stream import Header, ResumePoint, RunPlan, Start, read_segments
+from pipeline.stream import Header, ResumePoint, RunPlan, Start, read_segments, whole_days
 from pipeline.units import DayLog, list_days
 
 DAYS = ["2026-03-01", "2026-03-02"]
@@ -49,8 +49,8 @@ class _Shape:
         logs = write_log(self.days)
         shuffle = ShuffleConfig(units=self.units, rows=self.rows, interleave=self.interleave)
         ingest = IngestConfig(batch_size=self.batch_size, unit=UnitConfig(max_rows=self.max_rows), shuffle=shuffle)
-        day_logs = tuple(list_days(logs, DAYS[: len(self.days)], self.max_rows))
-        return RunPlan(logs, day_logs, self.passes, encoder, ingest, self.seed, start=Start)
+        parts = whole_days(list_days(logs, DAYS[: len(self.days)], self.max_rows))
+        return RunPlan(logs, parts, self.passes, encoder, ingest, self.seed, start=Start)
 
 
 _SHAPES = st.builds(
@@ -120,7 +120,7 @@ def _train(
     for segments in zip(*ranks, strict=True):
         header = segments[0].header
         assert all(segment.header == header for segment in segments)
-        (day,) = [day for day in plan.days if day.day == header.day]
+        (day,) = [day for day in _logs(plan) if day.day == header.day]
         batchers = [
             Batcher(plan.encoder.schema, day.units, segment.parcels, shape.batch_size, shape.shuffle.interleave)
             for segment in segments
@@ -161,6 +161,7 @@ def _checkpoint(plan: RunPlan, header: Header, day: DayLog, cursor: DayCursor, *
         checkpoint="checkpoints/somewhere",
         pass_index=header.pass_index,
         day=day.day,
+        log_day=day.day,
         seen=json.loads(json.dumps(cursor.to_json(day.units))),
         lanes=[[day.units[index].key for index in lane] for lane in header.lanes],
         complete=complete,
@@ -170,10 +171,14 @@ def _checkpoint(plan: RunPlan, header: Header, day: DayLog, cursor: DayCursor, *
     )
 
 
+def _logs(plan: RunPlan) -> list[DayLog]:
+    return [part.log for part in plan.parts]
+
+
 def _first_numbers(plan: RunPlan) -> dict[tuple[str, int, int], int]:
     """By file, row group and first row of a unit: the number that its first row has in the whole log."""
     first, result = 0, {}
-    for unit in itertools.chain(*(day.units for day in plan.days)):
+    for unit in itertools.chain(*(day.units for day in _logs(plan))):
         result[unit.file, unit.row_group, unit.first_row] = first
         first += unit.num_rows
     return result
@@ -184,7 +189,7 @@ def _rows(plan: RunPlan, run: _Run) -> dict[tuple[int, str], Counter[int]]:
     first = _first_numbers(plan)
     found = {}
     for segment, steps in run.steps.items():
-        (day,) = [day for day in plan.days if day.day == segment[1]]
+        (day,) = [day for day in _logs(plan) if day.day == segment[1]]
         found[segment] = Counter()
         for batch in itertools.chain(*steps):
             said = []
@@ -200,11 +205,11 @@ def _rows(plan: RunPlan, run: _Run) -> dict[tuple[int, str], Counter[int]]:
 
 def _once(plan: RunPlan) -> dict[tuple[int, str], Counter[int]]:
     """By segment, every row of its day, once."""
-    ends = list(itertools.accumulate((day.num_rows for day in plan.days), initial=0))
+    ends = list(itertools.accumulate((day.num_rows for day in _logs(plan)), initial=0))
     return {
         (pass_index, day.day): Counter(range(ends[index], ends[index + 1]))
         for pass_index in range(plan.passes)
-        for index, day in enumerate(plan.days)
+        for index, day in enumerate(_logs(plan))
     }
 
 
@@ -258,7 +263,7 @@ def test_every_row_is_in_one_batch(shape: _Shape, num_ranks: int, write_log: Wri
 def test_dropped_and_doubled_blocks_are_seen_to_fail(write_log: WriteLog, tiny_encoder: Encoder):
     """Negative control: what `equal=True` would drop, or a task that ran twice would bring, is in the audit."""
     plan = replace(_SORTED, days=_SORTED.days[:1], passes=1).plan(write_log, tiny_encoder)
-    (day,), (blocks,) = plan.days, _split(plan, 1)
+    (day,), (blocks,) = _logs(plan), _split(plan, 1)
     for lane, expected in ((blocks, 0), (blocks[:3] + blocks[4:], 1), (blocks[:4] + blocks[3:], 1)):
         segment = next(read_segments(iter(lane)))
         cursor = DayCursor()
@@ -275,7 +280,7 @@ def test_the_stream_is_a_function_of_its_plan(
     plan = shape.plan(write_log, tiny_encoder)
     run = _train(plan, num_ranks)
     assert _flat([run]) == _flat([_train(plan, num_ranks)])
-    longest = max((unit.num_rows for day in plan.days for unit in day.units), default=0)
+    longest = max((unit.num_rows for day in _logs(plan) for unit in day.units), default=0)
     if shape.rows and shape.passes == 2 and longest > 4:  # negative control
         assert [bits for (_, bits) in _flat([_train(replace(plan, seed=77), num_ranks)])] != [
             bits for (_, bits) in _flat([run])
@@ -346,8 +351,8 @@ def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: En
     plan = replace(_SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]]).plan(write_log, tiny_encoder)
     first = _train(plan, 2, max_steps=2)
     assert first.checkpoint is not None
-    (day, header) = replace(plan, start=lambda: Start(None, first.checkpoint)).segments(3)[0]
-    keys = [[day.units[index].key for index in lane] for lane in header.lanes]
+    (part, header) = replace(plan, start=lambda: Start(None, first.checkpoint)).segments(3)[0]
+    keys = [[part.log.units[index].key for index in lane] for lane in header.lanes]
     anew = replace(first.checkpoint, lanes=[*keys, []])  # as if it had been written by four ranks
     again = _train(plan, 2, anew)
     assert _together([_rows(plan, first), _rows(plan, again)]) == _once(plan)
@@ -361,7 +366,7 @@ def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: En
 def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """A restart late in the day decodes all of it again, and throws it away."""
     plan = replace(_SORTED, passes=1, interleave=1).plan(write_log, tiny_encoder)
-    (day, _) = plan.days
+    (day, _) = _logs(plan)
     checkpoint = _train(plan, 2, max_steps=2).checkpoint
     assert checkpoint is not None
     seen = {key: count for key, (count, _) in checkpoint.seen["units"].items()}
@@ -382,7 +387,7 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
     for point, left in [
         (None, [(0, DAYS[0]), (0, DAYS[1]), (1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, day="2026-02-28"), [(0, DAYS[0]), (0, DAYS[1]), (1, DAYS[0]), (1, DAYS[1])]),
-        (replace(earlier, pass_index=0, day=DAYS[0]), [(0, DAYS[1]), (1, DAYS[0]), (1, DAYS[1])]),
+        (replace(earlier, pass_index=0, day=DAYS[0], log_day=DAYS[0]), [(0, DAYS[1]), (1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, pass_index=0, day=DAYS[1]), [(1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, pass_index=1, day=DAYS[1]), []),
     ]:
@@ -452,9 +457,9 @@ def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
     file = f"dt={DAYS[0]}/part-1.parquet"
-    size = checkpoint.files[file]
-    changed = replace(checkpoint, files={**checkpoint.files, file: size - 1})
-    message = rf"has changed since \({file} had {size - 1} bytes and has {size}\): restore them"
+    mark = checkpoint.files[file]
+    changed = replace(checkpoint, files={**checkpoint.files, file: "another"})
+    message = rf"has changed since \({file} was another \(bytes and fingerprint\) and is {mark}\): restore them"
     with pytest.raises(DataError, match=message):
         replace(plan, start=lambda: Start(None, changed)).segments(2)
 
@@ -465,11 +470,11 @@ def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_lo
     plan = replace(_SORTED, days=[[[9, 5], [7]]]).plan(write_log, tiny_encoder)
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
-    (key, *_) = [unit.key for unit in plan.days[0].units if unit.key not in checkpoint.seen["units"]]
+    (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen["units"]]
     bad = replace(checkpoint, seen=checkpoint.seen | {"quarantined": {key: "a reason"}})
     for _ in range(2):
         _, header = replace(plan, start=partial(Start, None, bad)).segments(num_ranks)[0]
-        lanes = [[plan.days[0].units[index].key for index in lane] for lane in header.lanes]
+        lanes = [[_logs(plan)[0].units[index].key for index in lane] for lane in header.lanes]
         assert key not in [unit for lane in lanes for unit in lane]
         bad = replace(bad, lanes=lanes)
 
@@ -479,7 +484,7 @@ def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):
     plan = _SORTED.plan(write_log, tiny_encoder)
     checkpoint = _train(plan, 2).checkpoint
     assert checkpoint is not None
-    finished = replace(checkpoint, pass_index=0, day=DAYS[0])
+    finished = replace(checkpoint, pass_index=0, day=DAYS[0], log_day=DAYS[0])
     changed = replace(_SORTED, days=[[[1]], [[2], [8, 1]]], seed=9).plan(write_log, tiny_encoder)
     assert len(replace(changed, start=lambda: Start(None, finished)).segments(2)) == 3
 

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on days: the model, what it has to beat and what it can at best reach, on the same rows."""
 
-import logging
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,33 +10,35 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
+from features.holdout import Rows
 from features.schema import TaskConfig
 from features.statistics import Statistics
 from models.assembly import task_heads
 from models.batch import RankingBatch
+from models.experts import Gates
 from models.ranker import StepOutput
 from models.tasks import TaskHead, predictions_of
 from pipeline.batcher import Batcher
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
+from pipeline.datasource import read_columns
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.fit import Popularity, fit_popularity
 from pipeline.ingest import ShuffleConfig
+from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line, Manifest
 from pipeline.progress import ProgressBoard, ProgressReporter
-from pipeline.run import check_same_schema, ray_session, run_workers
+from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
-from pipeline.stream import SHARD, RunPlan, Segment, Start, read_segments, receive_blocks
+from pipeline.stream import SHARD, Part, RunPlan, Segment, Start, read_segments, receive_blocks, whole_days
 from pipeline.units import DayLog, check_days
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
-
-logger = logging.getLogger(__name__)
 
 _PROBABILITY_EPS = 1e-7
 
@@ -47,23 +49,23 @@ class EvaluateJob:
 
     Args:
         config: The project's configuration.
-        line: Where the checkpoint is.
-        checkpoint: Its name below the line.
-        days: The days, with their units.
+        line: Where the checkpoints are.
+        checkpoints: As the line names them; each is measured in a pass of its own over the same rows.
+        parts: What is read.
         popularity: The popularity baseline, if there is one.
         board: A `ProgressBoard`, or None.
     """
 
     config: Config
     line: Line
-    checkpoint: str
-    days: tuple[DayLog, ...]
+    checkpoints: tuple[str, ...]
+    parts: tuple[Part, ...]
     popularity: Popularity | None
     board: Any
 
 
 def evaluate(
-    config: Config, days: Sequence[str], checkpoint: str | None, popularity_days: Sequence[str]
+    config: Config, days: Sequence[str], checkpoint: str | None, popularity_days: Sequence[str], rows: Rows = "all"
 ) -> dict[str, Any]:
     """Measure a checkpoint on days, all of them together.
 
@@ -72,6 +74,7 @@ def evaluate(
         days: ISO dates.
         checkpoint: Its name below the line; None: the newest published.
         popularity_days: Days of the popularity baseline; empty: none.
+        rows: All of them, or only those that are `held_out`.
 
     Returns:
         The figures of the command's JSON line; `tasks` has one entry per task with the metrics of the model, of
@@ -83,32 +86,79 @@ def evaluate(
     """
     if popularity_days and config.evaluation.popularity is None:
         raise ConfigError("days of a popularity baseline are given, and evaluation.popularity names no id feature")
+    if rows == "held_out" and config.holdout is None:
+        raise ConfigError("the hold-out is asked for, and the config has no section holdout")
     line = Line.of(config.root, config.line)
     name = checkpoint or _published(line)
     with line.pinned(name, "evaluate"):
-        return _evaluate(config, line, _complete(line, name), days, popularity_days)
+        encoder = _encoder_of(config, complete_manifest(line, name))
+        whole = whole_days(listed_days(config, encoder, days))
+        history = listed_days(config, encoder, popularity_days)
+        (measured,) = measure(config, line, [name], whole, rows, history)
+    return {"result": "evaluated", "checkpoint": name, "days": list(days), "tasks": measured.tasks}
 
 
-def _evaluate(
-    config: Config, line: Line, manifest: Manifest, days: Sequence[str], popularity_days: Sequence[str]
-) -> dict[str, Any]:
-    check_same_schema(config, manifest)
-    frozen = manifest.content["statistics"]
-    encoder = Encoder(config.log_schema, Statistics.model_validate(frozen) if frozen else None, with_truth=True)
-    logs, max_rows, schema = Storage(config.logs.path), config.ingest.unit.max_rows, config.log_schema
-    day_logs = tuple(check_days(logs, days, max_rows, schema, encoder.columns))
-    history = check_days(logs, popularity_days, max_rows, schema, encoder.columns) if popularity_days else []
+def listed_days(config: Config, encoder: Encoder, days: Sequence[str]) -> list[DayLog]:
+    """The units of days, whose files have what the encoder reads."""
+    columns = read_columns(encoder.columns, config.holdout)
+    return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured of one checkpoint.
+
+    Args:
+        tasks: One entry per task, with the metrics of the model, of popularity and of the truth.
+        expert_use: By module of gates: mean weight of each expert, per gate.
+    """
+
+    tasks: list[dict[str, Any]]
+    expert_use: dict[str, list[list[float]]]
+
+
+def measure(
+    config: Config,
+    line: Line,
+    checkpoints: Sequence[str],
+    parts: tuple[Part, ...],
+    rows: Rows,
+    history: Sequence[DayLog] = (),
+) -> list[Measurement]:
+    """Measure checkpoints, which share their statistics, on the same rows.
+
+    Args:
+        config: The project's configuration.
+        line: Where they are.
+        checkpoints: Complete and undamaged, as the line names them.
+        parts: What is read, with the tasks that are measured on it.
+        rows: All of them, or only those that are `held_out`.
+        history: Days of the popularity baseline.
+
+    Raises:
+        DataError: The logs or a checkpoint do not fit the configuration.
+    """
+    encoder = _encoder_of(config, complete_manifest(line, checkpoints[0]))
     in_order = config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
+    logs = Storage(config.logs.path)
     with ray_session(config):
         feature = config.evaluation.popularity
         popularity = fit_popularity(config, encoder, history, feature) if history and feature else None
-        plan = RunPlan(logs, day_logs, 1, encoder, in_order, config.seed, start=Start)
+        held = config.holdout if rows == "held_out" else None
+        plan = RunPlan(logs, parts, len(checkpoints), encoder, in_order, config.seed, Start, held, rows)
         board = ProgressBoard.remote()
-        job = EvaluateJob(config, line, manifest.checkpoint, day_logs, popularity, board)
+        job = EvaluateJob(config, line, tuple(checkpoints), parts, popularity, board)
         reported = run_workers(config, plan, evaluate_worker, job, board)
     if reported.get("refused"):
         raise DataError(reported["refused"])
-    return {"result": "evaluated", "checkpoint": manifest.checkpoint, "days": list(days), "tasks": reported["tasks"]}
+    return [Measurement(**measured) for measured in reported["measured"]]
+
+
+def _encoder_of(config: Config, manifest: Manifest) -> Encoder:
+    check_same_schema(config, manifest)
+    frozen = manifest.content["statistics"]
+    statistics = Statistics.model_validate(frozen) if frozen else None
+    return Encoder(config.log_schema, statistics, with_truth=True, measuring=True)
 
 
 def _published(line: Line) -> str:
@@ -118,7 +168,13 @@ def _published(line: Line) -> str:
     return str(latest["checkpoint"])
 
 
-def _complete(line: Line, checkpoint: str) -> Manifest:
+def complete_manifest(line: Line, checkpoint: str) -> Manifest:
+    """The manifest of a checkpoint that is there and intact.
+
+    Raises:
+        ConfigError: There is no such checkpoint.
+        DataError: Its files are not what the manifest says.
+    """
     manifest = line.read_manifest(checkpoint)
     if manifest is None:
         raise ConfigError(f"{line.storage.url}/{checkpoint} has no intact manifest: it is no complete checkpoint")
@@ -136,32 +192,32 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
     state = build_state(config, groups.training, device)
-    read_checkpoint(state, job.line.storage, job.checkpoint, groups.saving)
-    state.model.eval()
     pipeline = build_train_pipeline(config, state, device)
-    measured = Measured(config.log_schema.tasks, job.popularity)
+    measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    refused = None
     for segment in read_segments(blocks):
-        refused = _measure_day(job, segment, groups, pipeline, measured)
+        if segment.header.pass_index == len(measured):
+            read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving)
+            state.model.eval()
+            measured.append(Measured(config.log_schema.tasks, job.popularity, GateUse(state.model)))
+        refused = _measure_part(job, segment, groups, pipeline, measured[-1])
         if refused is not None:
-            break
-    tasks = measured.results(groups.counts) if refused is None else []
-    return {"refused": refused, "tasks": tasks}
+            return {"refused": refused}
+    return {"measured": [one.results(groups.counts) for one in measured]}
 
 
 @torch.no_grad()
-def _measure_day(
+def _measure_part(
     job: EvaluateJob, segment: Segment, groups: Groups, pipeline: TrainPipelineBase, measured: "Measured"
 ) -> str | None:
-    """Measure one day; returns why it could not be read, the same text on every rank."""
-    day = next(day for day in job.days if day.day == segment.header.day)
+    """Measure one part; returns why it could not be read, the same text on every rank."""
+    log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
     schema = job.config.log_schema
-    batcher = Batcher(schema, day.units, segment.parcels, job.config.ingest.batch_size, interleave=1)
+    batcher = Batcher(schema, log.units, segment.parcels, job.config.ingest.batch_size, interleave=1)
     none, ones = torch.zeros(len(schema.tasks)), torch.ones(len(schema.tasks))
     batches = CountedBatches(batcher.next_batch, 0, lambda step: ones, none.clone, groups.counts)
     board = job.board if dist.get_rank() == 0 else None
-    reporter = ProgressReporter(board, f"evaluate {day.day}", day.num_rows)
+    reporter = ProgressReporter(board, f"evaluate {log.day}", log.num_rows)
     pipeline.reset()
     while True:
         try:
@@ -181,10 +237,12 @@ class Measured:
     Args:
         tasks: The declared tasks.
         popularity: The baseline, if there is one.
+        gates: How the model's gates weigh its experts.
     """
 
-    def __init__(self, tasks: Sequence[TaskConfig], popularity: Popularity | None) -> None:
+    def __init__(self, tasks: Sequence[TaskConfig], popularity: Popularity | None, gates: "GateUse") -> None:
         self._tasks = tasks
+        self._gates = gates
         self._popularity = popularity
         self._heads: list[TaskHead] = task_heads(tasks)
         self._model = [TaskMetrics(task) for task in tasks]
@@ -193,6 +251,7 @@ class Measured:
 
     def update(self, outputs: Tensor, batch: RankingBatch) -> None:
         """Add a batch: the model's raw outputs, shape (B, sum of outputs), and what they are measured against."""
+        self._gates.add(batch.cursor.num_rows)
         outputs, batch = outputs.cpu(), batch.to(torch.device("cpu"))
         predicted = predictions_of(self._heads, outputs)
         raw = torch.split(outputs, [head.num_outputs for head in self._heads], dim=1)
@@ -213,10 +272,10 @@ class Measured:
         scores = self._popularity.scores(bags.values().numpy(), bags.lengths().numpy())
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
 
-    def results(self, group: dist.ProcessGroup) -> list[dict[str, Any]]:
-        """Metrics over the rows of all ranks, one entry per task; collective."""
+    def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
+        """The arguments of a `Measurement`, over the rows of all ranks; collective."""
         merged = [merge_over_ranks(metrics, group) for metrics in (self._model, self._baseline, self._truth)]
-        return [
+        tasks = [
             {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
             | {
                 name: _finite(m[index].result())
@@ -224,6 +283,51 @@ class Measured:
             }
             for index, task in enumerate(self._tasks)
         ]
+        return {"tasks": tasks, "expert_use": self._gates.means(group)}
+
+
+class GateUse:
+    """How much each gate uses each expert: the mean of its weights over the rows that are measured.
+
+    Args:
+        model: Its modules of kind `Gates` are watched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._newest: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._num_rows = 0
+        self._hooks = [
+            module.register_forward_hook(functools.partial(self._note, name))
+            for name, module in model.named_modules()
+            if isinstance(module, Gates)
+        ]
+
+    def _note(self, name: str, module: nn.Module, inputs: Any, weights: Tensor) -> None:
+        self._newest[name] = weights
+
+    def add(self, num_rows: int) -> None:
+        """Count the newest batch, without its padding.
+
+        Args:
+            num_rows: Rows of the batch that are none.
+        """
+        self._num_rows += num_rows
+        for name, weights in self._newest.items():
+            total = weights[:num_rows].to("cpu", torch.float64).sum(0)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def means(self, group: dist.ProcessGroup) -> dict[str, list[list[float]]]:
+        """By module: the mean weight of each expert, per gate, over all ranks; collective. Ends the watch."""
+        for hook in self._hooks:
+            hook.remove()
+        count = torch.tensor(float(self._num_rows), dtype=torch.float64)
+        dist.all_reduce(count, group=group)
+        found = {}
+        for name in sorted(self._sums):
+            dist.all_reduce(self._sums[name], group=group)
+            found[name.rpartition("head.")[2]] = (self._sums[name] / count.clamp(min=1)).tolist()
+        return found
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:

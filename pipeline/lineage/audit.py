@@ -44,9 +44,13 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     lineage = list(line.lineage(newest))
     problems = list(_doubled(lineage))
     logs = Storage(config.logs.path)
+    read_last = {manifest.content["log_day"]: manifest for manifest in reversed(lineage)}
     for manifest in reversed(lineage):
+        if read_last[manifest.content["log_day"]].content["files_of_log"] != manifest.content["files_of_log"]:
+            logger.info("%s: its log was written again before its late labels were trained", manifest.day)
+            continue
         found = list(_differing(manifest, logs))
-        where = f"{manifest.day}, pass {manifest.content['pass']}"
+        where = f"{manifest.content['log_day']}, trained on {manifest.day}, pass {manifest.content['pass']}"
         logger.info(
             "%s: %d rows, %s", where, manifest.content["rows"], f"{len(found)} differ" if found else "each once"
         )
@@ -57,17 +61,18 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     return {
         "result": f"every row once since {lineage[-1].day}; {gone} is gone" if gone else "every row once",
         "checkpoint": newest.checkpoint,
-        "days": [manifest.day for manifest in reversed(lineage)],
+        "days": list(dict.fromkeys(manifest.day for manifest in reversed(lineage))),
         "rows": sum(manifest.content["rows"] for manifest in lineage),
+        "held_out": sum(manifest.content["held_out"] for manifest in lineage),
         "quarantined": sum(len(manifest.content["cursor"]["quarantined"]) for manifest in lineage),
     }
 
 
 def _doubled(lineage: list[Manifest]) -> Iterator[str]:
-    """Days that a chain of parents has twice in one pass."""
+    """Days that a chain of parents has twice in one pass, for the same tasks."""
     seen = set()
     for manifest in lineage:
-        trained = (manifest.day, manifest.content["pass"])
+        trained = (manifest.content["log_day"], manifest.content["pass"], str(manifest.content["tasks"]))
         if trained in seen:
             yield f"{manifest.day} is trained twice: {manifest.checkpoint} has itself among its parents"
         seen.add(trained)
@@ -77,7 +82,7 @@ def _differing(manifest: Manifest, logs: Storage) -> Iterator[str]:
     """What of a day is not as its manifest says, one line a unit."""
     ingest = manifest.content["config"]["ingest"]
     try:
-        (day,) = list_days(logs, [manifest.day], ingest["unit"]["max_rows"])
+        (day,) = list_days(logs, [manifest.content["log_day"]], ingest["unit"]["max_rows"])
         cursor = DayCursor.from_json(manifest.content["cursor"], day.units)
     except DataError as error:
         yield str(error)

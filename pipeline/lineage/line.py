@@ -5,7 +5,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,13 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
-FORMAT = 2  # of manifests
+FORMAT = 3  # of manifests
 _CHUNK_BYTES = 1 << 22
 _DIGEST_THREADS = 8
 _PIN_S = 7 * 24 * 3600.0
+_FOREVER = 1e18
+_PUBLISHED = ("day", "generation", "checkpoint")
+_NOTHING = {"fence": 0, "holder": "", "serial": 0}  # what LATEST says before it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Manifest:
             checkpoint=self.checkpoint,
             pass_index=content["pass"],
             day=content["day"],
+            log_day=content["log_day"],
             seen=content["cursor"],
             lanes=content["lanes"],
             complete=content["complete"],
@@ -83,8 +87,30 @@ class Line:
         """The line of a root by its name."""
         return cls(Storage(root).under(f"lines/{name}"))
 
+    @property
+    def name(self) -> str:
+        """What the line is called."""
+        return self.storage.url.rsplit("/", 1)[-1]
+
+    def take(self, run: str) -> None:
+        """Make a run the line's holder: no other can complete a checkpoint from its next attempt on, or publish.
+
+        Args:
+            run: Names the command; whoever held the line before has lost it.
+        """
+        while True:
+            found = self.storage.read_versioned(LATEST)
+            current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+            if self._replaced(current | {"holder": _holder(run)}, found[1] if found else None):
+                return
+
     def begin_attempt(
-        self, days: Sequence[str], record: dict[str, Any], choose: Callable[[str | None], "Manifest | None"]
+        self,
+        days: Sequence[str],
+        record: dict[str, Any],
+        choose: Callable[[str | None], "Manifest | None"],
+        *,
+        held: bool = False,
     ) -> tuple[str, "Manifest | None"]:
         """Take the line over: from now on this attempt's checkpoints count, and those of earlier ones no more.
 
@@ -97,27 +123,26 @@ class Line:
             record: What is known of the attempt when it begins; `run` names the command that it belongs to.
             choose: Finds the checkpoint to start from, given one that was found intact a moment ago, if there is one.
                 Called again once the line is taken: until then an attempt that lives on may retire what was chosen.
+            held: The run has taken the line, and goes on only while it holds it.
 
         Returns:
             The attempt's name, e.g. `0003`, which no other has or will have, and the checkpoint to start from.
 
         Raises:
-            DataError: The run has begun before, and another one has taken the line over since.
+            DataError: The run has begun before, or taken the line, and another one has taken it over since.
         """
         while True:
             found = self.storage.read_versioned(LATEST)
-            current = self._unsealed(LATEST, found[0]) if found else {"fence": 0}
+            current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
             own = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == record["run"]]
-            if own and not current["holder"].startswith(f"{record['run']}/"):  # its workers are started again
-                raise self._lost(f"{own[-1]:04d}", current["fence"])
+            if (own or held) and not _holds(record["run"], current):  # its workers are started again
+                raise self._lost(f"attempt {own[-1]:04d}" if own else "this run", current)
             start, number = choose(None), current["fence"] + 1
-            # The holder makes the content unique: a put whose answer was lost recognises itself.
-            taken = seal(current | {"fence": number, "holder": f"{record['run']}/{uuid.uuid4().hex}"})
-            if self.storage.replace(LATEST, taken, found[1] if found else None):
+            if self._replaced(current | {"fence": number, "holder": _holder(record["run"])}, found and found[1]):
                 break
         start = choose(start.checkpoint if start else None)
         begun = {"attempt": number, "days": list(days), "start": start.checkpoint if start else None}
-        begun |= {"start_step": start.step if start else 0}
+        begun |= {"start_step": start.step if start else 0, "serial": current["serial"]}
         for day in days:
             self.storage.write(f"attempts/{day}/{number:04d}.json", seal(record | begun))
         return f"{number:04d}", start
@@ -144,9 +169,17 @@ class Line:
                 records[record["attempt"]] = record
         return [records[number] for number in sorted(records)]
 
-    def _fence(self) -> int:
+    def state(self) -> dict[str, Any]:
+        """LATEST as it is: fence, holder and serial, and once something is published day, generation and checkpoint.
+
+        The serial is raised by every move of LATEST: what was trained, or entered in the ledger, under another serial
+        than the present one does not follow what is published now.
+        """
         found = self.storage.read_versioned(LATEST)
-        return self._unsealed(LATEST, found[0])["fence"] if found else 0
+        return self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+
+    def _replaced(self, record: dict[str, Any], version: str | None) -> bool:
+        return self.storage.replace(LATEST, seal(record), version)
 
     def check_holder(self, attempt: str) -> None:
         """Hold an attempt that wants to complete or publish something against the newest one.
@@ -154,14 +187,24 @@ class Line:
         Raises:
             DataError: Another attempt has begun since.
         """
-        fence = self._fence()
-        if fence != int(attempt):
-            raise self._lost(attempt, fence)
+        state = self.state()
+        if state["fence"] != int(attempt):
+            raise self._lost(f"attempt {attempt}", state)
 
-    def _lost(self, attempt: str, fence: int) -> DataError:
+    def check_run(self, run: str) -> None:
+        """Hold a run that has taken the line against its holder.
+
+        Raises:
+            DataError: Another run has taken the line over since.
+        """
+        state = self.state()
+        if not _holds(run, state):
+            raise self._lost("this run", state)
+
+    def _lost(self, who: str, state: dict[str, Any]) -> DataError:
         return DataError(
-            f"attempt {attempt} no longer holds {self.storage.url}: attempt {fence:04d} has begun since. This one "
-            "stops; nothing that it did after that counts, and nothing has to be done"
+            f"{who} no longer holds {self.storage.url}: another has taken it over since (its newest attempt is "
+            f"{state['fence']:04d}). This one stops; nothing that it did after that counts, and nothing has to be done"
         )
 
     def _unsealed(self, name: str, data: bytes) -> dict[str, Any]:
@@ -183,10 +226,21 @@ class Line:
                     if manifest is not None:
                         yield manifest
 
+    def place(self, checkpoint: str) -> tuple[Storage, str]:
+        """Where a checkpoint is: the folder of its line, and its name below it.
+
+        A branch names what it was forked from with the line before it, as in `main:checkpoints/...`.
+        """
+        line, _, name = checkpoint.rpartition(":")
+        if not line or line == self.name:
+            return self.storage, name
+        return self.storage.sibling(line), name
+
     def read_manifest(self, checkpoint: str) -> Manifest | None:
         """The manifest of a checkpoint; None where it is not complete."""
+        storage, name = self.place(checkpoint)
         try:
-            content = unseal(self.storage.read(f"{checkpoint}/{MANIFEST}"))
+            content = unseal(storage.read(f"{name}/{MANIFEST}"))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -204,7 +258,7 @@ class Line:
         while manifest is not None:
             yield manifest
             parent = manifest.content["parent"]
-            manifest = self.read_manifest(parent) if parent else None
+            manifest = self.read_manifest(qualified(manifest.checkpoint, parent)) if parent else None
 
     def remove(self, checkpoint: str) -> None:
         """Remove a checkpoint; it is no complete one any more from the first moment on."""
@@ -240,32 +294,38 @@ class Line:
     def newest(self, trusted: str | None = None) -> Manifest | None:
         """The newest checkpoint that counts, is complete and intact: most steps, then the highest attempt.
 
-        Checkpoints whose files differ from their manifest are passed over, with a line in the log.
+        Those count that follow what is published: they were begun since LATEST was moved to where it is. Checkpoints
+        whose files differ from their manifest are passed over, with a line in the log.
 
         Args:
             trusted: A checkpoint whose files were read and found intact a moment ago.
 
         Raises:
-            DataError: Something is published, and no checkpoint is intact: training must not start from nothing.
+            DataError: What is published is damaged, and nothing intact follows it: training must not start from
+                nothing.
         """
-        latest = self.latest()
-        newest = self._newest_intact(latest["day"], trusted) if latest else None
-        newest = newest or self._newest_intact("", trusted)
-        if newest is None and latest is not None:
+        state = self.state()
+        newest = self._newest_intact(state, trusted)
+        if newest is None and _published(state) is not None:
             raise DataError(
-                f"{self.storage.url}/LATEST names {latest['checkpoint']}, and no checkpoint of the line is intact: "
-                "restore its files, or start a new root"
+                f"{self.storage.url}/LATEST names {state['checkpoint']}, which is damaged or gone: restore its files, "
+                "or go back to an earlier day with jobs.daily --rollback DAY REASON"
             )
         return newest
 
-    def _newest_intact(self, since: str, trusted: str | None) -> Manifest | None:
+    def _newest_intact(self, state: dict[str, Any], trusted: str | None) -> Manifest | None:
         def age(manifest: Manifest) -> tuple[int, bool, int]:
             return manifest.step, manifest.content["complete"], manifest.attempt
 
+        published, since = state.get("checkpoint"), state.get("day", "")
         attempts = self._attempts([day for day in self.storage.names("attempts") if day >= since])
-        for manifest in sorted(self.manifests(since), key=age, reverse=True):
-            later = [attempt for attempt in attempts if attempt["attempt"] > manifest.attempt]
-            if any(manifest.step > attempt["start_step"] for attempt in later):
+        current = [attempt for attempt in attempts if attempt["serial"] == state["serial"]]
+        numbers = {attempt["attempt"] for attempt in current}
+        found = [manifest for manifest in self.manifests(since) if manifest.attempt in numbers]
+        base = self.read_manifest(published) if published else None
+        for manifest in [*sorted(found, key=age, reverse=True), *([base] if base else [])]:
+            later = [attempt for attempt in current if attempt["attempt"] > manifest.attempt]
+            if manifest is not base and any(manifest.step > attempt["start_step"] for attempt in later):
                 logger.warning(
                     "checkpoint %s is passed over: attempt %04d had begun from an earlier one when it was completed",
                     manifest.checkpoint,
@@ -281,58 +341,124 @@ class Line:
     def damage(self, manifest: Manifest) -> str | None:
         """What is wrong with a checkpoint's files, by size and checksum; None if nothing is."""
         files = manifest.content["files"]
+        storage, folder = self.place(manifest.checkpoint)
         with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
-            problems = pool.map(lambda name: self._problem(manifest.checkpoint, name, files[name]), files)
+            problems = pool.map(lambda name: _problem(storage, folder, name, files[name]), files)
             return next((problem for problem in problems if problem), None)
-
-    def _problem(self, checkpoint: str, name: str, expected: dict[str, Any]) -> str | None:
-        try:
-            size, digest = self._digest(f"{checkpoint}/{name}")
-        except FileNotFoundError:
-            return f"{name} is missing"
-        if (size, digest) == (expected["bytes"], expected["sha256"]):
-            return None
-        wanted = f"{expected['bytes']}, sha256 {expected['sha256'][:12]}"
-        return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {wanted}"
-
-    def _digest(self, path: str) -> tuple[int, str]:
-        digest, size = hashlib.sha256(), 0
-        with self.storage.open_read(path) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-        return size, digest.hexdigest()
 
     def latest(self) -> dict[str, Any] | None:
         """The newest published (day, generation, checkpoint); None where nothing is published."""
-        found = self.storage.read_versioned(LATEST)
-        return _published(self._unsealed(LATEST, found[0])) if found else None
+        return _published(self.state())
 
-    def publish(self, day: str, checkpoint: str, attempt: str) -> None:
-        """Move LATEST to a finished day, by compare-and-swap; it never moves back.
+    def publish(self, entry: Mapping[str, Any], serial: int, run: str) -> None:
+        """Move LATEST to an entry of the ledger, by compare-and-swap.
+
+        Args:
+            entry: Its day, generation and checkpoint.
+            serial: Of LATEST when what is published was begun.
+            run: The run that holds the line.
 
         Raises:
-            DataError: It is at a later day, or another attempt has begun since.
+            DataError: LATEST has been moved since, or another run holds the line.
+        """
+        target = {key: entry[key] for key in _PUBLISHED}
+        found = self.storage.read_versioned(LATEST)
+        current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+        if _published(current) == target:
+            return
+        if not _holds(run, current):
+            raise self._lost("this run", current)
+        current_without_branch = {key: value for key, value in current.items() if key != "branch"}
+        if current["serial"] != serial or not self._replaced(
+            current_without_branch | target | {"serial": serial + 1}, found and found[1]
+        ):
+            self.check_run(run)
+            if self.latest() != target:  # else it was moved, and the answer was lost
+                raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
+
+    def fork(self, entry: Mapping[str, Any]) -> None:
+        """Let this line, which has nothing yet, go on from an entry of another one.
+
+        Args:
+            entry: Its line, day, generation and checkpoint, which is kept from now on.
+        """
+        origin = Line(self.storage.sibling(entry["line"]))
+        _, name = origin.place(entry["checkpoint"])
+        origin.storage.write(
+            f"{_pins(name)}/{self.name}.json", seal({"holder": f"line {self.name}", "until": _FOREVER})
+        )
+        record = {key: entry[key] for key in _PUBLISHED} | {"checkpoint": f"{origin.name}:{name}"}
+        branch = {key: entry[key] for key in ("line", "day", "generation")}
+        self.storage.create(LATEST, seal(_NOTHING | record | {"branch": branch}))
+
+    def tidy(self, day: str) -> None:
+        """Remove the checkpoints within a day that is published; nobody starts from them any more."""
+        for manifest in list(self.manifests(day)):
+            if manifest.day == day and not manifest.content["complete"] and not self.is_pinned(manifest.checkpoint):
+                self.remove(manifest.checkpoint)
+
+    def restart(self, run: str) -> int:
+        """Let nothing count that was begun and not published: training starts again from what is published.
+
+        Args:
+            run: The run that holds the line.
+
+        Returns:
+            The serial that LATEST has now.
         """
         found = self.storage.read_versioned(LATEST)
-        self.check_holder(attempt)  # after reading: an attempt that begins from here on changes the version
-        assert found is not None
-        current = self._unsealed(LATEST, found[0])
-        fence = {key: current[key] for key in ("fence", "holder")}
-        record = fence | {"day": day, "generation": 1, "checkpoint": checkpoint}
-        if current == record:
-            return
-        if current.get("day", "") > day:
-            raise DataError(f"{self.storage.url}/LATEST is at {current['day']}, it does not move back to {day}")
-        if not self.storage.replace(LATEST, seal(record), found[1]) and self.latest() != _published(record):
-            self.check_holder(attempt)
+        current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+        if not _holds(run, current):
+            raise self._lost("this run", current)
+        serial = current["serial"] + 1
+        if not self._replaced(current | {"serial": serial}, found and found[1]) and self.state()["serial"] != serial:
+            self.check_run(run)
             raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
+        return serial
+
+
+def qualified(checkpoint: str, parent: str) -> str:
+    """A parent's name as the line knows it that `checkpoint` is named in: beside its child, unless it says otherwise.
+
+    Args:
+        checkpoint: The child's name, with or without a line before it.
+        parent: What the child's manifest calls its parent.
+    """
+    line, separator, _ = checkpoint.rpartition(":")
+    return parent if ":" in parent else f"{line}{separator}{parent}"
+
+
+def _problem(storage: Storage, folder: str, name: str, expected: dict[str, Any]) -> str | None:
+    try:
+        size, digest = _digest(storage, f"{folder}/{name}")
+    except FileNotFoundError:
+        return f"{name} is missing"
+    if (size, digest) == (expected["bytes"], expected["sha256"]):
+        return None
+    wanted = f"{expected['bytes']}, sha256 {expected['sha256'][:12]}"
+    return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {wanted}"
+
+
+def _digest(storage: Storage, path: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with storage.open_read(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
 
 
 def _pins(checkpoint: str) -> str:
-    return f"pins/{checkpoint.removeprefix('checkpoints/').replace('/', '_')}"
+    return f"pins/{checkpoint.rpartition(':')[2].removeprefix('checkpoints/').replace('/', '_')}"
+
+
+def _holder(run: str) -> str:
+    return f"{run}/{uuid.uuid4().hex}"  # unique: a put whose answer was lost recognises itself
+
+
+def _holds(run: str, state: dict[str, Any]) -> bool:
+    return state["holder"].startswith(f"{run}/")
 
 
 def _published(record: dict[str, Any]) -> dict[str, Any] | None:
-    shown = ("day", "generation", "checkpoint")
-    return {key: record[key] for key in shown} if "checkpoint" in record else None
+    return {key: record[key] for key in _PUBLISHED} if "checkpoint" in record else None

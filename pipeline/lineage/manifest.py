@@ -7,14 +7,13 @@ from features.statistics import Statistics
 from pipeline.config import Config
 from pipeline.cursor import DayCursor
 from pipeline.lineage.line import FORMAT
-from pipeline.stream import Header
-from pipeline.units import DayLog
+from pipeline.stream import Header, Part
 
 _LIBRARIES = ("torch", "torchrec", "ray", "pyarrow", "numpy")
 
 
 def describe(
-    config: Config, statistics: Statistics | None, header: Header, day: DayLog, cursor: DayCursor
+    config: Config, statistics: Statistics | None, header: Header, part: Part, cursor: DayCursor
 ) -> dict[str, Any]:
     """The part of a manifest that follows from what was trained.
 
@@ -22,19 +21,22 @@ def describe(
         config: The project's configuration.
         statistics: Frozen along the line.
         header: Of the segment that is being trained.
-        day: Its day.
+        part: What the segment reads.
         cursor: What the model has seen of it.
     """
     schema = config.log_schema
     return {
         "format": FORMAT,
-        "day": day.day,
+        "day": part.day,
+        "log_day": part.log.day,
+        "tasks": None if part.tasks is None else sorted(part.tasks),
         "pass": header.pass_index,
-        "cursor": cursor.to_json(day.units),
-        "lanes": [[day.units[index].key for index in lane] for lane in header.lanes],
+        "cursor": cursor.to_json(part.log.units),
+        "lanes": [[part.log.units[index].key for index in lane] for lane in header.lanes],
         "rows": cursor.num_rows,
+        "held_out": cursor.held_out,
         "rows_in_space": dict(zip(schema.task_names, cursor.in_space, strict=bool(cursor.in_space))),
-        "files_of_log": day.files,
+        "files_of_log": part.log.files,
         "config": config.model_dump(mode="json", by_alias=True),
         "schema_fingerprint": schema.fingerprint(),
         "statistics": statistics.model_dump(mode="json") if statistics else None,

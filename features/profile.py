@@ -1,0 +1,177 @@
+"""What a day's log looks like before it is trained: rows, missing values, labels, ids; added up over its units."""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.encoding import evaluate_space
+from features.errors import DataError
+from features.hashing import hash_ids, salt_of
+from features.schema import IdFeature, Schema
+
+_SKETCH_IDS = 1024
+_SALT = salt_of("profile")
+
+
+@dataclass(slots=True)
+class IdSketch:
+    """The ids of a column with the smallest hashes, and how many rows each has: a sample that is the same on every day.
+
+    Bottom-k or KMV sketch (Beyer et al., "On synopses for distinct-value estimation", SIGMOD 2007): two days' samples
+    below the smaller of their bounds are samples of the same ids, so shares of ids can be compared between days.
+
+    Args:
+        hashes: The smallest hashes seen, uint64, increasing, at most 1,024.
+        counts: Rows of each.
+    """
+
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def update(self, hashes: np.ndarray) -> None:
+        """Add the ids of rows, uint64 hashes of shape (N,)."""
+        below = hashes[hashes <= self.bound]
+        self.merge(IdSketch(*_counted(below, np.ones(len(below), np.int64))))
+
+    def merge(self, other: "IdSketch") -> None:
+        """Add another part of the same day."""
+        bound = min(self.bound, other.bound)
+        hashes, counts = np.append(self.hashes, other.hashes), np.append(self.counts, other.counts)
+        self.hashes, self.counts = _counted(hashes[hashes <= bound], counts[hashes <= bound])
+
+    @property
+    def bound(self) -> np.uint64:
+        """Below or at it, every id that was seen is in the sample."""
+        return self.hashes[-1] if len(self.hashes) == _SKETCH_IDS else np.uint64(2**64 - 1)
+
+    def unseen(self, earlier: Sequence["IdSketch"]) -> float | None:
+        """The share of rows whose id is in none of the earlier days; None where there is nothing to compare."""
+        if not earlier or not len(self.hashes):
+            return None
+        bound = min([self.bound, *(sketch.bound for sketch in earlier)])
+        known = np.unique(np.concatenate([sketch.hashes for sketch in earlier]))
+        chosen = self.hashes <= bound
+        total = int(self.counts[chosen].sum())
+        seen = int(self.counts[chosen & np.isin(self.hashes, known)].sum())
+        return (total - seen) / total if total else None
+
+    def to_json(self) -> list[str]:
+        """As text."""
+        return [base64.b64encode(array.tobytes()).decode() for array in (self.hashes, self.counts)]
+
+    @classmethod
+    def from_json(cls, data: Sequence[str]) -> "IdSketch":
+        """Read what `to_json` wrote."""
+        hashes, counts = (base64.b64decode(text) for text in data)
+        return cls(np.frombuffer(hashes, np.uint64), np.frombuffer(counts, np.int64))
+
+
+def _counted(hashes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest distinct hashes, increasing, and the sum of the counts of each."""
+    distinct, places = np.unique(hashes, return_inverse=True)
+    sums = np.bincount(places, counts, minlength=len(distinct)).astype(np.int64)
+    return distinct[:_SKETCH_IDS], sums[:_SKETCH_IDS]
+
+
+@dataclass(slots=True)
+class DayProfile:
+    """A day's figures.
+
+    Args:
+        rows: Rows.
+        nulls: By column: rows where it is null or NaN.
+        labels: By task: rows in its space, sum of their labels, and sum of their squares.
+        ids: By id feature: a sample of its ids.
+    """
+
+    rows: int = 0
+    nulls: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    ids: dict[str, IdSketch] = field(default_factory=dict)
+
+    def update(self, schema: Schema, columns: Mapping[str, pa.Array], tasks: Iterable[str]) -> None:
+        """Add rows.
+
+        Args:
+            schema: What they mean.
+            columns: Arrays of N rows by column name.
+            tasks: Those whose labels are looked at.
+
+        Raises:
+            DataError: A column holds something that the schema does not allow.
+        """
+        num_rows = len(next(iter(columns.values())))
+        part = DayProfile(num_rows, {name: _missing(column) for name, column in columns.items()})
+        chosen = set(tasks)
+        for task in schema.tasks:
+            if task.name in chosen:
+                label = task.label_expression.evaluate(columns)
+                values = pc.cast(label, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+                inside = label.is_valid().to_numpy(zero_copy_only=False)
+                if task.space is not None:
+                    inside &= evaluate_space(task.space, columns)
+                values = values[inside]
+                part.labels[task.name] = (len(values), float(values.sum()), float(np.square(values).sum()))
+        for feature in schema.features:
+            if isinstance(feature, IdFeature):
+                sketch = part.ids[feature.name] = IdSketch()
+                sketch.update(_hashes(feature, columns[feature.source]))
+        self.merge(part)
+
+    def merge(self, other: "DayProfile") -> None:
+        """Add another part of the same day."""
+        self.rows += other.rows
+        for name, count in other.nulls.items():
+            self.nulls[name] = self.nulls.get(name, 0) + count
+        for name, sums in other.labels.items():
+            so_far = self.labels.get(name, (0, 0.0, 0.0))
+            self.labels[name] = (so_far[0] + sums[0], so_far[1] + sums[1], so_far[2] + sums[2])
+        for name, sketch in other.ids.items():
+            self.ids.setdefault(name, IdSketch()).merge(sketch)
+
+    def label_mean(self, task: str) -> tuple[float, float] | None:
+        """Mean label of a task in its space, and the standard error of that mean; None without a row.
+
+        Args:
+            task: The task's name.
+        """
+        rows, total, squares = self.labels.get(task, (0, 0.0, 0.0))
+        if not rows or not math.isfinite(squares):
+            return None
+        mean = total / rows
+        return mean, math.sqrt(max(squares / rows - mean * mean, 0.0) / rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "rows": self.rows,
+            "nulls": self.nulls,
+            "labels": {name: list(sums) for name, sums in self.labels.items()},
+            "ids": {name: sketch.to_json() for name, sketch in self.ids.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "DayProfile":
+        """Read what `to_json` wrote."""
+        labels = {
+            name: (int(rows), float(total), float(squares)) for name, (rows, total, squares) in data["labels"].items()
+        }
+        ids = {name: IdSketch.from_json(sketch) for name, sketch in data["ids"].items()}
+        return cls(data["rows"], dict(data["nulls"]), labels, ids)
+
+
+def _missing(column: pa.Array) -> int:
+    return column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
+
+
+def _hashes(feature: IdFeature, column: pa.Array) -> np.ndarray:
+    try:
+        return hash_ids(pc.drop_null(column), _SALT)
+    except TypeError as error:
+        raise DataError(f"column {feature.source!r}: {error}") from error

@@ -1,0 +1,58 @@
+"""Bring a line up to a day: check its log, measure, train, check the model, publish."""
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from features.errors import ConfigError
+from jobs.command import add_config, command
+from pipeline.config import load_config
+from pipeline.lineage.daily import Accepted, run_days
+from pipeline.lineage.line import Line
+from pipeline.lineage.moves import branch, discard, rollback
+from pipeline.lineage.work import RayWork
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--day", help="YYYY-MM-DD; days that are missing before it are done first")
+    what.add_argument("--days", help="YYYY-MM-DD..YYYY-MM-DD, one after the other in one Ray session")
+    what.add_argument("--rollback", nargs=2, metavar=("DAY", "REASON"), help="move LATEST back to a done day")
+    what.add_argument("--discard", metavar="REASON", help="forget what was trained and is not published")
+    parser.add_argument("--max-catch-up", type=int, metavar="N", help="missing days to do first (daily.max_catch_up)")
+    parser.add_argument("--accept-anomaly", metavar="REASON", help="train the day although preflight refuses it")
+    parser.add_argument("--accept-gate", metavar="REASON", help="publish the day although the gate refuses it")
+    parser.add_argument("--skip-day", metavar="REASON", help="leave the day out for good")
+    parser.add_argument("--branch", metavar="NAME", help="on a line of that name, forked before the day if it is new")
+    parser.add_argument("--from-nothing", action="store_true", help="a new branch begins without a checkpoint")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the day, or move LATEST."""
+    config = load_config(arguments.config, arguments.set)
+    line = Line.of(config.root, config.line)
+    if arguments.rollback:
+        (day,) = parse_days(arguments.rollback[0])
+        return rollback(config, line, day, arguments.rollback[1])
+    if arguments.discard is not None:
+        return discard(config, line, arguments.discard)
+    days = parse_days(arguments.day or arguments.days)
+    accepted = Accepted(arguments.accept_anomaly, arguments.accept_gate, arguments.skip_day)
+    if accepted != Accepted() and len(days) > 1:
+        raise ConfigError("a day is accepted or skipped by itself: give --day, not --days")
+    if arguments.branch:
+        line = branch(line, arguments.branch, days[0], from_nothing=arguments.from_nothing)
+    elif arguments.from_nothing:
+        raise ConfigError("--from-nothing is for a new --branch NAME")
+    config = config.model_copy(update={"line": line.name})
+    most = config.daily.max_catch_up if arguments.max_catch_up is None else arguments.max_catch_up
+    with contextlib.ExitStack() as stack:
+        return run_days(config, line, RayWork(config, line, stack), days, most, accepted)
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

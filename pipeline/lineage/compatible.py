@@ -1,0 +1,56 @@
+"""Whether a checkpoint's tensors mean what the config says that they mean."""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from features.errors import DataError
+from pipeline.config import Config, ModelConfig
+from pipeline.lineage.line import Manifest
+
+
+def check_same_schema(config: Config, manifest: Manifest) -> None:
+    """Refuse to load a checkpoint whose tensors mean something else, saying which.
+
+    Raises:
+        DataError: Names the table, or what else differs, and what to do.
+    """
+    if not _same_model(manifest.content["config"]["model"], config.model):
+        raise DataError(
+            f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config or start "
+            "a new root"
+        )
+    for part in ("tables", "dense"):
+        old, new = manifest.content["config"]["optimizer"][part]["kind"], getattr(config.optimizer, part).kind
+        if old != new:
+            raise DataError(
+                f"checkpoint {manifest.checkpoint} was trained with optimizer.{part}.kind {old}, the config has {new}: "
+                "restore the old config or start a new root"
+            )
+    if manifest.content["schema_fingerprint"] == config.log_schema.fingerprint():
+        return
+    then = manifest.content["config"]["schema"]
+    now = config.log_schema.model_dump(mode="json")
+    found = {table["name"]: table for table in then["tables"]}
+    for table in now["tables"]:
+        old = found.get(table["name"])
+        for key, what in (("num_rows", "rows"), ("dim", "columns")):
+            if old is not None and old[key] != table[key]:
+                raise DataError(
+                    f"checkpoint {manifest.checkpoint} has table {table['name']} with {old[key]:,} {what}, the config "
+                    f"declares {table[key]:,}: restore the old config or start a new root"
+                )
+    changed = [key for key in now if then.get(key) != now[key]]
+    raise DataError(
+        f"checkpoint {manifest.checkpoint} was trained with other {', '.join(changed)} in its schema: restore the old "
+        "config or start a new root"
+    )
+
+
+def _same_model(then: dict[str, Any], now: ModelConfig) -> bool:
+    """Whether a model section means the same; keys that have come since have their defaults in the old one."""
+    try:
+        return ModelConfig.model_validate_json(json.dumps(then)) == now
+    except ValidationError:
+        return False

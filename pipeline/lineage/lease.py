@@ -1,0 +1,164 @@
+"""The lease of a line: one job at a time, found dead by its silence and not by anybody's clock.
+
+The holder rewrites a file in the line every third of the lease. Whoever wants it watches that file: if it changes, the
+holder lives; if it stays the same for a whole lease, by the watcher's own monotonic clock, the holder is dead and is
+taken over. No time is ever compared between machines, so a clock that is set back or wrong changes nothing. A holder
+of the same machine whose process is gone is dead at once.
+
+A lease alone cannot keep a job that was stopped for longer from waking up and going on. What it does then is refused
+by LATEST's holder, which whoever takes the lease writes there (`Line.take`).
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from features.errors import DataError
+from pipeline.lineage.line import Line
+from pipeline.lineage.seal import seal, unseal
+from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+LEASE = "LEASE"
+_LOOKS = 20  # at the file, in one lease
+
+
+@contextlib.contextmanager
+def lease(line: Line, what: str, seconds: float) -> Iterator[str]:
+    """Hold a line for the duration of a job.
+
+    Args:
+        line: The line.
+        what: What the job does, for whoever finds the line held.
+        seconds: After which silence a holder is dead; it is renewed three times as often.
+
+    Yields:
+        A name for this run, which holds the line now.
+
+    Raises:
+        DataError: Somebody who is alive holds it: says who.
+    """
+    run = uuid.uuid4().hex
+    holding = _Holding(line.storage, {"run": run, "what": what, "seconds": seconds, "process": _this_process()})
+    holding.acquire()
+    try:
+        line.take(run)
+        yield run
+    finally:
+        holding.release()
+
+
+class _Holding:
+    """A lease that is being taken, renewed by a thread, and given back."""
+
+    def __init__(self, storage: Storage, record: dict[str, Any]) -> None:
+        self._storage, self._record, self._beat = storage, record, 0
+        self._version: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def acquire(self) -> None:
+        first: tuple[str, float] | None = None
+        while True:
+            found = self._storage.read_versioned(LEASE)
+            held = _read(found[0]) if found else None
+            version = found[1] if found else None
+            if held is None or _is_gone(held["process"]) or (first and first[0] == version and _over(first[1], held)):
+                if held is not None:
+                    logger.warning("taking over from %s, which has died", _described(held))
+                if self._write(version):
+                    self._thread.start()
+                    return
+                first = None
+                continue
+            assert version is not None
+            if first is None:
+                first = (version, time.monotonic())
+            elif version != first[0]:
+                raise DataError(
+                    f"{self._storage.url} is held by {_described(held)}: wait until it has ended, or end it and start "
+                    "this again"
+                )
+            time.sleep(held["seconds"] / _LOOKS)
+
+    def release(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if self._version is not None:
+                self._storage.replace(LEASE, seal({"released": self._record["run"]}), self._version)
+
+    def _write(self, version: str | None) -> bool:
+        self._beat += 1
+        data = seal(self._record | {"beat": self._beat})
+        written = self._storage.replace(LEASE, data, version)
+        now = self._storage.read_versioned(LEASE)
+        self._version = now[1] if now and now[0] == data else None
+        return written or self._version is not None
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._record["seconds"] / 3):
+            try:
+                if not self._write(self._version):
+                    logger.error(
+                        "%s was taken over while this job did not answer: it will be refused", self._storage.url
+                    )
+                    return
+            except OSError as error:  # a storage that is away: others cannot look either
+                logger.warning("the lease of %s was not renewed: %s", self._storage.url, error)
+
+
+def _read(data: bytes) -> dict[str, Any] | None:
+    """Who holds it; None where it was given back."""
+    try:
+        content = unseal(data)
+    except ValueError:  # whoever it is: its silence is what counts
+        return {"what": "a job whose LEASE is damaged", "seconds": 60.0, "process": {}}
+    return None if "released" in content else content
+
+
+def _over(since: float, held: dict[str, Any]) -> bool:
+    return time.monotonic() - since > held["seconds"]
+
+
+def _described(held: dict[str, Any]) -> str:
+    process = held["process"]
+    return f"{held['what']} (process {process.get('pid')} on {process.get('host')})"
+
+
+def _this_process() -> dict[str, Any]:
+    """What tells a process from every other, on its machine and in its container."""
+    pid = os.getpid()
+    return {"pid": pid, "started": _started(pid)} | _machine()
+
+
+def _machine() -> dict[str, str | None]:
+    """This machine since it was started, and the container whose process numbers these are."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"host": socket.gethostname(), "boot": boot, "pids": os.readlink("/proc/self/ns/pid")}
+    return {"host": socket.gethostname(), "boot": None, "pids": None}
+
+
+def _started(pid: int) -> int | None:
+    """When a process was started, in ticks since the machine was, which no clock can change; None: it is no more."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(rest[18])
+
+
+def _is_gone(process: dict[str, Any]) -> bool:
+    """Whether a process is certainly no more: it was on this machine, in this container's view, and is not there."""
+    here = _machine()
+    known = here["boot"] is not None and all(process.get(key) == value for key, value in here.items())
+    return known and _started(process["pid"]) != process["started"]

@@ -1,0 +1,108 @@
+"""The heavy parts of a day, as the daily job asks for them, and how they are done on Ray."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from features.holdout import Rows
+from features.profile import DayProfile
+from features.schema import Schema
+from pipeline.config import Config
+from pipeline.datasource import named_unit, read_columns, read_unit
+from pipeline.evaluation.evaluate import Measurement, measure
+from pipeline.fit import map_units
+from pipeline.lineage.line import Line, Manifest
+from pipeline.run import parts_to_train, train_days
+from pipeline.session import ray_session
+from pipeline.storage import Storage
+from pipeline.units import DayLog, Unit
+
+
+class Work(Protocol):
+    """The heavy parts of a day."""
+
+    def logs(self, day: str) -> dict[str, DayLog]:
+        """The units of a day, and of the earlier days whose late labels are trained with it."""
+        ...
+
+    def has_success_marker(self, day: str) -> bool:
+        """Whether the writer of the day's log has said that it is complete."""
+        ...
+
+    def profile(self, log: DayLog) -> DayProfile:
+        """What the day's log looks like."""
+        ...
+
+    def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
+        """Metrics of checkpoints on the same rows of a day."""
+        ...
+
+    def train(self, day: str, run: str) -> Manifest:
+        """Train a day to its end, from what is published, or from where that was cut off."""
+        ...
+
+
+class RayWork:
+    """The product's: Ray Data reads, Ray Train's workers measure and train.
+
+    Args:
+        config: The project's configuration.
+        line: The line.
+        stack: Ends the Ray that the first heavy part starts.
+    """
+
+    def __init__(self, config: Config, line: Line, stack: contextlib.ExitStack) -> None:
+        self._config, self._line, self._stack = config, line, stack
+        self._logs = Storage(config.logs.path)
+        self._has_ray = False
+
+    def _need_ray(self) -> None:
+        """Start Ray, once: a day that is done or refused already needs none."""
+        if not self._has_ray:
+            self._stack.enter_context(ray_session(self._config))
+            self._has_ray = True
+
+    def logs(self, day: str) -> dict[str, DayLog]:
+        """The units of a day, and of the earlier days whose late labels are trained with it."""
+        return {part.log.day: part.log for part in parts_to_train(self._config, self._line, [day])}
+
+    def has_success_marker(self, day: str) -> bool:
+        """Whether the writer of the day's log has said that it is complete."""
+        return self._logs.exists(f"dt={day}/_SUCCESS")
+
+    def profile(self, log: DayLog) -> DayProfile:
+        """What the day's log looks like, in one pass of data tasks over it."""
+        self._need_ray()
+        schema = self._config.log_schema
+        total = DayProfile()
+        for part in map_units([log], _Profile(self._logs, schema, tuple(read_columns(schema.columns(), None)))):
+            total.merge(part)
+        return total
+
+    def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
+        """Metrics of checkpoints on the same rows of a day."""
+        self._need_ray()
+        return measure(self._config, self._line, checkpoints, parts_to_train(self._config, self._line, [day]), rows)
+
+    def train(self, day: str, run: str) -> Manifest:
+        """Train a day to its end, from what is published, or from where that was cut off."""
+        self._need_ray()
+        return train_days(self._config, self._line, [day], 1, run)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    logs: Storage
+    schema: Schema
+    columns: tuple[str, ...]
+
+    def __call__(self, unit: Unit) -> DayProfile:
+        profile = DayProfile()
+        at_once = [task.name for task in self.schema.tasks if not task.delay_days]
+        columns: dict[str, pa.Array] = read_unit(self.logs, unit, list(self.columns))
+        with named_unit(self.logs, unit):
+            profile.update(self.schema, columns, at_once)
+        return profile

@@ -1,0 +1,380 @@
+"""The daily job on a real Ray while its processes are killed: rows once, one entry, LATEST complete, the same bits.
+
+Each case trains a second day on a copy of a line that has the first, is disturbed once, is started again where that is
+needed, and is held against the line that nobody disturbed. Run as a script, this file is the daily command with one
+fault in it. Two samples run with `make test`; the rest with `make test-faults`.
+"""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+import yaml
+from test_faults import Fault, _faulty_worker, _worker_on_a_full_disk
+from test_runs import make_config, weights
+
+from features.synthetic.logs import SyntheticConfig, write_day
+from pipeline import checkpoint, run
+from pipeline.config import Config
+from pipeline.lineage.audit import audit_line
+from pipeline.lineage.ledger import Ledger
+from pipeline.lineage.line import Line
+from pipeline.lineage.work import RayWork
+from pipeline.storage import Storage
+from pipeline.train import Trainer, train_worker
+
+DAYS = ["2026-01-01", "2026-01-02"]
+ROWS, BATCH, EVERY = 3000, 32, 10
+LAST = -(-ROWS // (2 * BATCH))  # step of a day, at least
+
+pytestmark = pytest.mark.ray
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+
+def _config(logs: Path, root: str, **sections: Any) -> Config:
+    workers = {"num": 2, "timeout_s": 60, "max_failures": 2}
+    ingest = {"batch_size": BATCH, "unit": {"max_rows": 100}, "shuffle": {"interleave": 2}, "object_store_mb": 8}
+    every = {"every_steps": EVERY, "timeout_s": 60}
+    sections = {"daily": {"lease_s": 3.0}, "holdout": {"column": "user_id", "share": 0.1}} | sections
+    config = make_config(logs, Path("unused"), workers=workers, ingest=ingest, checkpoint=every, **sections)
+    schema = config.log_schema.model_dump()
+    schema["features"] = [feature for feature in schema["features"] if feature["kind"] != "dense"]
+    schema = type(config.log_schema).model_validate(schema)
+    return config.model_copy(update={"log_schema": schema, "root": root})
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    first = date.fromisoformat(DAYS[0])
+    size = {"rows_per_day": ROWS, "num_users": 200, "num_videos": 200, "num_authors": 20}
+    world = SyntheticConfig(seed=6, first_day=first, files_per_day=3, row_group_rows=200, **size)
+    for day in DAYS:
+        write_day(world, date.fromisoformat(day), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_day(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A root whose line has the first day."""
+    root = tmp_path_factory.mktemp("one-day")
+    _daily(_config(logs, str(root)), DAYS[0])
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(one_day: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """All tensors after the second day, which nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(one_day, folder / "root")
+    config = _config(logs, str(folder / "root"))
+    _daily(config, DAYS[1])
+    return _tensors(config, folder)
+
+
+def _daily(config: Config, day: str) -> dict[str, Any]:
+    import contextlib
+
+    from pipeline.lineage.daily import Accepted, run_days
+
+    line = Line.of(config.root, config.line)
+    with contextlib.ExitStack() as stack:
+        return run_days(config, line, RayWork(config, line, stack), [day], 7, Accepted())
+
+
+def _tensors(config: Config, folder: Path) -> dict[str, torch.Tensor]:
+    latest = Line.of(config.root, config.line).latest()
+    assert latest is not None
+    if not config.root.startswith("s3://"):
+        return weights(config, latest["checkpoint"], folder)
+    storage, local = Line.of(config.root, config.line).storage, folder / "lines/main" / latest["checkpoint"]
+    local.mkdir(parents=True)
+    for name in [*storage.names(latest["checkpoint"]), ".metadata"]:
+        (local / name).write_bytes(storage.read(f"{latest['checkpoint']}/{name}"))
+    return weights(config.model_copy(update={"root": str(folder)}), latest["checkpoint"], folder)
+
+
+def _check(config: Config, undisturbed: dict[str, torch.Tensor], folder: Path) -> None:
+    line = Line.of(config.root, config.line)
+    latest = line.latest()
+    assert latest is not None
+    assert (latest["day"], latest["generation"]) == (DAYS[1], 1)
+    manifest = line.read_manifest(latest["checkpoint"])
+    assert manifest is not None
+    assert manifest.content["complete"]
+    assert line.damage(manifest) is None
+    for day in DAYS:
+        assert len(Ledger(line).generations(day)) == 1
+    assert [entry.day for entry in Ledger(line).chain()] == DAYS[::-1]
+    found = audit_line(config, None)
+    assert (found["result"], found["rows"]) == ("every row once", 2 * ROWS)
+    tensors = _tensors(config, folder)
+    assert set(tensors) == set(undisturbed)
+    assert [name for name in tensors if not torch.equal(tensors[name], undisturbed[name])] == []
+
+
+@pytest.fixture
+def copied(one_day: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Copies the root with the first day to a local folder, or to S3."""
+
+    def copy(where: str) -> str:
+        if where == "local":
+            shutil.copytree(one_day, tmp_path / "root")
+            return str(tmp_path / "root")
+        root = f"{request.getfixturevalue('s3_root')}/{tmp_path.name}"
+        for path in one_day.rglob("*"):
+            if path.is_file() and not path.name.endswith(".lock"):
+                Storage(root).write(str(path.relative_to(one_day)), path.read_bytes())
+        return root
+
+    return copy
+
+
+# --- The driver ---
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the daily command with a fault; whatever it leaves behind is ended, by process id."""
+    started: list[subprocess.Popen[str]] = []
+    seen: dict[int, psutil.Process] = {}
+
+    def begin(config: Config, point: str) -> subprocess.Popen[str]:
+        file = tmp_path / f"config-{len(started)}.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
+        arguments = [sys.executable, __file__, point, str(file), str(tmp_path)]
+        with (tmp_path / f"log-{len(started)}").open("w") as log:
+            started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, text=True))
+        return started[-1]
+
+    def note() -> None:
+        for command in started:
+            if command.poll() is None:
+                seen.update({process.pid: process for process in psutil.Process(command.pid).children(recursive=True)})
+
+    begin.note = note
+    yield begin
+    note()
+    for command in started:
+        if command.poll() is None:
+            command.kill()
+            command.wait()
+    for process in seen.values():
+        if process.is_running():
+            process.kill()
+
+
+_DRIVER_POINTS = ["preflight", "predict", "first step", "mid-day", "checkpoint write", "before ledger", "before LATEST"]
+
+
+@pytest.mark.parametrize(
+    ("point", "where"),
+    [
+        pytest.param(point, where, marks=[] if (point, where) == ("mid-day", "local") else [pytest.mark.faults])
+        for where, points in (("local", _DRIVER_POINTS), ("s3", _DRIVER_POINTS[4:]))
+        for point in points
+    ],
+)
+def test_a_driver_that_is_killed(
+    point: str, where: str, copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Catches a step that is not done again, is done twice, or whose half is believed, after the command was killed."""
+    config = _config(logs, copied(where), ray={"address": ray.get_runtime_context().gcs_address})
+    first = start(config, point)
+    first.communicate(timeout=400)
+    assert first.returncode == -signal.SIGKILL, (tmp_path / "log-0").read_text()[-3000:]
+    latest = Line.of(config.root, config.line).latest()
+    assert latest is not None
+    assert latest["day"] == DAYS[0]
+    second = start(config, "none")
+    out, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, (tmp_path / "log-1").read_text()[-3000:]
+    assert json.loads(out.splitlines()[-1])["result"] == "published"
+    _check(config, undisturbed, tmp_path)
+
+
+def _main(point: str, file: str, folder: str) -> int:
+    """The daily command; it is killed at a point, by itself or by one of its workers."""
+    from jobs import daily
+    from jobs.command import command
+
+    def die(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def after(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+        setattr(owner, name, lambda *arguments: die(work(*arguments)))
+
+    if point in ("preflight", "predict"):
+        after(RayWork, {"preflight": "profile", "predict": "measure"}[point])
+    elif point == "before ledger":
+        Ledger.enter = die
+    elif point == "before LATEST":
+        Line.publish = die
+    elif point in ("first step", "mid-day", "checkpoint write"):
+        fault = functools.partial(_worker_that_kills, point=point, pid=os.getpid(), folder=folder)
+        run.train_worker = fault  # pyright: ignore[reportAttributeAccessIssue]
+    sys.argv = ["daily", "--config", file, "--day", DAYS[1]]
+    return command(daily.add_arguments, daily.run)
+
+
+def _worker_that_kills(settings: dict[str, Any], point: str, pid: int, folder: str) -> dict[str, Any]:
+    """`train_worker`, whose rank 0 kills the driver at a point."""
+    next_step, commit = Trainer._next_step, checkpoint._commit
+    steps = {"first step": 1, "mid-day": EVERY + 5, "checkpoint write": 10**9}
+    own = [0]
+
+    def step_and_kill(self: Trainer, batches: Any) -> Any:
+        output = next_step(self, batches)
+        own[0] += 1
+        if own[0] == steps[point] and ray.train.get_context().get_world_rank() == 0:
+            os.kill(pid, signal.SIGKILL)
+        return output
+
+    def kill_and_commit(*arguments: Any) -> Any:
+        if own[0] > 2 * EVERY:  # the third of the day
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+        return commit(*arguments)
+
+    Trainer._next_step = step_and_kill
+    if point == "checkpoint write":
+        checkpoint._commit = kill_and_commit
+    return train_worker(settings)
+
+
+# --- Workers and data tasks ---
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("kind", "step", "where"),
+    [
+        ("kill", LAST + 1, "local"),
+        ("kill", LAST + EVERY + 5, "local"),
+        ("writing", LAST + 2 * EVERY, "local"),
+        ("manifest", LAST + 2 * EVERY, "s3"),
+        ("kill_data_task", LAST + 1, "local"),
+        ("kill_data_task", LAST + 5, "local"),
+        ("kill_data_task", LAST + EVERY, "local"),
+        ("kill_data_task", LAST + EVERY, "s3"),
+    ],
+)
+def test_a_worker_or_a_data_task_that_is_killed(
+    kind: str,
+    step: int,
+    where: str,
+    copied: Any,
+    logs: Path,
+    undisturbed: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
+) -> None:
+    """Catches a restart within the day's training that its other steps do not survive, or that doubles an entry."""
+    config = _config(logs, copied(where))
+    (tmp_path / "fault").mkdir()
+    fault = Fault(kind, step, 1 if kind == "kill" else 0, tmp_path / "fault")
+    monkeypatch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
+    assert _daily(config, DAYS[1])["result"] == "published"
+    assert (fault.folder / "happened").exists(), "the fault did not happen: the test would see nothing"
+    _check(config, undisturbed, tmp_path)
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_full(
+    copied: Any, logs: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches a checkpoint that was not written and is believed, or a day that cannot go on once there is room."""
+    config = _config(logs, copied("local"))
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"max_failures": 0})})
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_worker", functools.partial(_worker_on_a_full_disk, step=LAST + EVERY))
+        with pytest.raises(Exception, match="No space left on device"):
+            _daily(config, DAYS[1])
+    assert _daily(config, DAYS[1])["result"] == "published"
+    _check(config, undisturbed, tmp_path)
+
+
+@pytest.mark.faults
+def test_a_clock_that_is_set_back(
+    copied: Any, logs: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches anything that orders attempts, checkpoints, entries or leases by a clock."""
+    config = _config(logs, copied("local"))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 10 * 365 * 86400)
+    monkeypatch.setattr(run, "train_worker", _worker_of_another_year)
+    assert _daily(config, DAYS[1])["result"] == "published"
+    _check(config, undisturbed, tmp_path)
+
+
+def _worker_of_another_year(settings: dict[str, Any]) -> dict[str, Any]:
+    now = time.time
+    time.time = lambda: now() - 10 * 365 * 86400
+    try:
+        return train_worker(settings)
+    finally:
+        time.time = now
+
+
+# --- The Ray head ---
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("point", "where"), [("first", "local"), ("middle", "local"), ("write", "local"), ("write", "s3")]
+)
+def test_a_ray_head_that_is_killed(
+    point: str, where: str, copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Catches old workers, which step on for a minute, that write into the line after the job was started again."""
+    config = _config(logs, copied(where), ray={"num_cpus": 5, "object_store_mb": 200})
+    first = start(config, "none")
+    _wait_for(first, config, point, tmp_path)
+    start.note()
+    left = psutil.Process(first.pid).children(recursive=True)
+    (gcs,) = [process for process in left if process.name() == "gcs_server"]
+    gcs.kill()
+    first.kill()  # as its supervisor does, once it does not answer
+    first.wait()
+    second = start(config, "none")
+    second.communicate(timeout=400)
+    assert second.returncode == 0, (tmp_path / "log-1").read_text()[-3000:]
+    for process in left:
+        if process.is_running():
+            process.kill()
+    _check(config, undisturbed, tmp_path)
+
+
+def _wait_for(command: subprocess.Popen[str], config: Config, point: str, folder: Path) -> None:
+    """Until the second day has made its first steps, has a checkpoint, or is writing its second one."""
+    storage = Line.of(config.root, config.line).storage
+    wanted = {"first": 0, "middle": 1, "write": 2}[point]
+    deadline = time.monotonic() + 300
+    while True:
+        attempts = storage.names(f"checkpoints/{DAYS[1]}")
+        steps = [name for attempt in attempts for name in storage.names(f"checkpoints/{DAYS[1]}/{attempt}")]
+        restored = "goes on from" in (folder / "log-0").read_text()
+        if restored and len(steps) >= wanted:
+            return
+        assert command.poll() is None, (folder / "log-0").read_text()[-3000:]
+        assert time.monotonic() < deadline, (folder / "log-0").read_text()[-3000:]
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,242 @@
+"""The daily job on a real Ray: days, their entries, the hold-out, late labels, and days that are refused."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_runs import make_config, weights
+
+from features.holdout import HoldoutConfig
+from features.synthetic.logs import SyntheticConfig, write_day
+from pipeline.config import Config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.fit import fit_statistics
+from pipeline.lineage.audit import audit_line
+from pipeline.lineage.daily import Accepted, Refused, run_days
+from pipeline.lineage.ledger import Entry, Ledger
+from pipeline.lineage.line import Line
+from pipeline.lineage.work import RayWork
+from pipeline.run import train
+
+DAYS = [f"2026-01-0{number}" for number in range(1, 7)]
+ROWS = 1500
+HELD = {"column": "user_id", "share": 0.1}
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    world = SyntheticConfig(
+        seed=5,
+        first_day=date.fromisoformat(DAYS[0]),
+        rows_per_day=ROWS,
+        num_users=200,
+        num_videos=200,
+        num_authors=20,
+        files_per_day=3,
+        row_group_rows=300,
+    )
+    for day in DAYS:
+        write_day(world, date.fromisoformat(day), folder)
+    return folder
+
+
+def daily(config: Config, *days: str, **accepted: str) -> dict[str, Any]:
+    line = Line.of(config.root, config.line)
+    with contextlib.ExitStack() as stack:
+        return run_days(config, line, RayWork(config, line, stack), days, 7, Accepted(**accepted))
+
+
+def entry_of(config: Config, day: str) -> Entry:
+    entry = Ledger(Line.of(config.root, config.line)).find(day)
+    assert entry is not None
+    return entry
+
+
+@pytest.fixture(scope="module")
+def three_days(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    """Three days, each by a command of its own."""
+    config = make_config(logs, tmp_path_factory.mktemp("root"), holdout=HELD, checkpoint={"every_steps": 5})
+    fit_statistics(config, DAYS[:1])
+    for day in DAYS[:3]:
+        assert daily(config, day)["result"] == "published"
+    return config
+
+
+def test_three_days_are_the_days_in_one_run(three_days: Config, logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a day that does not go on where yesterday ended: optimizer state, schedules, missing values, dice."""
+    config = three_days.model_copy(update={"root": str(tmp_path / "root")})
+    fit_statistics(config, DAYS[:1])
+    at_once = weights(config, train(config, DAYS[:3], passes=1)["checkpoint"], tmp_path)
+    by_day = weights(three_days, entry_of(three_days, DAYS[2]).checkpoint, tmp_path)
+    assert set(at_once) == set(by_day)
+    assert [name for name in at_once if not torch.equal(at_once[name], by_day[name])] == []
+
+
+def test_what_the_ledger_says(three_days: Config, ray_cluster: None) -> None:
+    """Catches metrics of another day or another model, an entry whose parent is not the day before, a lost row."""
+    found = list(Ledger(Line.of(three_days.root, "main")).chain())
+    assert [(entry.day, entry.generation) for entry in found] == [(day, 1) for day in reversed(DAYS[:3])]
+    newest, before, first = found
+    assert newest.content["parent"] == {"line": "main", "day": DAYS[1], "generation": 1}
+    assert first.content["parent"] is None
+    assert first.content["before"] is None
+    (measured,) = [
+        task for task in evaluate(three_days, DAYS[2:3], before.checkpoint, [])["tasks"] if task["task"] == "ctr"
+    ]
+    assert newest.content["before"]["ctr"] == {"kind": "binary"} | measured["model"]  # yesterday's model on today's log
+    held = sum(int(_held(Path(three_days.logs.path), DAYS[2])[file].sum()) for file in range(3))
+    assert newest.content["holdout"]["new"]["ctr"]["rows"] == newest.content["held_out"] == held > 50
+    assert newest.content["rows"] == newest.content["profile"]["rows"] == ROWS
+    assert newest.content["rows_in_space"]["ctr"] == ROWS - held
+    assert newest.content["preflight"] == newest.content["gate"] == {"problems": []}
+    (weights_of_gates,) = newest.content["expert_use"].values()
+    assert np.allclose(np.sum(weights_of_gates, 1), 1)
+    assert not list(_within_days(three_days))  # published days keep their end only
+    assert audit_line(three_days, None)["rows"] == 3 * ROWS
+
+
+def _within_days(config: Config) -> Iterator[str]:
+    return (
+        manifest.checkpoint
+        for manifest in Line.of(config.root, "main").manifests()
+        if not manifest.content["complete"] and manifest.day in DAYS[:3]
+    )
+
+
+def _held(logs: Path, day: str) -> list[np.ndarray]:
+    holdout = HoldoutConfig(**HELD)
+    return [
+        holdout.held({"user_id": _table(file)["user_id"]}) for file in sorted((logs / f"dt={day}").glob("*.parquet"))
+    ]
+
+
+def _table(file: Path) -> pa.Table:
+    return pq.ParquetFile(file).read()
+
+
+def test_held_out_rows_move_no_weight(three_days: Config, logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a held-out label that reaches the loss, a denominator or the optimizer; and a mask of other rows."""
+    expected = weights(three_days, entry_of(three_days, DAYS[0]).checkpoint, tmp_path)
+    for place, same in ((True, True), (False, False)):  # the second is the negative control
+        changed = tmp_path / f"{place}"
+        shutil.copytree(logs, changed / "logs")
+        for file, held in zip(sorted((changed / f"logs/dt={DAYS[0]}").iterdir()), _held(logs, DAYS[0]), strict=True):
+            _flip_clicks(file, held == place)
+        config = three_days.model_copy(
+            update={
+                "root": str(changed / "root"),
+                "logs": three_days.logs.model_copy(update={"path": str(changed / "logs")}),
+            }
+        )
+        shutil.copytree(Path(three_days.root) / "lines/main", changed / "root/lines/main")
+        for name in ("LATEST", "LEASE"):
+            (changed / "root/lines/main" / name).unlink()
+        for folder in ("attempts", "checkpoints", "ledger", "steps"):
+            shutil.rmtree(changed / "root/lines/main" / folder)
+        found = weights(config, train(config, DAYS[:1], passes=1)["checkpoint"], tmp_path)
+        assert all(torch.equal(expected[name], found[name]) for name in expected) is same
+
+
+def _flip_clicks(file: Path, where: np.ndarray) -> None:
+    table = _table(file)
+    click = table["click"].to_numpy().copy()
+    click[where] = 1 - click[where]
+    place = table.column_names.index("click")
+    table = table.set_column(place, "click", pa.array(click, table["click"].type))
+    pq.write_table(table, file, row_group_size=300)
+
+
+@pytest.fixture(scope="module")
+def five_days(three_days: Config, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    """Two more days, in one session, on a copy."""
+    root = tmp_path_factory.mktemp("five") / "root"
+    shutil.copytree(three_days.root, root)
+    config = three_days.model_copy(update={"root": str(root)})
+    assert [day["day"] for day in daily(config, DAYS[4])["days"]] == DAYS[3:5]
+    return config
+
+
+def _spoilt(config: Config, tmp_path: Path, spoil: Any) -> Config:
+    """The same line, with the last day's log spoilt."""
+    shutil.copytree(config.logs.path, tmp_path / "logs")
+    shutil.copytree(config.root, tmp_path / "root")
+    for file in sorted((tmp_path / f"logs/dt={DAYS[5]}").iterdir()):
+        spoil(file)
+    logs = config.logs.model_copy(update={"path": str(tmp_path / "logs")})
+    return config.model_copy(update={"root": str(tmp_path / "root"), "logs": logs})
+
+
+def _shuffle_labels(file: Path) -> None:
+    table = _table(file)
+    order = np.random.default_rng(1).permutation(table.num_rows)
+    for name in ("click", "played", "play_ms"):
+        table = table.set_column(table.column_names.index(name), name, table[name].take(pa.array(order)))
+    pq.write_table(table, file, row_group_size=300)
+
+
+def _cut_to_half(file: Path) -> None:
+    pq.write_table(_table(file).slice(0, 250), file, row_group_size=300)
+
+
+def test_a_day_with_shuffled_labels_is_refused(five_days: Config, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a gate that looks at one day alone: on shuffled labels the new model is no worse than its parent."""
+    config = _spoilt(five_days, tmp_path, _shuffle_labels)
+    before = entry_of(config, DAYS[4]).content["before"]["ctr"]["auc"]
+    assert before > 0.65
+    text = rf"^{DAYS[5]} is refused by gate: task 'ctr': yesterday's model reaches 0.\d+ on this day, usual is 0.\d+"
+    with pytest.raises(Refused, match=text) as caught:
+        daily(config, DAYS[5])
+    assert f"LATEST stays at {DAYS[4]}, later days wait" in str(caught.value)
+    assert "--accept-gate REASON, or leave the day out with --skip-day REASON" in str(caught.value)
+    latest = Line.of(config.root, "main").latest()
+    assert latest is not None
+    assert latest["day"] == DAYS[4]
+
+
+def test_a_day_cut_to_half_is_refused(five_days: Config, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a day whose second half is not written yet, and is never trained."""
+    config = _spoilt(five_days, tmp_path, _cut_to_half)
+    text = rf"^{DAYS[5]} is refused by preflight: 750 rows, usual are 1,500 .*\. nothing of it is trained"
+    with pytest.raises(Refused, match=text) as caught:
+        daily(config, DAYS[5])
+    assert "write the log again and start the same command; or go on with --accept-anomaly REASON" in str(caught.value)
+    assert not Line.of(config.root, "main").storage.exists(f"checkpoints/{DAYS[5]}")
+
+
+def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+    """Catches a label that is believed before it is final, or rows of it that are trained twice or never."""
+    config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 5})
+    tasks = [
+        task.model_copy(update={"matures_after": "2d"} if task.name == "vcr" else {})
+        for task in config.log_schema.tasks
+    ]
+    config = config.model_copy(update={"log_schema": config.log_schema.model_copy(update={"tasks": tasks})})
+    fit_statistics(config, DAYS[:1])
+    daily(config, *DAYS[:4])
+    played = {
+        day: sum(int((_table(file)["played"].to_numpy() == 1).sum()) for file in (logs / f"dt={day}").iterdir())
+        for day in DAYS[:4]
+    }
+    for number, day in enumerate(DAYS[:4]):
+        content = entry_of(config, day).content
+        assert content["rows_in_space"] == {"ctr": ROWS, "vcr": 0}
+        late = {DAYS[number - 2]} if number >= 2 else set()
+        assert set(content.get("late", {})) == late
+        for earlier in late:
+            assert content["late"][earlier]["rows_in_space"] == {"ctr": 0, "vcr": played[earlier]}
+            assert content["late"][earlier]["tasks"] == ["vcr"]
+    before = entry_of(config, DAYS[3]).content["before"]
+    assert before["vcr"]["rows"] == played[DAYS[1]]  # yesterday's model on labels that it has not seen
+    found = audit_line(config, None)
+    assert (found["days"], found["rows"]) == (DAYS[:4], 6 * ROWS)
