@@ -45,6 +45,8 @@ class PreflightConfig(Declaration):
 class GateConfig(Declaration):
     """What a new model is held against; the quality of a task is its AUC, R2 or accuracy: higher is better.
 
+    Drops count beyond one standard error of the quality, which follows from the number of rows.
+
     Args:
         window: How many of the newest entries are looked at.
         min_entries: With fewer, what yesterday's model reached on today's log is not compared with them.
@@ -208,6 +210,21 @@ def quality(metrics: Mapping[str, Any]) -> float | None:
     return metrics.get({"binary": "auc", "regression": "r2", "multiclass": "accuracy"}[metrics["kind"]])
 
 
+def _noise(metrics: Mapping[str, Any]) -> float:
+    """What chance does to a task's quality: one standard error, for two models on the same rows more than three.
+
+    For the AUC the bound sqrt(A (1 - A) / min(positives, negatives)) (Birnbaum and Klose, 1957); for R2 its asymptotic
+    2 (1 - R2) sqrt(R2 / rows), with at least .01 under the root; for the accuracy the binomial one.
+    """
+    value, rows = quality(metrics), metrics["rows"]
+    if value is None or not rows:
+        return 0.0
+    if metrics["kind"] == "regression":
+        return 2 * (1 - value) * math.sqrt(max(value, 0.01) / rows)
+    counted = min(metrics["positives"], rows - metrics["positives"]) if metrics["kind"] == "binary" else rows
+    return math.sqrt(value * (1 - value) / max(counted, 1))
+
+
 def _judged(config: GateConfig, task: str, metrics: Mapping[str, Any]) -> bool:
     """Whether a task has enough rows for its metrics to say something."""
     rows, positives = metrics["rows"], metrics.get("positives", 0)
@@ -222,7 +239,7 @@ def _before(
     value, limit = quality(found), config.limit(task, "before_drop")
     if len(known) < config.min_entries or value is None or not _judged(config, task, found):
         return
-    if value < statistics.median(known) - limit:
+    if value < statistics.median(known) - limit - _noise(found):
         yield (
             f"task {task!r}: yesterday's model reaches {value:.4f} on this day, usual is {statistics.median(known):.4f}"
             f" (daily.gate.before_drop {limit:g}): look whether the day's labels are right"
@@ -239,7 +256,7 @@ def _after(config: GateConfig, task: str, new: Mapping[str, Any], parent: Mappin
     if parent is None:
         return
     value, old, limit = quality(new), quality(parent), config.limit(task, "drop")
-    if value is not None and old is not None and value < old - limit:
+    if value is not None and old is not None and value < old - limit - _noise(parent):
         yield f"task {task!r}: {value:.4f} on the hold-out, its parent {old:.4f} (daily.gate.drop {limit:g})"
     ratio, before = config.limit(task, "calibration_ratio"), parent.get("calibration")
     off, allowed = (math.inf if value is None else _apart(value, 1.0) for value in (calibration, before))
