@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from features.errors import DataError
 from features.holdout import Rows
 from features.profile import DayProfile
 from features.schema import Schema
@@ -78,7 +79,8 @@ class RayWork:
         self._need_ray()
         schema = self._config.log_schema
         total = DayProfile()
-        for part in map_units([log], _Profile(self._logs, schema, tuple(read_columns(schema.columns(), None)))):
+        columns, pass_over_bad = tuple(read_columns(schema.columns(), None)), self._config.ingest.on_bad_unit != "fail"
+        for part in map_units([log], _Profile(self._logs, schema, columns, pass_over_bad)):
             total.merge(part)
         return total
 
@@ -98,8 +100,18 @@ class _Profile:
     logs: Storage
     schema: Schema
     columns: tuple[str, ...]
+    pass_over_bad: bool
 
     def __call__(self, unit: Unit) -> DayProfile:
+        """The unit's figures; none of a unit that cannot be read, where training will quarantine it."""
+        try:
+            return self._profile(unit)
+        except DataError:
+            if self.pass_over_bad:
+                return DayProfile()
+            raise
+
+    def _profile(self, unit: Unit) -> DayProfile:
         profile = DayProfile()
         at_once = [task.name for task in self.schema.tasks if not task.delay_days]
         columns: dict[str, pa.Array] = read_unit(self.logs, unit, list(self.columns))
