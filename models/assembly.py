@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from features.schema import Schema, TaskConfig
+from features.schema import FeatureConfig, Schema, TaskConfig
 from models.inputs import InputArch
+from models.layout import Labels, Layout, layout_of
 from models.loss import UnionSpaceLoss
 from models.network import NetworkConfig, build_network
 from models.ranker import Head, Ranker, RankerTrain
@@ -63,3 +64,44 @@ def build_ranker(
     inputs = InputArch(keys, mean_pooled(schema), num_dense)
     tables = build_tables(schema, torch.device("meta"))
     return RankerTrain(Ranker(tables, inputs, head), UnionSpaceLoss(heads))
+
+
+def declared_layout(schema: Schema, network: NetworkConfig, towers: Sequence[int]) -> Layout:
+    """Say what every number of a declared model's dense part belongs to, by the names that its parameters have.
+
+    Nothing is allocated.
+
+    Args:
+        schema: Tables, features and tasks.
+        network: The multi-task network.
+        towers: Widths of the towers' hidden layers.
+    """
+    with torch.device("meta"):
+        model = build_ranker(schema, network, towers, 0.0, None)
+    dense = {name: parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name}
+    head, inputs = model.ranker.head, model.ranker.inputs
+    assert isinstance(head.towers, Towers)
+    dims = {table.name: table.dim for table in schema.tables}
+    bags = [label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table])]
+    numbers = [label for feature in schema.dense_features for label in _columns(feature, 1)]
+    fused = head.network.parts((*bags, *numbers), schema.task_names)
+    outputs = [_outputs(task, of_task) for task, of_task in zip(schema.tasks, task_heads(schema.tasks), strict=True)]
+    parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], tuple(numbers))
+    return layout_of(dense, [*parts, *fused.parts, *head.towers.parts(schema.task_names, fused, outputs)])
+
+
+def _columns(feature: FeatureConfig, width: int) -> Labels:
+    """Label a feature's columns of the input: its name, and all that its values depend on.
+
+    That is not the table, which may be another with the same use, nor how long a list may be.
+    """
+    meaning = feature.model_dump(exclude={"name", "table", "max_length", "keep"}) | {"column": feature.source}
+    of_values = ", ".join(f"{key} {value}" for key, value in sorted(meaning.items()))
+    return tuple((f"input columns of feature {feature.name}", f"{index}: {of_values}") for index in range(width))
+
+
+def _outputs(task: TaskConfig, head: TaskHead) -> Labels:
+    """Label a task's outputs: by what they mean, so that another kind of label has new ones."""
+    link = "log" if head.loss == "poisson" else head.link
+    kind = f"{head.kind}, link {link}, log1p {head.log1p_target}"
+    return tuple((f"output of task {task.name}", f"{index}: {kind}") for index in range(head.num_outputs))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.layout import Labels, Part, units_of
+
 
 def init_as_linear(weight: Tensor, bias: Tensor | None = None) -> None:
     """Draw one small layer in place as nn.Linear draws itself: by its own fan-in, not by that of the fused layer.
@@ -60,6 +62,22 @@ class GroupedLayer(nn.Module):
         for weight, bias in zip(self.weight.detach(), self.bias.detach(), strict=True):
             init_as_linear(weight, bias)
 
+    def parts(self, owners: Sequence[str], detail: str, inputs: Sequence[Labels], units: Labels) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            owners: What each layer belongs to.
+            detail: Which of the owner's layers it is.
+            inputs: For each layer the labels of what it reads.
+            units: Labels of the outputs.
+        """
+        found = []
+        for index, (owner, read) in enumerate(zip(owners, inputs, strict=True)):
+            itself = ((owner, ""),)
+            found.append(Part(self.weight, index, owner, f"{detail} weight", (itself, units, read)))
+            found.append(Part(self.bias, index, owner, f"{detail} bias", (itself, units)))
+        return found
+
     def forward(self, inputs: Float[Tensor, "batch input in_features"]) -> Float[Tensor, "batch layer out_features"]:
         """Apply every layer to its input."""
         if self.num_inputs > 1:
@@ -91,6 +109,30 @@ def grouped_layers(in_features: int, layers: Sequence[int], counts: Sequence[int
     """
     deeper = [GroupedLayer(*widths, [1] * sum(counts)) for widths in pairwise(layers)]
     return nn.Sequential(GroupedLayer(in_features, layers[0], counts), *deeper)
+
+
+def stack_parts(
+    stack: nn.Module, owners: Sequence[str], inputs: Sequence[Labels], path: str, name: str
+) -> tuple[list[Part], str, Sequence[Labels]]:
+    """Name the parts of stacked grouped layers; see `models.layout`.
+
+    Args:
+        stack: Grouped layers, and other modules without parameters between them; or an identity.
+        owners: What each MLP belongs to.
+        inputs: For each MLP the labels of what it reads.
+        path: The layers below.
+        name: What the stack's layers are called.
+
+    Returns:
+        The parts, the path with the stack's layers, and for each MLP the labels of its outputs.
+    """
+    found: list[Part] = []
+    for number, layer in enumerate((layer for layer in stack.children() if isinstance(layer, GroupedLayer)), start=1):
+        path = f"{path} > {name} layer {number}"
+        units = units_of(path, layer.out_features)
+        found += layer.parts(owners, f"layer {number}", inputs, units)
+        inputs = [units] * len(owners)
+    return found, path, inputs
 
 
 class BlockLinear(nn.Module):
@@ -129,6 +171,23 @@ class BlockLinear(nn.Module):
         for weight, bias in zip(weights, biases, strict=True):
             if len(weight):
                 init_as_linear(weight, bias)
+
+    def parts(self, owners: Sequence[str], detail: str, rows: Sequence[Labels], inputs: Sequence[Labels]) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            owners: What successive rows belong to.
+            detail: Which part of the owner they are.
+            rows: For each owner the labels of its rows.
+            inputs: For each owner the labels of what its rows read.
+        """
+        found, start = [], 0
+        for owner, own, read in zip(owners, rows, inputs, strict=True):
+            found.append(Part(self.weight, start, owner, f"{detail} weight", (own, read)))
+            if self.bias is not None:
+                found.append(Part(self.bias, start, owner, f"{detail} bias", (own,)))
+            start += len(own)
+        return found
 
     def forward(self, inputs: Float[Tensor, "batch input in_features"]) -> Float[Tensor, "batch row"]:
         """Apply every row to its input."""
@@ -175,6 +234,17 @@ class Gates(nn.Module):
         self.register_buffer("choices", torch.tensor(chosen), persistent=False)
         counts = [len(experts) for experts in choices] + [0] * (num_selectors - len(choices))
         self.logits = BlockLinear(in_features, counts if num_selectors > 1 else [len(chosen)], bias=False)
+
+    def parts(self, owners: Sequence[str], choices: Sequence[Sequence[str]], selector: Labels) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            owners: The gates.
+            choices: For each gate the experts that it may choose, by name.
+            selector: Labels of what every gate reads.
+        """
+        rows = [tuple((expert, "") for expert in experts) for experts in choices]
+        return self.logits.parts(owners, "", rows, [selector] * len(owners))
 
     def forward(self, selectors: Float[Tensor, "batch selector in_features"]) -> Float[Tensor, "batch gate expert"]:
         """Weigh the experts: a gate's weights sum to 1, and are exactly 0 for the experts that it may not choose."""

@@ -1,11 +1,13 @@
 """What a multi-task network offers: one vector per row in, one per row and task out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from models.layout import FusionParts, Labels, units_of
 
 # On a CPU, activations of more than 32 MiB cost a page fault per 4 KiB at every step: glibc returns so large a block
 # to the kernel as soon as it is freed. With 12 experts of 256 and 4,096 rows the fused form was slower than a loop over
@@ -46,6 +48,18 @@ class FusionNetwork(nn.Module):
             A scalar, or None where there is nothing to add: then the loss is left as it is, bit by bit.
         """
         return None
+
+    def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
+        """Name the parts of the network, for its migration to another declaration; see `models.layout`.
+
+        A network that does not say is kept as long as its parameters keep their names and shapes.
+
+        Args:
+            inputs: Labels of the input.
+            tasks: Names of the tasks, in order.
+        """
+        path = type(self).__name__
+        return FusionParts([], [units_of(path, self.out_features)] * len(tasks), path)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from models.layout import Labels, Part
+
 
 class MissingValueLayer(nn.Module):
     """A learned value for each dense feature, used where the row has none.
@@ -21,6 +23,19 @@ class MissingValueLayer(nn.Module):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.values = nn.Parameter(torch.zeros(num_features))
+
+    def parts(self, features: Sequence[str], columns: Labels) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            features: Names of the dense features.
+            columns: Labels of their columns of the input.
+        """
+        owners = [f"value of feature {name} where it is missing" for name in features]
+        return [
+            Part(self.values, index, owner, "", (((owner, column[1]),),))
+            for index, (owner, column) in enumerate(zip(owners, columns, strict=True))
+        ]
 
     def forward(self, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch dense"]:
         """Replace NaN by the learned values; shape (B, D) in and out."""

@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.schema import Declaration
-from models.experts import Gates, grouped_layers
+from models.experts import Gates, grouped_layers, stack_parts
 from models.fusion import FusionNetwork, in_slabs
+from models.layout import FusionParts, Labels
 from models.sizes import Count, Width
 
 
@@ -72,7 +73,7 @@ class MMoE(FusionNetwork):
         super().__init__()
         if not levels:
             raise ValueError("a mixture of experts needs at least one level")
-        self.num_tasks = num_tasks
+        self.num_tasks, self.has_one_gate = num_tasks, has_one_gate
         self.num_experts = [level.num_experts for level in levels]
         self.num_gates = [*self.num_experts[1:], 1 if has_one_gate else num_tasks]
         self.out_features = levels[-1].expert_layers[-1]
@@ -99,6 +100,26 @@ class MMoE(FusionNetwork):
         for experts, of_level in zip(self.experts, weights, strict=True):
             inputs = torch.bmm(of_level, experts(inputs))
         return inputs.expand(-1, self.num_tasks, -1)
+
+    def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
+        """Name the parts, where they are the same thing as PLE does; see `FusionNetwork.parts`."""
+        found, path, (selector,) = stack_parts(self.trunk, ["shared layers"], [inputs], "input", "shared")
+        outputs, gates, choices = selector, [], []
+        above = [*self.num_experts[1:], None]
+        for number, (stack, count) in enumerate(zip(self.experts, self.num_experts, strict=True), start=1):
+            name = f"level {number}"
+            experts = [f"shared expert {index}, {name}" for index in range(count)]
+            of_level, path, (outputs, *_) = stack_parts(stack, experts, [outputs] * count, path, name)
+            found += of_level
+            owners = self._gate_owners(name, f"level {number + 1}", above[number - 1], tasks)
+            gates, choices = gates + owners, choices + [experts] * len(owners)
+        return FusionParts(found + self.gates.parts(gates, choices, selector), [outputs] * len(tasks), path)
+
+    def _gate_owners(self, name: str, next_name: str, num_above: int | None, tasks: Sequence[str]) -> list[str]:
+        """Name the gates of a level, for as many experts as read them above; None: the tasks do."""
+        if num_above is not None:
+            return [f"gate for shared expert {index}, {next_name}" for index in range(num_above)]
+        return [f"gate of all tasks, {name}"] if self.has_one_gate else [f"gate of task {t}, {name}" for t in tasks]
 
     def _by_level(self, weights: Float[Tensor, "batch gate expert"]) -> list[Float[Tensor, "batch gate expert"]]:
         """Cut each level's gates and experts out of the table of all."""

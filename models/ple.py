@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from features.errors import ConfigError
 from features.schema import Declaration
-from models.experts import Gates, grouped_layers
+from models.experts import Gates, grouped_layers, stack_parts
 from models.fusion import FusionNetwork, in_slabs
+from models.layout import FusionParts, Labels, Part
 from models.sizes import CountOrNone, Width
 
 
@@ -81,6 +82,7 @@ class ExtractionLevel(nn.Module):
     ) -> None:
         super().__init__()
         counts = [level.num_experts] if is_first else [*level.num_experts_per_task, level.num_shared_experts]
+        self.level, self.is_last = level, is_last
         self.experts = grouped_layers(in_features, level.expert_layers, counts)
         choices = level.choices(is_last=is_last)
         self.gates = Gates(in_features, len(counts), choices, level.num_experts, gate_dropout)
@@ -98,6 +100,26 @@ class ExtractionLevel(nn.Module):
         """
         weights = self.gates(inputs)
         return torch.bmm(weights, self.experts(inputs)), weights
+
+    def parts(self, inputs: Labels, tasks: Sequence[str], path: str, name: str) -> tuple[list[Part], str, Labels]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            inputs: Labels of every input.
+            tasks: Names of the tasks.
+            path: The layers below.
+            name: What the level is called.
+
+        Returns:
+            The parts, the path with this level's layers, and the labels of every output.
+        """
+        of_tasks = zip(tasks, self.level.num_experts_per_task, strict=True)
+        experts = [f"expert {index} of task {task}, {name}" for task, count in of_tasks for index in range(count)]
+        experts += [f"shared expert {index}, {name}" for index in range(self.level.num_shared_experts)]
+        found, path, outputs = stack_parts(self.experts, experts, [inputs] * len(experts), path, name)
+        gates = [f"gate of task {task}, {name}" for task in tasks] + [f"shared gate, {name}"] * (not self.is_last)
+        choices = [[experts[index] for index in of_gate] for of_gate in self.level.choices(is_last=self.is_last)]
+        return found + self.gates.parts(gates, choices, inputs), path, outputs[0]
 
 
 class PLE(FusionNetwork):
@@ -139,6 +161,15 @@ class PLE(FusionNetwork):
         for level in self.levels:
             fused, _ = level(fused)
         return fused
+
+    def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
+        """Name the parts; see `FusionNetwork.parts`."""
+        found, path = [], "input"
+        for number, level in enumerate(self.levels, start=1):
+            assert isinstance(level, ExtractionLevel)
+            of_level, path, inputs = level.parts(inputs, tasks, path, f"level {number}")
+            found += of_level
+        return FusionParts(found, [inputs] * len(tasks), path)
 
     def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
         """Weigh the experts as `forward` does; see `FusionNetwork.gate_weights`.

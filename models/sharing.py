@@ -15,8 +15,9 @@ from torch import Tensor
 
 from features.errors import ConfigError
 from features.schema import Declaration
-from models.experts import grouped_layers
+from models.experts import grouped_layers, stack_parts
 from models.fusion import FusionNetwork, in_slabs
+from models.layout import FusionParts, Labels, units_of
 from models.sizes import Width
 
 Fuse = Literal["concat", "sum", "mean"]
@@ -36,19 +37,26 @@ class SharedBottoms(FusionNetwork):
         layers: Widths of a bottom's layers.
         reads: For each task the bottoms that it reads, by number, in the order in which they are concatenated.
         fuse: How several bottoms become one vector.
+        owners: For each bottom the task that it belongs to, by number; absent: all are shared.
     """
 
     places: Tensor
     num_read: Tensor
 
     def __init__(
-        self, in_features: int, layers: Sequence[int], reads: Sequence[Sequence[int]], fuse: Fuse = "concat"
+        self,
+        in_features: int,
+        layers: Sequence[int],
+        reads: Sequence[Sequence[int]],
+        fuse: Fuse = "concat",
+        owners: Sequence[int | None] = (),
     ) -> None:
         super().__init__()
         num_bottoms = 1 + max(bottom for read in reads for bottom in read)
         most = max(len(read) for read in reads)
         self._check(reads, num_bottoms)
         self.num_tasks, self.most, self.fuse = len(reads), most, fuse
+        self.reads, self.owners = reads, list(owners) or [None] * num_bottoms
         self.is_one_for_all = num_bottoms == 1
         self.is_uneven = any(len(read) < most for read in reads)
         self.out_features = layers[-1] * (most if fuse == "concat" else 1)
@@ -58,6 +66,25 @@ class SharedBottoms(FusionNetwork):
         self.register_buffer("places", torch.tensor(places), persistent=False)
         counts = torch.tensor([float(len(read)) for read in reads])
         self.register_buffer("num_read", counts.unsqueeze(1), persistent=False)
+
+    def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
+        """Name the parts; see `FusionNetwork.parts`.
+
+        Fused side by side, a task's representation is labelled by the bottoms that it reads; else the fused units are
+        what they are whichever bottoms are in them, as an expert's are whichever the others.
+        """
+        bottoms = [
+            f"shared bottom {index}" if owner is None else f"bottom of task {tasks[owner]}"
+            for index, owner in enumerate(self.owners)
+        ]
+        found, path, units = stack_parts(self.bottoms, bottoms, [inputs] * len(bottoms), "input", "bottom")
+        if self.fuse != "concat":
+            return FusionParts(found, [units[0]] * self.num_tasks, path)
+        width = len(units[0])
+        of_bottoms = [units_of(f"{path}, {bottom}", width) for bottom in bottoms]
+        zeros = tuple(("", str(place)) for place in range(self.most * width))
+        outputs = [tuple(label for bottom in read for label in of_bottoms[bottom]) for read in self.reads]
+        return FusionParts(found, [output + zeros[: len(zeros) - len(output)] for output in outputs], path)
 
     @staticmethod
     def _check(reads: Sequence[Sequence[int]], num_bottoms: int) -> None:
@@ -134,7 +161,8 @@ class AsymmetricSharingConfig(Declaration):
                 raise ConfigError(f"reads: task {name!r} reads {read}: name at least one bottom, and each once")
             if not any(name in of_some for of_some in reads):
                 raise ConfigError(f"reads: no task reads the bottom of {name!r}: it would never learn")
-        return SharedBottoms(in_features, self.layers, [[*map(task_names.index, read)] for read in reads], self.fuse)
+        by_number = [[*map(task_names.index, read)] for read in reads]
+        return SharedBottoms(in_features, self.layers, by_number, self.fuse, owners=range(len(task_names)))
 
 
 class CustomizedSharingConfig(Declaration):
@@ -150,4 +178,5 @@ class CustomizedSharingConfig(Declaration):
 
     def build(self, in_features: int, task_names: Sequence[str]) -> SharedBottoms:
         """Unpack into the network; see `models.network.build_network`."""
-        return SharedBottoms(in_features, self.layers, [[0, task] for task in range(1, len(task_names) + 1)])
+        numbers = range(len(task_names))
+        return SharedBottoms(in_features, self.layers, [[0, 1 + task] for task in numbers], owners=[None, *numbers])

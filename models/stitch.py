@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from features.schema import Declaration
 from models.experts import GroupedLayer
 from models.fusion import FusionNetwork, in_slabs
+from models.layout import FusionParts, Labels, Part, units_of
 from models.sizes import Count, Width
 
 Start = Literal["imbalanced", "balanced"]
@@ -56,6 +57,17 @@ class StitchUnit(nn.Module):
         self.shape = (num_tasks, num_subspaces, num_tasks, num_subspaces)
         self.alpha = nn.Parameter(starting_shares(num_tasks * num_subspaces, own))
 
+    def parts(self, columns: Sequence[str], name: str) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            columns: What each task's column is called.
+            name: What the unit is called.
+        """
+        number = self.shape[1]
+        labels = tuple((column, f"{index} of {number}") for column in columns for index in range(number))
+        return [Part(self.alpha, 0, name, "", (labels, labels))]
+
     def forward(self, columns: Float[Tensor, "batch task width"]) -> Float[Tensor, "batch task width"]:
         """Mix the columns, in one matrix product."""
         parts = columns.unflatten(2, (self.shape[1], -1))
@@ -79,7 +91,7 @@ class StitchedColumns(FusionNetwork):
         self, in_features: int, num_tasks: int, layers: Sequence[int], num_subspaces: int = 1, own: float = _OWN_SHARE
     ) -> None:
         super().__init__()
-        self.out_features = layers[-1]
+        self.out_features, self.num_subspaces = layers[-1], num_subspaces
         readers = [[num_tasks], *[[1] * num_tasks] * (len(layers) - 1)]
         widths = pairwise([in_features, *layers])
         self.layers = nn.ModuleList(GroupedLayer(*of, counts) for of, counts in zip(widths, readers, strict=True))
@@ -92,6 +104,27 @@ class StitchedColumns(FusionNetwork):
             columns = unit(layer(columns))
             found.append(columns)
         return found
+
+    def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
+        """Name the parts; see `FusionNetwork.parts`."""
+        columns = [f"column of task {task}" for task in tasks]
+        found, path = [], "input"
+        for number, (layer, unit) in enumerate(zip(self.layers, self.units, strict=True), start=1):
+            assert isinstance(layer, GroupedLayer)
+            assert isinstance(unit, StitchUnit)
+            path = f"{path} > column layer {number}"
+            units = self.subspaces_of(path, layer.out_features)
+            found += layer.parts(columns, f"layer {number}", [inputs] * len(tasks), units)
+            found += unit.parts(columns, f"stitch unit {number}")
+            inputs = units
+        return FusionParts(found, [inputs] * len(tasks), path)
+
+    def subspaces_of(self, path: str, width: int) -> Labels:
+        """Label a column's units, subspace by subspace; of other subspaces they are other units."""
+        if self.num_subspaces == 1:
+            return units_of(path, width)
+        names = [f"{path}, subspace {index} of {self.num_subspaces}" for index in range(self.num_subspaces)]
+        return tuple(label for name in names for label in units_of(name, width // self.num_subspaces))
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
         """The last layer's mixed columns."""
@@ -152,6 +185,17 @@ class Sluice(FusionNetwork):
     def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
         layers = enumerate(self.columns.mixed(x))
         return reduce(torch.add, (self.beta[:, index].unsqueeze(1) * columns for index, columns in layers))
+
+    def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
+        """Name the parts; see `FusionNetwork.parts`. Of more layers or less, the mixture of layers is the same."""
+        columns, path = self.columns.parts(inputs, tasks), "input > mixed column layers"
+        layers = tuple((f"layer {number}", "") for number in range(1, len(self.columns.layers) + 1))
+        mixtures = [
+            Part(self.beta, index, f"mixture of task {task}'s layers", "", (((f"column of task {task}", ""),), layers))
+            for index, task in enumerate(tasks)
+        ]
+        outputs = self.columns.subspaces_of(path, self.out_features)
+        return FusionParts(columns.parts + mixtures, [outputs] * len(tasks), path)
 
     def penalty(self) -> Float[Tensor, ""] | None:
         """c times the overlap of the subspaces' weights; see the class."""

@@ -6,7 +6,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.experts import BlockLinear, GroupedLayer
+from models.experts import BlockLinear, GroupedLayer, stack_parts
+from models.layout import FusionParts, Labels, Part
 
 
 class Towers(nn.Module):
@@ -30,6 +31,18 @@ class Towers(nn.Module):
             hidden += [GroupedLayer(*widths, [1] * len(num_outputs)), nn.Dropout(dropout)]
         self.hidden = nn.Sequential(*hidden)
         self.outputs = BlockLinear([in_features, *layers][-1], num_outputs, bias=True)
+
+    def parts(self, tasks: Sequence[str], fused: FusionParts, outputs: Sequence[Labels]) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            tasks: Names of the tasks.
+            fused: What the towers read.
+            outputs: For each task the labels of its outputs.
+        """
+        towers = [f"tower of task {task}" for task in tasks]
+        found, _, hidden = stack_parts(self.hidden, towers, fused.outputs, fused.path, "tower")
+        return found + self.outputs.parts(towers, "output", outputs, hidden)
 
     def forward(self, fused: Float[Tensor, "batch task in_features"]) -> Float[Tensor, "batch output"]:
         """Compute the outputs of all tasks, side by side in the tasks' order."""

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import Field
+from torch import Tensor
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -162,10 +164,36 @@ def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.Pro
         group: A process group that only checkpoints use.
     """
     state.optimizer.materialise()
+    load_tensors(state.tensors(), line, name, group)
+
+
+def load_tensors(tensors: dict[str, Any], line: Storage, name: str, group: dist.ProcessGroup) -> None:
+    """Load what is asked for of a checkpoint; collective.
+
+    Args:
+        tensors: By part and name, as `TrainState.tensors` gives them or some of them; overwritten.
+        line: The folder of the line.
+        name: The checkpoint, below it.
+        group: A process group that only checkpoints use.
+    """
+    with _plain_errors(f"checkpoint {name} was not read"):
+        load(tensors, storage_reader=_reader(line, name), process_group=group)
+
+
+def stored_tensors(line: Storage, name: str) -> dict[str, Tensor]:
+    """Shapes and types of a checkpoint's tensors, on the meta device, by dotted part and name."""
+    entries = _reader(line, name).read_metadata().state_dict_metadata.items()
+    return {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for key, entry in entries
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def _reader(line: Storage, name: str) -> FsspecReader:
     reader = FsspecReader(f"{line.url}/{name}")
     reader.fs.fs = line.filesystem  # which waits for a server that is away
-    with _plain_errors(f"checkpoint {name} was not read"):
-        load(state.tensors(), storage_reader=reader, process_group=group)
+    return reader
 
 
 @contextlib.contextmanager

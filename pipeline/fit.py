@@ -13,7 +13,7 @@ import ray.data
 from features.encoding import Encoder
 from features.errors import DataError
 from features.schema import Schema
-from features.statistics import StatisticsAccumulator
+from features.statistics import Statistics, StatisticsAccumulator
 from pipeline.config import Config
 from pipeline.datasource import named_unit, read_unit
 from pipeline.lineage.line import Line
@@ -45,11 +45,7 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
     logs, columns = Storage(config.logs.path), schema.columns()
     day_logs = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
     with ray_session(config):
-        total = StatisticsAccumulator(schema)
-        observe = _Observe(logs, schema, tuple(columns))
-        for part in map_units(day_logs, observe):
-            total.merge(part)
-    statistics = total.finish(list(days))
+        statistics = collect_statistics(logs, schema, columns, day_logs)
     line.storage.write(STATISTICS, seal(statistics.model_dump(mode="json")))
     return {
         "statistics": f"{line.storage.url}/{STATISTICS}",
@@ -57,6 +53,24 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
         "rows": statistics.rows,
         "distinct_ids": statistics.distinct_ids,
     }
+
+
+def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog]) -> Statistics:
+    """Statistics of a schema's features, within a running Ray session.
+
+    Args:
+        logs: Where the files are.
+        schema: Whose features to observe.
+        columns: Of the log, that are to be read: those of the features, at least.
+        days: The days.
+
+    Raises:
+        DataError: A unit could not be read.
+    """
+    total = StatisticsAccumulator(schema)
+    for part in map_units(days, _Observe(logs, schema, tuple(columns))):
+        total.merge(part)
+    return total.finish([day.day for day in days])
 
 
 def map_units(days: Sequence[DayLog], work: Callable[[Unit], Any]) -> list[Any]:

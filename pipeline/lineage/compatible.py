@@ -18,8 +18,8 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     """
     if not _same_model(manifest.content["config"]["model"], config.model):
         raise DataError(
-            f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config or start "
-            "a new root"
+            f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config, or take "
+            "it to the new one with jobs.migrate"
         )
     for part in ("tables", "dense"):
         old, new = manifest.content["config"]["optimizer"][part]["kind"], getattr(config.optimizer, part).kind
@@ -44,7 +44,7 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     changed = [key for key in now if then.get(key) != now[key]]
     raise DataError(
         f"checkpoint {manifest.checkpoint} was trained with other {', '.join(changed)} in its schema: restore the old "
-        "config or start a new root"
+        "config, or take it to the new one with jobs.migrate"
     )
 
 

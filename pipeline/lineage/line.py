@@ -319,7 +319,9 @@ class Line:
 
         published, since = state.get("checkpoint"), state.get("day", "")
         attempts = self._attempts([day for day in self.storage.names("attempts") if day >= since])
-        current = [attempt for attempt in attempts if attempt["serial"] == state["serial"]]
+        # A migrated checkpoint counts once it is published, and not as what was trained since.
+        trained = [attempt for attempt in attempts if "migrates" not in attempt]
+        current = [attempt for attempt in trained if attempt["serial"] == state["serial"]]
         numbers = {attempt["attempt"] for attempt in current}
         found = [manifest for manifest in self.manifests(since) if manifest.attempt in numbers]
         base = self.read_manifest(published) if published else None

@@ -1,0 +1,36 @@
+"""Migrate a line to another schema or model: what both have is kept, the rest starts anew or is dropped."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs.command import add_config, command
+from pipeline.config import load_config
+from pipeline.migrate import migrate
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    parser.add_argument(
+        "--from", dest="checkpoint", help="the end of a day, below the line; absent: the newest published"
+    )
+    parser.add_argument(
+        "--statistics-days", help="days on which statistics of new features are fitted, if they need any"
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Migrate, and show on stderr what became of every part."""
+    config = load_config(arguments.config, arguments.set)
+    days = parse_days(arguments.statistics_days) if arguments.statistics_days else []
+    result = migrate(config, arguments.checkpoint, days)
+    for what in ("kept", "new", "dropped"):
+        parts = "".join(f"\n  {part}" for part in result[what])
+        sys.stderr.write(f"{what}: {result[f'num_{what}']:,} parameters{parts}\n")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

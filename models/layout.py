@@ -1,0 +1,239 @@
+"""What every number of the dense part belongs to, so that two models can be held against each other part by part.
+
+Grouped layers keep many things in one tensor (an expert, a bottom, a tower being one row), and an input column belongs
+to a feature: names and shapes of parameters say neither. So every module names its parts, and labels their axes; of two
+models, what has the same name and the same labels is the same thing, wherever in whichever tensor it stands.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Label = tuple[str, str]
+"""What an index along an axis belongs to, in words for people (none: what never matters), and which one of it."""
+Labels = tuple[Label, ...]
+
+
+def units_of(path: str, width: int) -> Labels:
+    """Label the units of a layer.
+
+    Args:
+        path: The layer and all that are below it. A unit is what it is by what it reads: with a layer put between,
+            nothing above it is the same any more, and so nothing above it has the same label.
+        width: Units.
+    """
+    return tuple((f"units of {path}", str(unit)) for unit in range(width))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows of a parameter that belong to one thing.
+
+    Args:
+        parameter: The whole parameter.
+        start: The first of the rows, along the first axis.
+        owner: What they belong to, in words for people: `tower of task ctr`.
+        detail: Which part of it: `layer 1 weight`.
+        axes: Labels along every axis, those of the rows first.
+    """
+
+    parameter: nn.Parameter
+    start: int
+    owner: str
+    detail: str
+    axes: tuple[Labels, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the part."""
+        return len(self.axes[0])
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A view of the rows of the parameter, or of what has its shape."""
+        return tensor[self.start : self.start + self.num_rows]
+
+
+@dataclass(frozen=True, slots=True)
+class FusionParts:
+    """The parts of a multi-task network, and what its outputs are.
+
+    Args:
+        parts: Of all its parameters.
+        outputs: For each task the labels of its representation.
+        path: The layers from the input to the representations.
+    """
+
+    parts: list[Part]
+    outputs: Sequence[Labels]
+    path: str
+
+
+Layout = Mapping[str, Sequence[Part]]
+"""By the name of a parameter all its parts, which cover it."""
+
+
+def layout_of(parameters: Mapping[str, nn.Parameter], parts: Iterable[Part]) -> Layout:
+    """Give the parts of a model the names of its parameters.
+
+    A parameter without parts is a part by itself, which equals another only if names and shapes are equal.
+
+    Args:
+        parameters: By name; those of the dense part, of one axis or more.
+        parts: As its modules declare them.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    found: dict[str, list[Part]] = {name: [] for name in parameters}
+    for part in parts:
+        found[names[id(part.parameter)]].append(part)
+    for name, parameter in parameters.items():
+        found[name] = found[name] or [_undeclared(name, parameter)]
+        assert sum(part.num_rows for part in found[name]) == len(parameter), name
+        for part in found[name]:
+            assert tuple(map(len, part.axes[1:])) == parameter.shape[1:], (name, part.owner, part.detail)
+    return found
+
+
+def _undeclared(name: str, parameter: nn.Parameter) -> Part:
+    axes = [tuple((name, f"{index} of {size}") for index in range(size)) for size in parameter.shape]
+    return Part(parameter, 0, name, "", tuple(axes))
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A part of an old model that a new one has too, and where the labels that both have stand in each.
+
+    Args:
+        source: The old parameter's name.
+        target: The new parameter's name.
+        old: The part of the old model.
+        new: The part of the new model.
+        places: For each axis the indices of the common labels in the old part and in the new one.
+    """
+
+    source: str
+    target: str
+    old: Part
+    new: Part
+    places: tuple[tuple[list[int], list[int]], ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Numbers that are the same thing in both models."""
+        return math.prod(len(old) for old, _ in self.places)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy what is common from one tensor of the old parameter's shape into one of the new one's."""
+        old, new = (_grid([pair[side] for pair in self.places]) for side in (0, 1))
+        self.new.of(target)[new] = self.old.of(source)[old].to(target)
+
+
+def _grid(indices: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Index tensors that pick the block of the given indices along every axis."""
+    return torch.meshgrid(*map(torch.tensor, indices), indexing="ij")
+
+
+def match_layouts(old: Layout, new: Layout) -> list[Match]:
+    """Find what two models have in common: parts of one name, and of them the indices whose labels are equal."""
+    known = {(part.owner, part.detail): (name, part) for name, parts in old.items() for part in parts}
+    matches = []
+    for target, parts in new.items():
+        for part in parts:
+            source, other = known.get((part.owner, part.detail), (None, None))
+            if source is None or other is None or len(part.axes) != len(other.axes):
+                continue
+            places = tuple(_common(*axes) for axes in zip(other.axes, part.axes, strict=True))
+            if all(in_old for in_old, _ in places):
+                matches.append(Match(source, target, other, part, places))
+    return matches
+
+
+def _common(old: Labels, new: Labels) -> tuple[list[int], list[int]]:
+    where = {label: index for index, label in enumerate(old)}
+    assert len(where) == len(old), "two indices of one label"
+    pairs = [(where[label], index) for index, label in enumerate(new) if label in where]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def copy_matches(matches: Iterable[Match], sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    """Copy what two models have in common; the rest of the targets stays as it is.
+
+    Args:
+        matches: Of the two models' layouts.
+        sources: By the old parameters' names, weights or what has their shape. A tensor of one number (how often Adam
+            has stepped) is copied where any part of the parameter is; of several the largest.
+        targets: By the new parameters' names; written to.
+    """
+    counts: dict[str, Tensor] = {}
+    for match in matches:
+        source, target = sources[match.source], targets[match.target]
+        if target.dim():
+            match.copy(source, target)
+        else:
+            counts[match.target] = torch.maximum(source, counts.get(match.target, source))
+    for name, count in counts.items():
+        targets[name].copy_(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What becomes of a model's parts in another model, in words, and in numbers of parameters.
+
+    Args:
+        kept: Parts that both have; where not all of a part is kept, with the numbers of parameters.
+        new: Parts that only the new one has.
+        dropped: Parts that only the old one has.
+        num_kept: Numbers that are the same in both.
+        num_new: Numbers that only the new one has.
+        num_dropped: Numbers that only the old one has.
+    """
+
+    kept: list[str]
+    new: list[str]
+    dropped: list[str]
+    num_kept: int
+    num_new: int
+    num_dropped: int
+
+
+def compare_layouts(old: Layout, new: Layout, matches: Sequence[Match]) -> Comparison:
+    """Say what two models have in common: owners of parts, and features and units, of which each has a part in many."""
+    kept: Counter[str] = Counter()
+    for match in matches:
+        kept[match.new.owner] += match.num_elements
+    before, after = _sizes(old), _sizes(new)
+    of_axes = [axis for match in matches for axis in zip(match.new.axes, match.places, strict=True)]
+    kept_labels = {labels[place] for labels, (_, places) in of_axes for place in places}
+    unnamed = {"", *before, *after}
+    return Comparison(
+        kept=[f"{o} ({kept[o]} of {size})" if kept[o] < size else o for o, size in after.items() if kept[o]],
+        new=[*(owner for owner in after if not kept[owner]), *_groups(new, kept_labels, unnamed)],
+        dropped=[*(owner for owner in before if not kept[owner]), *_groups(old, kept_labels, unnamed)],
+        num_kept=kept.total(),
+        num_new=sum(after.values()) - kept.total(),
+        num_dropped=sum(before.values()) - kept.total(),
+    )
+
+
+def _sizes(layout: Layout) -> dict[str, int]:
+    """Parameters of each owner."""
+    sizes: Counter[str] = Counter()
+    for part in (part for parts in layout.values() for part in parts):
+        sizes[part.owner] += math.prod(map(len, part.axes))
+    return dict(sizes)
+
+
+def _groups(layout: Layout, kept: set[Label], unnamed: set[str]) -> list[str]:
+    """What labels belong to of which not all are kept, but for what is named otherwise."""
+    parts = (part for parts in layout.values() for part in parts)
+    labels = dict.fromkeys(label for part in parts for axis in part.axes for label in axis)
+    counts: dict[str, list[int]] = {}
+    for label in labels:
+        count = counts.setdefault(label[0], [0, 0])
+        count[0] += label not in kept
+        count[1] += 1
+    named = ((group, *count) for group, count in counts.items() if group not in unnamed and count[0])
+    return [group if missing == size else f"{missing} of {size} {group}" for group, missing, size in named]

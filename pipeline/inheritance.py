@@ -1,0 +1,172 @@
+"""What a model takes over from a checkpoint of another one: tables whole, the dense part label by label.
+
+Optimizer state goes with the weights that it belongs to. What is not taken over stays as a fresh model has it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from features.errors import DataError
+from features.schema import Schema, TableConfig
+from models.assembly import declared_layout
+from models.layout import Comparison, Layout, compare_layouts, copy_matches, match_layouts
+from pipeline.checkpoint import TrainState, load_tensors
+from pipeline.config import ModelConfig
+from pipeline.storage import Storage
+
+_TABLES = ".embedding_bags."
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the tensors of a checkpoint mean.
+
+    Args:
+        log_schema: Tables, features and tasks.
+        model: The dense part.
+    """
+
+    log_schema: Schema
+    model: ModelConfig
+
+    def layout(self) -> Layout:
+        """What every number of the dense part belongs to."""
+        return declared_layout(self.log_schema, self.model.network, self.model.towers)
+
+
+def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tensor]) -> None:
+    """Hold the tensors of a checkpoint against what its manifest says that they are.
+
+    Args:
+        checkpoint: Its name.
+        declared: By its manifest.
+        stored: As `pipeline.checkpoint.stored_tensors` gives them.
+
+    Raises:
+        DataError: A dense parameter or a table is missing, or has another shape.
+    """
+    expected = {f"model.{name}": parts[0].parameter.shape for name, parts in declared.layout().items()}
+    for table in declared.log_schema.tables:
+        name = next((key for key in stored if key.endswith(f"{_TABLES}{table.name}.weight")), f"{table.name}.weight")
+        expected[name] = torch.Size([table.num_rows, table.dim])
+    for name, shape in expected.items():
+        found = tuple(stored[name].shape) if name in stored else None
+        if found != tuple(shape):
+            raise DataError(
+                f"checkpoint {checkpoint} has {name} of shape {found}, its config declares {tuple(shape)}: it was "
+                "written by another version, train with that one or start a new root"
+            )
+
+
+def compare(old: Declared, new: Declared) -> Comparison:
+    """Say what a model takes over from another, tables included."""
+    before, after = old.layout(), new.layout()
+    dense = compare_layouts(before, after, match_layouts(before, after))
+    then, now = ({table.name: table for table in declared.log_schema.tables} for declared in (old, new))
+    kept = _kept_tables(old, new)
+    num_kept = sum(_size(now[name]) for name in kept)
+    return Comparison(
+        kept=[*(f"table {name}" for name in kept), *dense.kept],
+        new=[*(_new_table(table, then.get(name)) for name, table in now.items() if name not in kept), *dense.new],
+        dropped=[*(f"table {name}" for name in then if name not in kept), *dense.dropped],
+        num_kept=dense.num_kept + num_kept,
+        num_new=dense.num_new + sum(map(_size, now.values())) - num_kept,
+        num_dropped=dense.num_dropped + sum(map(_size, then.values())) - num_kept,
+    )
+
+
+def _kept_tables(old: Declared, new: Declared) -> list[str]:
+    """Tables of one name and shape. Hashing spreads ids over all rows: of another number, each row is another's."""
+    shapes = {table.name: (table.num_rows, table.dim) for table in old.log_schema.tables}
+    return [table.name for table in new.log_schema.tables if shapes.get(table.name) == (table.num_rows, table.dim)]
+
+
+def _size(table: TableConfig) -> int:
+    return table.num_rows * table.dim
+
+
+def _new_table(table: TableConfig, old: TableConfig | None) -> str:
+    if old is None:
+        return f"table {table.name}"
+    if old.dim != table.dim:
+        return f"table {table.name} (it had {old.dim} columns and has {table.dim})"
+    return (
+        f"table {table.name} (it had {old.num_rows:,} rows and has {table.num_rows:,}: ids are hashed over all of them)"
+    )
+
+
+def inherit(
+    state: TrainState, old: Declared, new: Declared, line: Storage, checkpoint: str, group: dist.ProcessGroup
+) -> None:
+    """Take over from a checkpoint all that a fresh model has, too; collective.
+
+    Tables are loaded by every rank into its own shards. The dense part is loaded in full by every rank.
+
+    Args:
+        state: Freshly built; overwritten.
+        old: What the checkpoint's tensors are.
+        new: What `state` is.
+        line: The folder of the line.
+        checkpoint: Its name, below the line.
+        group: A process group that only checkpoints use.
+    """
+    allocate_optimizers(state)
+    live, before = state.tensors(), old.layout()
+    weights = {name: torch.empty(parts[0].parameter.shape) for name, parts in before.items()}
+    states = _states_like(weights, live.get("dense", {}))
+    kept = _of_tables(live, _kept_tables(old, new))
+    asked = {"model": kept["model"] | weights, "tables": kept["tables"], "dense": states}
+    load_tensors({part: found for part, found in asked.items() if found}, line, checkpoint, group)
+    matches = match_layouts(before, new.layout())
+    copy_matches(matches, weights, live["model"])
+    for kind in _kinds(live.get("dense", {})):
+        sources = {name: of_one[kind] for name, of_one in states.items()}
+        copy_matches(matches, sources, {name: of_one[kind] for name, of_one in live["dense"].items()})
+
+
+@torch.no_grad()
+def allocate_optimizers(state: TrainState) -> None:
+    """Allocate the optimizers' state as it is before the first step.
+
+    Torch allocates it by stepping once without a gradient, which counts as a step, and moves what has weight decay.
+    """
+    named = state.model.named_parameters()
+    dense = [parameter for name, parameter in named if _TABLES not in name]
+    before = [parameter.clone() for parameter in dense]
+    state.optimizer.materialise()
+    for parameter, value in zip(dense, before, strict=True):
+        parameter.copy_(value)
+    for of_one in state.tensors().get("dense", {}).values():
+        for tensor in of_one.values():
+            tensor.zero_()
+
+
+def _of_tables(live: Mapping[str, Any], tables: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The live tensors of some tables: weights and optimizer state."""
+    endings = tuple(f"{_TABLES}{table}.weight" for table in tables)
+    return {
+        part: {name: tensors for name, tensors in live.get(part, {}).items() if name.endswith(endings)}
+        for part in ("model", "tables")
+    }
+
+
+def _kinds(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One tensor of each kind that a dense optimizer keeps of every parameter."""
+    return dict(next(iter(states.values()), {}))
+
+
+def _states_like(
+    weights: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Room for an optimizer's state of some weights; its counts are numbers, all else has the weights' shape."""
+    kinds = _kinds(states)
+    return {
+        name: {kind: torch.empty_like(weight if tensor.dim() else tensor) for kind, tensor in kinds.items()}
+        for name, weight in weights.items()
+        if kinds
+    }
