@@ -363,7 +363,7 @@ def test_a_line_goes_on_with_another_schema(copied: Config) -> None:
     assert line.latest() == {"day": DAYS[0], "generation": 2, "checkpoint": found["checkpoint"]}
     assert (old.checkpoint, new.checkpoint, new.content["kind"]) == (parent.checkpoint, found["checkpoint"], "migrate")
     assert new.content["parent"] is None
-    with pytest.raises(DataError, match="with another model section: .*jobs.migrate"):  # the old config
+    with pytest.raises(DataError, match=r"with another model section: .*jobs\.migrate"):  # the old config
         train(copied, DAYS[1:], passes=1)
     result = train(changed(copied, _wider), DAYS[1:], passes=1)
     newest = line.read_manifest(result["checkpoint"])
@@ -455,5 +455,5 @@ def test_a_damaged_checkpoint_is_not_migrated(copied: Config) -> None:
     newest = line.newest()
     assert newest is not None
     line.storage.write(f"{newest.checkpoint}/__0_0.distcp", b"half")
-    with _nothing_changes(copied), pytest.raises(DataError, match="__0_0.distcp has 4 bytes"):
+    with _nothing_changes(copied), pytest.raises(DataError, match=r"__0_0\.distcp has 4 bytes"):
         migrate(copied, newest.checkpoint)
