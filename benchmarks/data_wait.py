@@ -5,15 +5,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import ray
+
 from benchmarks.workload import DAY, ONE_LAYER_HEAD, PAPER_HEAD, WORKERS, load, project
 from models.batch import RankingBatch
+from pipeline.admission import Admission
 from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
 from pipeline.run import load_statistics
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
 from pipeline.stream import RunPlan, Start, whole_days
-from pipeline.train import TrainJob, train_worker
+from pipeline.train import train_worker
+from pipeline.train_job import TrainJob
 
 _ROWS, _QUICK_ROWS = 2**18, 2**16
 _WARM_STEPS = 10
@@ -52,7 +56,8 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
             board = ProgressBoard.remote()
             attempt, _ = line.begin_attempt([str(DAY)], {"run": "a"}, lambda _: None)
             plan = replace(plan, start=partial(Start, attempt))
-            job = TrainJob(config, load_statistics(config, line), line, (day.day,), whole_days([day]), 1, board)
+            statistics, nothing_new = load_statistics(config, line), ray.put(Admission({}, {}, {}))
+            job = TrainJob(config, statistics, line, (day.day,), whole_days([day]), 1, nothing_new, board)
             return run_workers(config, plan, _train_and_time, job, board)
 
 

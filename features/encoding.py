@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from features.columns import LARGEST, contiguous, dense_values, id_values, ragged_index
 from features.errors import ConfigError, DataError
 from features.expressions import as_boolean, parse_expression
-from features.hashing import salt_of, table_rows
-from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TaskConfig
+from features.hashing import map_hashes, salt_of, table_rows
+from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TableConfig, TaskConfig
 from features.statistics import Statistics
+from features.vocabulary import Vocabulary
 
 _RAREST = 1e-9  # probability of a row to be kept, of which there is one
 _MAX_PADDING = 4  # times the ids of the bags: beyond, padding the bags to one length costs more than it saves
@@ -126,27 +127,31 @@ class Encoder:
         statistics: Of the same schema; needed where dense features are standardised or bucketised.
         with_truth: Also read the tasks' truth columns.
         measuring: For metrics, which weigh thinned-out logs by how they were thinned, whatever the loss does.
+        vocabularies: By table, of every table that declares one; only what looks ids up is kept of them.
 
     Raises:
-        ConfigError: The statistics lack a feature of the schema.
+        ConfigError: The statistics lack a feature of the schema, or there is no such vocabulary of a table.
     """
 
     def __init__(
-        self, schema: Schema, statistics: Statistics | None, *, with_truth: bool = False, measuring: bool = False
+        self,
+        schema: Schema,
+        statistics: Statistics | None,
+        *,
+        with_truth: bool = False,
+        measuring: bool = False,
+        vocabularies: Mapping[str, Vocabulary] | None = None,
     ) -> None:
+        check_statistics(schema, statistics)
         self.schema = schema
         self.statistics = statistics
         self.with_truth = with_truth and any(task.truth for task in schema.tasks)
-        for feature in schema.features:
-            needed = isinstance(feature, BucketFeature) or (isinstance(feature, DenseFeature) and feature.standardise)
-            if needed and (statistics is None or feature.name not in statistics.numbers):
-                raise ConfigError(f"feature {feature.name!r} needs statistics, there are none: run jobs.fit_features")
-            if isinstance(feature, BucketFeature) and statistics is not None:
-                _check_buckets(feature, statistics)
         self._tables = {table.name: table for table in schema.tables}
         self._salt = salt_of(schema.hash_salt)
         self._sampling = [task.sampling if _weighs(task, measuring=measuring) else None for task in schema.tasks]
         self._has_weights = any(self._sampling) or any(task.weight for task in schema.tasks)
+        given = vocabularies or {}
+        self._indexes = {name: _fitting(self._tables[name], given.get(name)).index() for name in schema.vocabularies}
 
     @property
     def columns(self) -> list[str]:
@@ -216,6 +221,9 @@ class Encoder:
             buckets[np.isnan(values)] = 0
             return buckets.astype(np.int32), np.arange(len(column) + 1, dtype=np.int32)
         ids, offsets = id_values(feature, column)
+        index = self._indexes.get(feature.table)
+        if index is not None:
+            return map_hashes(ids, self._salt, index.lookup), offsets
         return table_rows(ids, self._salt, self._tables[feature.table].num_rows), offsets
 
     def _encode_dense(self, feature: DenseFeature, column: pa.Array) -> np.ndarray:
@@ -301,6 +309,35 @@ def evaluate_space(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
 
 def _numbers(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
     return pc.cast(parse_expression(text).evaluate(columns), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def check_statistics(schema: Schema, statistics: Statistics | None) -> None:
+    """Refuse statistics that lack what the schema's features need.
+
+    Raises:
+        ConfigError: Names the feature.
+    """
+    for feature in schema.features:
+        needed = isinstance(feature, BucketFeature) or (isinstance(feature, DenseFeature) and feature.standardise)
+        if needed and (statistics is None or feature.name not in statistics.numbers):
+            raise ConfigError(f"feature {feature.name!r} needs statistics, there are none: run jobs.fit_features")
+        if isinstance(feature, BucketFeature) and statistics is not None:
+            _check_buckets(feature, statistics)
+
+
+def _fitting(table: TableConfig, vocabulary: Vocabulary | None) -> Vocabulary:
+    """The vocabulary of a table, which has to be of that table and give out its very rows."""
+    declared = Vocabulary.empty(table)
+    if vocabulary is None:
+        raise ConfigError(f"table {table.name!r} declares a vocabulary, none is given: it is made by training a day")
+    for name in ("table", "num_rows", "tail_rows"):
+        found, expected = getattr(vocabulary, name), getattr(declared, name)
+        if found != expected:
+            raise ConfigError(
+                f"table {table.name!r} has {name} {expected!r}, its vocabulary {found!r}: restore the old config, or "
+                "start a new root"
+            )
+    return vocabulary
 
 
 def _check_buckets(feature: BucketFeature, statistics: Statistics) -> None:

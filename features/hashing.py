@@ -6,6 +6,7 @@ processes. The map from hash to table row is a multiply-shift (Lemire, 2019), wh
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -104,7 +105,7 @@ def rows_of(hashes: np.ndarray, num_rows: int) -> np.ndarray:
 
 
 def table_rows(values: pa.Array, salt: int, num_rows: int) -> np.ndarray:
-    """Rows of a table for ids: `rows_of` their hashes, in blocks whose hashes fit the processor's caches.
+    """Rows of a table for ids: `rows_of` their hashes.
 
     Args:
         values: Integer, string or binary array of N ids without nulls.
@@ -114,10 +115,24 @@ def table_rows(values: pa.Array, salt: int, num_rows: int) -> np.ndarray:
     Returns:
         int32 of shape (N,), in [0, num_rows).
     """
+    return map_hashes(values, salt, lambda hashes: rows_of(hashes, num_rows))
+
+
+def map_hashes(values: pa.Array, salt: int, to_rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Rows of ids from their hashes, in blocks whose hashes fit the processor's caches.
+
+    Args:
+        values: Integer, string or binary array of N ids without nulls.
+        salt: The table's recorded salt.
+        to_rows: Gives the int32 rows of uint64 hashes.
+
+    Returns:
+        int32 of shape (N,).
+    """
     if pa.types.is_dictionary(values.type):  # whose values each block would hash
-        return rows_of(hash_ids(values, salt), num_rows)
+        return map_hashes(values.dictionary, salt, to_rows)[values.indices.to_numpy(zero_copy_only=False)]
     rows = np.empty(len(values), np.int32)
     for start in range(0, len(values), _BLOCK_IDS):
         block = slice(start, start + _BLOCK_IDS)
-        rows[block] = rows_of(hash_ids(values[block], salt), num_rows)
+        rows[block] = to_rows(hash_ids(values[block], salt))
     return rows

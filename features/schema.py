@@ -1,6 +1,7 @@
 """The declared schema: which columns of a log line become ids, sequences, dense values, labels and sample spaces."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
@@ -36,20 +37,63 @@ class TableInit(Declaration):
         return self
 
 
+class HashingConfig(Declaration):
+    """Ids are spread over the rows by their hash; two ids may share a row.
+
+    Args:
+        kind: `hashing`.
+    """
+
+    kind: Literal["hashing"]
+
+
+class VocabularyConfig(Declaration):
+    """Ids that are seen often enough have a row of their own; the others are hashed into a few rows, the tail.
+
+    Args:
+        kind: `vocabulary`.
+        min_count: An id without a row is given one when the table's features have it this often in the rows of an
+            update, which is a day, or all days of the command.
+        keep_days: Where the table is full, an id may lose its row to a new one when it was not seen on any of the last
+            this many days.
+        tail_rows: The table's first rows, over which all other ids are hashed; fewer than `num_rows`.
+    """
+
+    kind: Literal["vocabulary"]
+    min_count: int = Field(ge=1)
+    keep_days: int = Field(ge=1)
+    tail_rows: int = Field(ge=1)
+
+
+IdMappingConfig = Annotated[HashingConfig | VocabularyConfig, Field(discriminator="kind")]
+
+
 class TableConfig(Declaration):
     """An embedding table, which several features may share.
 
     Args:
         name: The table's name.
-        num_rows: Rows; hashed ids are spread over all of them.
+        num_rows: Rows. With a vocabulary it may be raised later, from the table's checkpoint.
         dim: Width of a row.
         init: How rows start.
+        id_mapping: How ids become rows.
     """
 
     name: Name
     num_rows: int = Field(ge=1, le=2**31 - 1)
     dim: int = Field(ge=1, le=4096)
     init: TableInit = TableInit()
+    id_mapping: IdMappingConfig = HashingConfig(kind="hashing")
+
+    @model_validator(mode="after")
+    def _leave_rows_beside_the_tail(self) -> Self:
+        mapping = self.id_mapping
+        if isinstance(mapping, VocabularyConfig) and mapping.tail_rows >= self.num_rows:
+            raise ValueError(
+                f"table {self.name!r} has {self.num_rows} rows, {mapping.tail_rows} of them its tail: declare fewer "
+                "tail_rows, the rest is what ids are given"
+            )
+        return self
 
 
 class _Column(Declaration):
@@ -274,6 +318,11 @@ class Schema(Declaration):
                     f"feature {feature.name!r} has {feature.num_buckets} buckets and one for missing values, its table "
                     f"{feature.table!r} has {rows} rows: declare at least {feature.num_buckets + 1}"
                 )
+            if isinstance(feature, BucketFeature) and feature.table in self.vocabularies:
+                raise ValueError(
+                    f"feature {feature.name!r} is bucketised, its table {feature.table!r} gives rows to ids: declare a "
+                    "table of its own"
+                )
         unused = set(tables) - {feature.table for feature in self.sparse_features}
         if unused:
             raise ValueError(f"tables {sorted(unused)} are read by no feature: remove them")
@@ -308,6 +357,12 @@ class Schema(Declaration):
         """Names of the tasks, in the order of every `(B, K)` tensor."""
         return [task.name for task in self.tasks]
 
+    @property
+    def vocabularies(self) -> dict[str, VocabularyConfig]:
+        """The tables that give rows to ids, by name, in declared order."""
+        mappings = {table.name: table.id_mapping for table in self.tables}
+        return {name: mapping for name, mapping in mappings.items() if isinstance(mapping, VocabularyConfig)}
+
     def columns(self, *, with_truth: bool = False) -> list[str]:
         """The log's columns that training reads (an evaluation also reads the truth), each once."""
         names = {feature.source: None for feature in self.features}
@@ -319,8 +374,20 @@ class Schema(Declaration):
         return list(names)
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when the meaning of a checkpoint's tensors would."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=6).hexdigest()
+        """Twelve hexadecimal digits that change when the meaning of a checkpoint's tensors would.
+
+        Left out are keys at their defaults, so that a key which comes later changes no fingerprint; what only reports
+        and evaluations read of a task; and of a vocabulary how many rows it has and whom it gives them.
+        """
+        meaning = self.model_dump(mode="json", exclude_defaults=True)
+        for task in meaning["tasks"]:
+            for key in ("objective", "role", "truth"):
+                task.pop(key, None)
+        for table in meaning["tables"]:
+            if table["name"] in self.vocabularies:
+                del table["num_rows"]
+                table["id_mapping"] = {key: table["id_mapping"][key] for key in ("kind", "tail_rows")}
+        return hashlib.blake2b(json.dumps(meaning, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def _refuse_repeats(what: str, names: Iterable[str]) -> None:

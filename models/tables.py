@@ -54,6 +54,25 @@ def initial_rows(table: TableConfig, seed: int, rows: range, columns: range) -> 
     return torch.cat(chunks)[start : start + len(rows), columns.start : columns.stop]
 
 
+def initial_rows_at(table: TableConfig, seed: int, rows: Tensor, columns: range) -> Tensor:
+    """Single rows of a table as they start, the same that `initial_rows` gives them.
+
+    Args:
+        table: Its size and initialisation.
+        seed: The run's seed.
+        rows: Increasing row numbers, int64 of shape (N,).
+        columns: Which columns of them.
+
+    Returns:
+        float32 of shape (N, len(columns)).
+    """
+    chunks, lengths = torch.unique_consecutive(rows // _CHUNK_ROWS, return_counts=True)
+    picked = [torch.empty(0, table.dim)]
+    for chunk, part in zip(chunks.tolist(), rows.split(lengths.tolist()), strict=True):
+        picked.append(_chunk(table, seed, chunk)[part % _CHUNK_ROWS])
+    return torch.cat(picked)[:, columns.start : columns.stop]
+
+
 def _chunk(table: TableConfig, seed: int, chunk: int) -> Tensor:
     generator = torch.Generator().manual_seed(salt_of(f"{seed}/{table.name}/{chunk}") % 2**63)
     rows = torch.empty(_CHUNK_ROWS, table.dim)

@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from features.errors import DataError
-from features.schema import Declaration
+from features.schema import Declaration, Schema
+from pipeline.growth import GrowthLoadPlanner
 from pipeline.lineage.line import MANIFEST, Line
 from pipeline.lineage.seal import seal
 from pipeline.optimizer import StepOptimizer
@@ -109,6 +110,7 @@ def write_checkpoint(
     manifest: dict[str, Any],
     group: dist.ProcessGroup,
     before_commit: Callable[[], None] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a checkpoint; collective. It exists for nobody until its manifest does, which is written last.
 
@@ -119,6 +121,7 @@ def write_checkpoint(
         manifest: What the checkpoint says of itself; files and checksums are added here.
         group: A process group that only checkpoints use.
         before_commit: Called on rank 0 just before the manifest is written; may refuse.
+        extra_files: Further files by name, the same on all ranks; rank 0 writes them.
 
     Raises:
         Exception: On all ranks, what any of them met.
@@ -132,17 +135,24 @@ def write_checkpoint(
     outcome: list[Exception | None] = [None]
     if group.rank() == 0:
         files = {file: entry for found in gathered for file, entry in found.items()}
-        outcome = [_commit(line, name, manifest | {"files": files}, before_commit)]
+        outcome = [_commit(line, name, manifest | {"files": files}, before_commit, extra_files or {})]
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if outcome[0] is not None:
         raise outcome[0]
 
 
 def _commit(
-    line: Storage, name: str, manifest: dict[str, Any], before_commit: Callable[[], None] | None
+    line: Storage,
+    name: str,
+    manifest: dict[str, Any],
+    before_commit: Callable[[], None] | None,
+    extra_files: Mapping[str, bytes],
 ) -> Exception | None:
-    """Write the manifest; returns what went wrong, which the other ranks have to hear of."""
+    """Write further files and the manifest; returns what went wrong, which the other ranks have to hear of."""
     try:
+        for file, data in extra_files.items():
+            line.write(f"{name}/{file}", data)
+            manifest["files"][file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if before_commit is not None:
             before_commit()
         line.sync(name)
@@ -154,7 +164,9 @@ def _commit(
     return None
 
 
-def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.ProcessGroup) -> None:
+def read_checkpoint(
+    state: TrainState, line: Storage, name: str, group: dist.ProcessGroup, schema: Schema | None = None
+) -> None:
     """Load a checkpoint into the live tensors, whatever the ranks and shardings that wrote it; collective.
 
     Args:
@@ -162,12 +174,19 @@ def read_checkpoint(state: TrainState, line: Storage, name: str, group: dist.Pro
         line: The folder of its line.
         name: The checkpoint, below it.
         group: A process group that only checkpoints use.
+        schema: Its tables that keep a vocabulary may have more rows than in the checkpoint: their first rows are
+            loaded, the others, with their optimizer state, stay as they are. None: no table may.
+
+    Raises:
+        DataError: One of these has fewer rows.
     """
     state.optimizer.materialise()
-    load_tensors(state.tensors(), line, name, group)
+    load_tensors(state.tensors(), line, name, group, schema)
 
 
-def load_tensors(tensors: dict[str, Any], line: Storage, name: str, group: dist.ProcessGroup) -> None:
+def load_tensors(
+    tensors: dict[str, Any], line: Storage, name: str, group: dist.ProcessGroup, schema: Schema | None = None
+) -> None:
     """Load what is asked for of a checkpoint; collective.
 
     Args:
@@ -175,9 +194,14 @@ def load_tensors(tensors: dict[str, Any], line: Storage, name: str, group: dist.
         line: The folder of the line.
         name: The checkpoint, below it.
         group: A process group that only checkpoints use.
+        schema: Whose tables that keep a vocabulary may have grown since; None: none may.
     """
+    tables = schema.tables if schema else []
+    planner = GrowthLoadPlanner(
+        {table.name: table.num_rows for table in tables if table.id_mapping.kind == "vocabulary"}
+    )
     with _plain_errors(f"checkpoint {name} was not read"):
-        load(tensors, storage_reader=_reader(line, name), process_group=group)
+        load(tensors, storage_reader=_reader(line, name), planner=planner, process_group=group)
 
 
 def stored_tensors(line: Storage, name: str) -> dict[str, Tensor]:
@@ -198,10 +222,16 @@ def _reader(line: Storage, name: str) -> FsspecReader:
 
 @contextlib.contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """DCP's errors are no `Exception`, which a thread loses without a word, and hold a traceback for every rank."""
+    """DCP's errors are no `Exception`, which a thread loses without a word, and hold a traceback for every rank.
+
+    Data that all ranks refuse stay a DataError: trying again would not help.
+    """
     try:
         yield
     except CheckpointException as error:
+        refused = [met for met, _ in error.failures.values() if isinstance(met, DataError)]
+        if refused and len(refused) == len(error.failures):
+            raise DataError(f"{what}: {refused[0]}") from error
         ranks = (f"rank {rank}: {type(met).__name__}: {met}" for rank, (met, _) in error.failures.items())
         raise RuntimeError(f"{what}: {'; '.join(ranks)}") from error
 
@@ -226,8 +256,20 @@ class Saver:
         self._within_day: list[str] = []
         self.num_saved = 0
 
-    def save(self, tensors: dict[str, Any], name: str, manifest: dict[str, Any]) -> None:
+    def save(
+        self,
+        tensors: dict[str, Any],
+        name: str,
+        manifest: dict[str, Any],
+        extra_files: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Copy the tensors and write them in the background; waits for the write before it. Collective.
+
+        Args:
+            tensors: As `TrainState.tensors` gives them.
+            name: Of the checkpoint.
+            manifest: What it says of itself.
+            extra_files: Further files by name.
 
         Raises:
             Exception: What the write before it met.
@@ -235,13 +277,14 @@ class Saver:
         self.wait()
         self.num_saved += 1
         if not self._config.background:
-            self._write(tensors, name, manifest)
+            self._write(tensors, name, manifest, extra_files)
             self.check()
             return
         if self._copy is None:
             self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
         _copy_state_dict(tensors, self._copy, type_check=False)
-        self._thread = threading.Thread(target=self._write, args=(self._copy, name, manifest), daemon=True)
+        arguments = (self._copy, name, manifest, extra_files)
+        self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -260,10 +303,12 @@ class Saver:
             self._thread = None
         self.check()
 
-    def _write(self, tensors: dict[str, Any], name: str, manifest: dict[str, Any]) -> None:
+    def _write(
+        self, tensors: dict[str, Any], name: str, manifest: dict[str, Any], extra_files: Mapping[str, bytes] | None
+    ) -> None:
         holds = functools.partial(self._line.check_holder, manifest["attempt"])
         try:
-            write_checkpoint(tensors, self._line.storage, name, manifest, self._group, before_commit=holds)
+            write_checkpoint(tensors, self._line.storage, name, manifest, self._group, holds, extra_files)
             if self._group.rank() == 0:
                 logger.info("saved %s", name)
                 if not manifest["complete"]:

@@ -1,14 +1,11 @@
 """Statistics of the log and popularity of its ids, each in one Ray Data pass over units."""
 
 import logging
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 
 from features.encoding import Encoder
 from features.errors import DataError
@@ -21,6 +18,7 @@ from pipeline.lineage.seal import seal
 from pipeline.run import STATISTICS
 from pipeline.session import ray_session
 from pipeline.storage import Storage
+from pipeline.unit_pass import map_units
 from pipeline.units import DayLog, Unit, check_days
 
 logger = logging.getLogger(__name__)
@@ -71,41 +69,6 @@ def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], da
     for part in map_units(days, _Observe(logs, schema, tuple(columns))):
         total.merge(part)
     return total.finish([day.day for day in days])
-
-
-def map_units(days: Sequence[DayLog], work: Callable[[Unit], Any]) -> list[Any]:
-    """Apply a function to every unit in data tasks.
-
-    Args:
-        days: Whose units.
-        work: Picklable; what it returns is small, and is handed back in unit order.
-
-    Raises:
-        DataError: One of them raised it.
-    """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    units = [unit for day in days for unit in day.units]
-    rows = [{"unit": pickle.dumps(unit)} for unit in units]
-    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Apply(work))
-    results = [pickle.loads(row["result"]) for row in found.iter_rows()]
-    for result in results:
-        if isinstance(result, DataError):
-            raise result
-    return results
-
-
-@dataclass(frozen=True, slots=True)
-class _Apply:
-    work: Callable[[Unit], Any]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            result = self.work(pickle.loads(row["unit"]))
-        except DataError as error:
-            result = error
-        return {"result": pickle.dumps(result)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +129,7 @@ def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], fea
         feature: An id feature.
     """
     place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
-    parts = map_units(days, _Count(Storage(config.logs.path), encoder, place))
+    parts = list(map_units(days, _Count(Storage(config.logs.path), encoder, place)))
     ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
     sums = np.zeros((len(ids), 2, len(config.log_schema.tasks)))
     np.add.at(sums, inverse, np.concatenate([part[1] for part in parts]))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from features.errors import DataError
-from features.schema import Schema, TableConfig
+from features.schema import Schema, TableConfig, VocabularyConfig
 from models.assembly import declared_layout
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, match_layouts
 from pipeline.checkpoint import TrainState, load_tensors
@@ -68,11 +68,11 @@ def compare(old: Declared, new: Declared) -> Comparison:
     before, after = old.layout(), new.layout()
     dense = compare_layouts(before, after, match_layouts(before, after))
     then, now = ({table.name: table for table in declared.log_schema.tables} for declared in (old, new))
-    kept = _kept_tables(old, new)
-    num_kept = sum(_size(now[name]) for name in kept)
+    kept = kept_tables(old, new)
+    num_kept = sum(_size(then[name]) for name in kept)
     return Comparison(
         kept=[*(f"table {name}" for name in kept), *dense.kept],
-        new=[*(_new_table(table, then.get(name)) for name, table in now.items() if name not in kept), *dense.new],
+        new=[*(f"table {n}{_why_new(table, then.get(n))}" for n, table in now.items() if n not in kept), *dense.new],
         dropped=[*(f"table {name}" for name in then if name not in kept), *dense.dropped],
         num_kept=dense.num_kept + num_kept,
         num_new=dense.num_new + sum(map(_size, now.values())) - num_kept,
@@ -80,24 +80,36 @@ def compare(old: Declared, new: Declared) -> Comparison:
     )
 
 
-def _kept_tables(old: Declared, new: Declared) -> list[str]:
-    """Tables of one name and shape. Hashing spreads ids over all rows: of another number, each row is another's."""
-    shapes = {table.name: (table.num_rows, table.dim) for table in old.log_schema.tables}
-    return [table.name for table in new.log_schema.tables if shapes.get(table.name) == (table.num_rows, table.dim)]
+def kept_tables(old: Declared, new: Declared) -> list[str]:
+    """Tables of one name, width and mapping of ids, whose rows are still the same ids'.
+
+    Hashing spreads ids over all rows: of another number, each row is another's. A vocabulary may have grown.
+    """
+    then = {table.name: table for table in old.log_schema.tables}
+    return [table.name for table in new.log_schema.tables if _why_new(table, then.get(table.name)) is None]
+
+
+def _why_new(table: TableConfig, old: TableConfig | None) -> str | None:
+    """Why a table cannot be kept; None if it can."""
+    if old is None:
+        return ""
+    if old.dim != table.dim:
+        return f" (it had {old.dim} columns and has {table.dim})"
+    before, after = old.id_mapping, table.id_mapping
+    if before.kind != after.kind:
+        return f" (its id_mapping was {before.kind} and is {after.kind})"
+    if isinstance(before, VocabularyConfig) and isinstance(after, VocabularyConfig):
+        if before.tail_rows != after.tail_rows:
+            return f" (it had {before.tail_rows:,} tail_rows and has {after.tail_rows:,})"
+        shrunk = old.num_rows > table.num_rows
+        return f" (it had {old.num_rows:,} rows and has {table.num_rows:,}: ids would lose theirs)" if shrunk else None
+    if old.num_rows != table.num_rows:
+        return f" (it had {old.num_rows:,} rows and has {table.num_rows:,}: ids are hashed over all of them)"
+    return None
 
 
 def _size(table: TableConfig) -> int:
     return table.num_rows * table.dim
-
-
-def _new_table(table: TableConfig, old: TableConfig | None) -> str:
-    if old is None:
-        return f"table {table.name}"
-    if old.dim != table.dim:
-        return f"table {table.name} (it had {old.dim} columns and has {table.dim})"
-    return (
-        f"table {table.name} (it had {old.num_rows:,} rows and has {table.num_rows:,}: ids are hashed over all of them)"
-    )
 
 
 def inherit(
@@ -119,9 +131,9 @@ def inherit(
     live, before = state.tensors(), old.layout()
     weights = {name: torch.empty(parts[0].parameter.shape) for name, parts in before.items()}
     states = _states_like(weights, live.get("dense", {}))
-    kept = _of_tables(live, _kept_tables(old, new))
+    kept = _of_tables(live, kept_tables(old, new))
     asked = {"model": kept["model"] | weights, "tables": kept["tables"], "dense": states}
-    load_tensors({part: found for part, found in asked.items() if found}, line, checkpoint, group)
+    load_tensors({part: found for part, found in asked.items() if found}, line, checkpoint, group, new.log_schema)
     matches = match_layouts(before, new.layout())
     copy_matches(matches, weights, live["model"])
     for kind in _kinds(live.get("dense", {})):

@@ -20,10 +20,12 @@ from features.encoding import Encoder
 from features.errors import ConfigError, DataError
 from features.schema import BucketFeature, DenseFeature, FeatureConfig, Schema
 from features.statistics import Statistics
+from features.vocabulary import Vocabulary
+from pipeline.admission import read_vocabularies, vocabulary_files
 from pipeline.checkpoint import stored_tensors, write_checkpoint
 from pipeline.config import Config, ModelConfig
 from pipeline.fit import collect_statistics
-from pipeline.inheritance import Declared, check_stored, compare, inherit
+from pipeline.inheritance import Declared, check_stored, compare, inherit, kept_tables
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Entry, Ledger
 from pipeline.lineage.line import Line, Manifest, qualified
@@ -232,7 +234,9 @@ def _write(
     workers = config.workers
     # Workers that are started again would write where those before them may still be writing: the command fails.
     once = workers.model_copy(update={"num": workers.fewest, "min": None, "max": None, "max_failures": 0})
-    encoder = Encoder(config.log_schema, statistics)
+    tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
+    empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
+    encoder = Encoder(config.log_schema, statistics, vocabularies=empty)
     plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, start=Start)
     record = {"run": run, "migrates": parent.checkpoint}
     attempt, _ = line.begin_attempt([parent.day], record, lambda _: parent, held=True)
@@ -302,8 +306,19 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
     inherit(state, job.old, Declared(config.log_schema, config.model), old_place, old_name, groups.saving)
     manifest = job.manifest | {"sharding": table_shardings(state.model)}
     holds = functools.partial(job.line.check_holder, job.manifest["attempt"])
+    files = vocabulary_files(_vocabularies(job)) if groups.saving.rank() == 0 else {}
     try:
-        write_checkpoint(state.tensors(), storage, job.name, manifest, groups.saving, before_commit=holds)
+        write_checkpoint(state.tensors(), storage, job.name, manifest, groups.saving, holds, files)
     except DataError as error:  # on all ranks: the line was taken over
         return {"refused": str(error)}
     return {"refused": None}
+
+
+def _vocabularies(job: MigrateJob) -> dict[str, Vocabulary]:
+    """The old ones of the tables that are kept; the others give out their rows from the next day on."""
+    schema = job.config.log_schema
+    kept = kept_tables(job.old, Declared(schema, job.config.model))
+    of_kept = schema.model_copy(update={"tables": [table for table in schema.tables if table.name in kept]})
+    found = read_vocabularies(*job.line.place(job.parent), of_kept)
+    tables = [table for table in schema.tables if table.name in schema.vocabularies]
+    return {table.name: found.get(table.name) or Vocabulary.empty(table) for table in tables}

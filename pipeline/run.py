@@ -6,9 +6,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from features.encoding import Encoder
+import ray
+
+from features.encoding import Encoder, check_statistics
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
+from pipeline.admission import Admission, admit, read_vocabularies
 from pipeline.config import Config
 from pipeline.datasource import read_columns
 from pipeline.failures import RunFailed
@@ -22,7 +25,8 @@ from pipeline.progress import ProgressBoard
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
 from pipeline.stream import Part, RunPlan, Start
-from pipeline.train import TrainJob, train_worker
+from pipeline.train import train_worker
+from pipeline.train_job import TrainJob
 from pipeline.units import check_days
 
 STATISTICS = "statistics.json"
@@ -44,7 +48,7 @@ def load_statistics(config: Config, line: Line) -> Statistics | None:
         ) from error
     except FileNotFoundError:
         try:
-            Encoder(schema, None)
+            check_statistics(schema, None)
         except ConfigError as error:
             raise ConfigError(f"{line.storage.url}/{STATISTICS} is missing: {error}") from error
         return None
@@ -123,15 +127,17 @@ def train_days(config: Config, line: Line, days: Sequence[str], passes: int, run
     if start is not None and is_last(start, days, passes):
         return start, False
     statistics = _frozen_statistics(config, line, start)
-    logs, encoder = Storage(config.logs.path), Encoder(config.log_schema, statistics)
+    logs = Storage(config.logs.path)
     parts = parts_to_train(config, line, days)
     trusted = start.checkpoint if start else None
     record = {"run": run, "passes": passes}
     begin = functools.partial(_begin, config, line, tuple(days), record, trusted)
     with ray_session(config):
+        admission = _admission(config, line, start, {"days": list(days), "passes": passes}, parts)
+        encoder = Encoder(config.log_schema, statistics, vocabularies=admission.vocabularies)
         plan = RunPlan(logs, parts, passes, encoder, config.ingest, config.seed, begin, config.holdout)
         board = ProgressBoard.remote()
-        job = TrainJob(config, statistics, line, tuple(days), parts, passes, board)
+        job = TrainJob(config, statistics, line, tuple(days), parts, passes, ray.put(admission), board)
         try:
             reported = run_workers(config, plan, train_worker, job, board)
         except BaseException as error:
@@ -140,6 +146,19 @@ def train_days(config: Config, line: Line, days: Sequence[str], passes: int, run
                 line.end_attempts(days, run, {"result": "failed", "reason": reason})
             raise
     return _finished(line, days, record, reported), True
+
+
+def _admission(
+    config: Config, line: Line, start: Manifest | None, run: dict[str, Any], parts: Sequence[Part]
+) -> Admission:
+    """Which ids have which rows in this run: as its own checkpoint says, or yesterday's with the days' new ids."""
+    logs = [part.log for part in parts if part.is_last]
+    if start is None or not config.log_schema.vocabularies:
+        return admit(config, {}, logs)
+    known = read_vocabularies(*line.place(start.checkpoint), config.log_schema)
+    if start.content["run"] == run:
+        return Admission(known, None, start.content["new_ids"])
+    return admit(config, known, logs)
 
 
 def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Part, ...]:
@@ -190,7 +209,17 @@ def described(manifest: Manifest, run: str) -> dict[str, Any]:
     """What the ledger takes from a finished day's checkpoint."""
     content = manifest.content
     sums = [int(total) for _, total in content["cursor"]["units"].values()]
-    taken = ("rows", "held_out", "rows_in_space", "schema_fingerprint", "step", "days_done", "loss_weights", "pass")
+    taken = (
+        "rows",
+        "held_out",
+        "rows_in_space",
+        "schema_fingerprint",
+        "step",
+        "days_done",
+        "loss_weights",
+        "pass",
+        "new_ids",
+    )
     return {key: content[key] for key in taken} | {
         "day": manifest.day,
         "checkpoint": manifest.checkpoint,

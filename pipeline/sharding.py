@@ -1,8 +1,10 @@
 """Sharding: which rank holds which rows of which table, planned by TorchRec, confined to what keeps training honest."""
 
 import logging
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
@@ -19,7 +21,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from features.errors import ConfigError
 from features.schema import Declaration, Schema, TableConfig
-from models.tables import initial_rows
+from models.tables import initial_rows, initial_rows_at
 from pipeline.optimizer import TableOptimizerConfig
 
 logger = logging.getLogger(__name__)
@@ -198,6 +200,39 @@ def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int
             rows = range(first_row, first_row + local.shape[0])
             columns = range(first_column, first_column + local.shape[1])
             local.copy_(initial_rows(table, seed, rows, columns))
+
+
+@torch.no_grad()
+def reset_rows(tensors: Mapping[str, Any], schema: Schema, seed: int, rows: Mapping[str, np.ndarray]) -> None:
+    """Let rows of tables start anew: weights as `initialise_tables` gives them, optimizer state zero.
+
+    Every rank has to be asked for the same rows and touches those that it holds; none waits for another.
+
+    Args:
+        tensors: Of all parts, as `TrainState.tensors` gives them: views of the live ones.
+        schema: Declares the tables.
+        seed: The run's seed.
+        rows: By table, increasing row numbers.
+    """
+    declared = {table.name: table for table in schema.tables}
+    for name, weight in tensors["model"].items():
+        table = declared.get(_table_of(name) or "")
+        if table is None:
+            continue
+        for local, (first_row, first_column) in local_blocks(weight):
+            held = _held(rows.get(table.name), first_row, local)
+            columns = range(first_column, first_column + local.shape[1])
+            local[held - first_row] = initial_rows_at(table, seed, held, columns).to(local)
+    for name, state in tensors.get("tables", {}).items():
+        for tensor in state.values():
+            for local, (first_row, _) in local_blocks(tensor):
+                local[_held(rows.get(_table_of(name) or ""), first_row, local) - first_row] = 0
+
+
+def _held(rows: np.ndarray | None, first_row: int, local: torch.Tensor) -> torch.Tensor:
+    """Which of a table's rows a block holds, int64, increasing."""
+    found = torch.from_numpy(np.asarray([] if rows is None else rows, np.int64))
+    return found[(found >= first_row) & (found < first_row + len(local))]
 
 
 def local_blocks(tensor: object) -> list[tuple[torch.Tensor, tuple[int, int]]]:

@@ -3,57 +3,33 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from features.errors import DataError, Interrupted
-from features.statistics import Statistics
 from models.batch import RankingBatch
 from models.ranker import StepOutput
+from pipeline.admission import Admission, vocabulary_files
 from pipeline.batcher import Batcher
 from pipeline.checkpoint import Saver, TrainState, check_finite, read_checkpoint
-from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.cursor import DayCursor, check_audit, check_quarantine, union
 from pipeline.datasource import Parcel
-from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import describe
 from pipeline.progress import ProgressReporter
-from pipeline.sharding import table_shardings
+from pipeline.sharding import reset_rows, table_shardings
 from pipeline.signals import PreemptionNotice, SignalReader
-from pipeline.stream import SHARD, Header, Part, Segment, read_segments, receive_blocks
+from pipeline.stream import SHARD, Header, Segment, read_segments, receive_blocks
+from pipeline.train_job import TrainJob
 from pipeline.units import Unit
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, seed_step, set_device
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainJob:
-    """What every worker of a training run is given.
-
-    Args:
-        config: The project's configuration.
-        statistics: Frozen along the line.
-        line: Where checkpoints go.
-        days: ISO dates of the days of the run.
-        parts: What is read for them, in order.
-        passes: Passes over all of it.
-        board: A `ProgressBoard`, or None.
-    """
-
-    config: Config
-    statistics: Statistics | None
-    line: Line
-    days: tuple[str, ...]
-    parts: tuple[Part, ...]
-    passes: int
-    board: Any
 
 
 def train_worker(settings: dict[str, TrainJob]) -> dict[str, Any]:
@@ -102,6 +78,7 @@ class Trainer:
         self._schedule = job.config.loss_weights.schedule(job.config.log_schema.task_names)
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
         self._parts = {part.key: part for part in job.parts}
+        self._admission: Admission = ray.get(job.admission)
         self._days_done, self._day = 0, ""
         self._parent: str | None = None
         self._not_finite: str | None = None
@@ -121,11 +98,14 @@ class Trainer:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
         line, optimizer = self._job.line, self._state.optimizer
-        read_checkpoint(self._state, *line.place(header.checkpoint), self._groups.saving)
+        config = self._job.config
+        read_checkpoint(self._state, *line.place(header.checkpoint), self._groups.saving, config.log_schema)
         manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
         self.step = optimizer.num_steps = manifest.step
         optimizer.day_began_at = manifest.content["day_began_at"]
+        if manifest.content["run"] != self._job.run:  # yesterday's: rows that have another id today start anew
+            reset_rows(self._state.tensors(), config.log_schema, config.seed, self._admission.needed_resets())
         self._days_done, self._day = manifest.content["days_done"], manifest.day
         self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
         self.newest = header.checkpoint
@@ -232,8 +212,9 @@ class Trainer:
         manifest |= {"days_done": self._days_done, "day_began_at": optimizer.day_began_at}
         manifest |= {"sharding": table_shardings(self._state.model)}
         manifest |= {"loss_weights": self._named(self._loss_weights(header)(self.step))}
-        manifest |= {"run": {"days": list(self._job.days), "passes": self._job.passes}}
-        self.saver.save(self._state.tensors(), name, manifest)
+        manifest |= {"run": self._job.run, "new_ids": self._admission.figures}
+        files = vocabulary_files(self._admission.vocabularies) if dist.get_rank() == 0 else {}
+        self.saver.save(self._state.tensors(), name, manifest, files)
         self.newest = name
         self._parent = name if complete else self._parent
 

@@ -1,7 +1,9 @@
 """The daily job on a real Ray: days, their entries, the hold-out, late labels, and days that are refused."""
 
 import contextlib
+import functools
 import shutil
+import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -11,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
+from test_faults import Fault, _faulty_worker
 from test_runs import make_config, weights
 
 from features.holdout import HoldoutConfig
+from features.schema import VocabularyConfig
 from features.synthetic.logs import SyntheticConfig, write_day
+from pipeline import run
+from pipeline.admission import read_vocabularies
 from pipeline.config import Config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.fit import fit_statistics
@@ -31,6 +38,7 @@ ROWS = 1500
 HELD = {"column": "user_id", "share": 0.1}
 
 pytestmark = pytest.mark.ray
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +248,62 @@ def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, ray_cluster: N
     assert before["vcr"]["rows"] == played[DAYS[1]]  # yesterday's model on labels that it has not seen
     found = audit_line(config, None)
     assert (found["days"], found["rows"]) == (DAYS[:4], 6 * ROWS)
+
+
+def _with_vocabulary(config: Config, rows: int, keep_days: int = 1) -> Config:
+    mapping = VocabularyConfig(kind="vocabulary", min_count=3, keep_days=keep_days, tail_rows=8)
+    tables = [
+        table.model_copy(update={"num_rows": rows, "id_mapping": mapping} if table.name == "video" else {})
+        for table in config.log_schema.tables
+    ]
+    return config.model_copy(update={"log_schema": config.log_schema.model_copy(update={"tables": tables})})
+
+
+def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an id that changes its row between two days, in a resumed day, or in an evaluation; or a leaked row.
+
+    The second day is interrupted, goes on, and has to be what it is without; the third has a table that has grown.
+    """
+    config = _with_vocabulary(make_config(logs, tmp_path / "root", checkpoint={"every_steps": 5}, holdout=HELD), 90)
+    fit_statistics(config, DAYS[:1])
+    line = Line.of(config.root, "main")
+    daily(config, DAYS[0])
+    first = read_vocabularies(*line.place(entry_of(config, DAYS[0]).checkpoint), config.log_schema)["video"]
+    assert len(first.keys) == 82  # the table is full
+    shutil.copytree(tmp_path / "root", tmp_path / "disturbed")
+    daily(config, DAYS[1])
+    entry = entry_of(config, DAYS[1])
+    figures = entry.content["new_ids"]["video"]
+    assert figures["evicted"] > 0
+    assert figures["admitted"] >= figures["evicted"]
+    second = read_vocabularies(*line.place(entry.checkpoint), config.log_schema)["video"]
+    kept = np.intersect1d(first.keys, second.keys)
+    assert 0 < len(kept) < 82
+    assert np.array_equal(first.lookup(kept), second.lookup(kept))
+
+    disturbed = config.model_copy(update={"root": str(tmp_path / "disturbed")})
+    disturbed = disturbed.model_copy(update={"workers": disturbed.workers.model_copy(update={"max_failures": 0})})
+    (tmp_path / "fault").mkdir()
+    fault = Fault("kill", 26 + 12, 1, tmp_path / "fault")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
+        with pytest.raises(RuntimeError):
+            daily(disturbed, DAYS[1])
+    begun = Line.of(disturbed.root, "main").newest()
+    assert begun is not None
+    assert not begun.content["complete"]
+    assert begun.day == DAYS[1]
+    daily(disturbed, DAYS[1])
+    found, expected = (
+        weights(disturbed, entry_of(disturbed, DAYS[1]).checkpoint, tmp_path),
+        weights(config, entry.checkpoint, tmp_path),
+    )
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert entry_of(disturbed, DAYS[1]).content["new_ids"] == entry.content["new_ids"]
+
+    grown = _with_vocabulary(config, 200)
+    daily(grown, DAYS[2])
+    third = read_vocabularies(*line.place(entry_of(grown, DAYS[2]).checkpoint), grown.log_schema)["video"]
+    assert set(second.keys.tolist()) <= set(third.keys.tolist())  # it is not full: nobody had to leave
+    assert np.array_equal(second.lookup(second.keys), third.lookup(second.keys))
+    assert audit_line(grown, None)["rows"] == 3 * ROWS

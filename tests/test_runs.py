@@ -23,6 +23,7 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.synthetic.logs import SyntheticConfig, write_day
 from pipeline import stream
+from pipeline.admission import Admission
 from pipeline.config import Config, parse_config
 from pipeline.datasource import Parcel
 from pipeline.evaluation.evaluate import evaluate
@@ -36,7 +37,8 @@ from pipeline.run import start_of, train
 from pipeline.session import run_workers
 from pipeline.storage import Storage
 from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
-from pipeline.train import TrainJob, train_worker
+from pipeline.train import train_worker
+from pipeline.train_job import TrainJob
 from pipeline.units import check_days
 
 DAYS = ["2026-01-01", "2026-01-02"]
@@ -415,7 +417,7 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
     plan = replace(plan, start=partial(Start, attempt))
     board = ProgressBoard.remote()
-    job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, board)
+    job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, ray.put(Admission({}, {}, {})), board)
     found = run_workers(config, plan, _train_and_watch, job, board)
     units = len(plan.parts[0].log.units)
     early = sum(read_at < found["first_step_at"] for read_at in found["reads"])

@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from features.schema import Schema, TableInit
 
+_VOCABULARY = {"kind": "vocabulary", "min_count": 2, "keep_days": 30, "tail_rows": 3}
+
 
 def _declared(**changes: Any) -> dict[str, Any]:
     declared: dict[str, Any] = {
@@ -67,6 +69,14 @@ def test_the_declaration_stands():
         (_changed("tables", 0, num_rows=0), "tables.0.num_rows", "greater than or equal to 1"),
         (_changed("tables", 0, num_rows=2**31), "tables.0.num_rows", "less than or equal to 2147483647"),
         (_changed("tables", 0, init={"kind": "normal"}), "tables.0.init", "needs its scale"),
+        (_changed("tables", 0, id_mapping="vocabulary"), "tables.0.id_mapping", "valid dictionary"),
+        (_changed("tables", 0, id_mapping={"kind": "vocab"}), "tables.0.id_mapping", "'vocab'"),
+        (_changed("tables", 0, id_mapping=_VOCABULARY | {"tail_rows": 100}), "tables.0", "100 of them its tail"),
+        (
+            _changed("tables", 0, id_mapping=_VOCABULARY | {"tail_rows": 0}),
+            "tables.0.id_mapping.vocabulary.tail_rows",
+            "greater than or equal to 1",
+        ),
         (_declared(features=[]), "features", "at least 1"),
         (_declared(tasks=[]), "tasks", "at least 1"),
     ],
@@ -103,6 +113,10 @@ def test_wrong_keys_and_values_are_named_by_their_path(declared: dict[str, Any],
         (
             _declared(tasks=[{"name": "ctr", "label": "click", "role": "auxiliary"}]),
             "every task is auxiliary: at least one needs role: main",
+        ),
+        (
+            _changed("tables", 1, id_mapping=_VOCABULARY),
+            "feature 'age' is bucketised, its table 'age' gives rows to ids: declare a table of its own",
         ),
         (_changed("tasks", 0, label="click >"), "expression 'click >' does not parse"),
         (_changed("tasks", 1, space="exec('x')"), "expression \"exec('x')\" calls 'exec'"),
@@ -168,11 +182,49 @@ def test_a_schema_cannot_be_changed():
         _changed("features", 2, log1p=True),
         _changed("tasks", 0, label="like"),
         _changed("tasks", 1, space=None),
+        _changed("tasks", 0, kind="regression"),
+        _changed("tables", 0, init={"scale": 0.5}),
+        _changed("tables", 0, id_mapping=_VOCABULARY),
     ],
 )
 def test_the_fingerprint_covers_what_a_model_depends_on(declared: dict[str, Any]):
     """A checkpoint is restored under a declaration that means something else."""
     assert Schema.model_validate(declared).fingerprint() != Schema.model_validate(_declared()).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        _changed("tasks", 0, objective="satisfaction"),
+        _changed("tasks", 0, role="auxiliary"),
+        _changed("tasks", 0, truth=None),
+        _changed("tables", 0, id_mapping={"kind": "hashing"}),
+        _changed("tasks", 0, kind="binary"),
+    ],
+)
+def test_the_fingerprint_covers_nothing_else(declared: dict[str, Any]):
+    """A checkpoint is refused although its tensors mean the same; or a key that comes later, with a default, refuses
+    the checkpoints of all earlier versions.
+    """
+    assert Schema.model_validate(declared).fingerprint() == Schema.model_validate(_declared()).fingerprint()
+
+
+def test_the_fingerprint_is_the_same_for_years():
+    """A key that a later version adds, with a default, refuses all checkpoints of this one."""
+    assert Schema.model_validate(_declared()).fingerprint() == "9a719b5af602"
+
+
+def test_the_fingerprint_of_a_vocabulary():
+    """A table that grew, or that admits others from now on, loses its checkpoints; or ids are hashed into a tail of
+    another size than the one that was trained.
+    """
+
+    def fingerprint(num_rows: int = 100, **values: int) -> str:
+        declared = _changed("tables", 0, num_rows=num_rows, id_mapping=_VOCABULARY | values)
+        return Schema.model_validate(declared).fingerprint()
+
+    assert fingerprint() == fingerprint(num_rows=200) == fingerprint(min_count=3) == fingerprint(keep_days=3)
+    assert fingerprint() != fingerprint(tail_rows=4)
 
 
 def test_the_fingerprint_does_not_depend_on_how_it_is_written():

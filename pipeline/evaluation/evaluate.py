@@ -23,6 +23,7 @@ from models.batch import RankingBatch
 from models.experts import Gates
 from models.ranker import StepOutput
 from models.tasks import TaskHead, predictions_of
+from pipeline.admission import read_vocabularies
 from pipeline.batcher import Batcher
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config
@@ -91,7 +92,7 @@ def evaluate(
     line = Line.of(config.root, config.line)
     name = checkpoint or _published(line)
     with line.pinned(name, "evaluate"):
-        encoder = _encoder_of(config, complete_manifest(line, name))
+        encoder = _encoder_of(config, line, complete_manifest(line, name))
         whole = whole_days(listed_days(config, encoder, days))
         history = listed_days(config, encoder, popularity_days)
         (measured,) = measure(config, line, [name], whole, rows, history)
@@ -138,7 +139,9 @@ def measure(
     Raises:
         DataError: The logs or a checkpoint do not fit the configuration.
     """
-    encoder = _encoder_of(config, complete_manifest(line, checkpoints[0]))
+    if config.log_schema.vocabularies and len(checkpoints) > 1:  # a row of a table is not the same id in both
+        return [measure(config, line, [name], parts, rows, history)[0] for name in checkpoints]
+    encoder = _encoder_of(config, line, complete_manifest(line, checkpoints[0]))
     in_order = config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
     logs = Storage(config.logs.path)
     with ray_session(config):
@@ -154,11 +157,13 @@ def measure(
     return [Measurement(**measured) for measured in reported["measured"]]
 
 
-def _encoder_of(config: Config, manifest: Manifest) -> Encoder:
+def _encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:
     check_same_schema(config, manifest)
+    schema = config.log_schema
+    known = read_vocabularies(*line.place(manifest.checkpoint), schema)
     frozen = manifest.content["statistics"]
     statistics = Statistics.model_validate(frozen) if frozen else None
-    return Encoder(config.log_schema, statistics, with_truth=True, measuring=True)
+    return Encoder(schema, statistics, with_truth=True, measuring=True, vocabularies=known)
 
 
 def _published(line: Line) -> str:
@@ -197,7 +202,7 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
     for segment in read_segments(blocks):
         if segment.header.pass_index == len(measured):
-            read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving)
+            read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving, config.log_schema)
             state.model.eval()
             measured.append(Measured(config.log_schema.tasks, job.popularity, GateUse(state.model)))
         refused = _measure_part(job, segment, groups, pipeline, measured[-1])

@@ -14,11 +14,11 @@ from features.schema import Schema
 from pipeline.config import Config
 from pipeline.datasource import named_unit, read_columns, read_unit
 from pipeline.evaluation.evaluate import Measurement, measure
-from pipeline.fit import map_units
 from pipeline.lineage.line import Line, Manifest
 from pipeline.run import parts_to_train, train_days
 from pipeline.session import ray_session
 from pipeline.storage import Storage
+from pipeline.unit_pass import map_units
 from pipeline.units import DayLog, Unit
 
 

@@ -1,0 +1,265 @@
+"""The vocabulary of a table: which id has which row, when it was last seen, and how a day's ids change that.
+
+A vocabulary is a value: an update makes a new one from the old one, a day and its counts, and nothing else, so that
+whoever computes it again has the same. An id is known by its 64-bit key, `features.hashing.hash_ids`. For integers that
+is a bijection, so two of them never share a key. Strings and binary ids are known by their hash: among n of them, two
+share a key with odds of n^2 / 2^65, one in 400,000 for 10 million.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from features.errors import DataError
+from features.hashing import rows_of
+from features.schema import TableConfig, VocabularyConfig
+
+_FORMAT = "1"
+_FIELDS = pa.schema([("key", pa.uint64()), ("row", pa.int32()), ("last_seen", pa.date32())])
+_LAST_KEY = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """The part of a vocabulary that looks ids up, laid out for it; its arrays travel without copies.
+
+    Args:
+        keys: Increasing, with a last one behind them that ends every search, uint64 of shape (V + 1,).
+        rows: Row of each key, int32 of shape (V + 1,); -1 behind the last.
+        starts: Where the keys begin that have these high bits, int32 of shape (2^bits,); a key or less apiece.
+        tail_rows: Rows over which other ids are hashed.
+    """
+
+    keys: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    tail_rows: int
+
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of ids.
+
+        Args:
+            keys: uint64 of shape (N,).
+
+        Returns:
+            int32 of shape (N,): the id's own row, or one of the tail.
+        """
+        # Keys are as good as random, so few have the same high bits: a search is one or two steps from where these
+        # begin. A binary search of 10 million keys misses the processor's caches at every step: 40 times the time.
+        bits = (len(self.starts) - 1).bit_length()
+        high = keys >> np.uint64(64 - bits) if bits else np.zeros_like(keys)
+        places = self.starts.take(high.view(np.int64)).astype(np.int64)
+        found = self.keys.take(places)
+        searching = np.flatnonzero(found < keys)
+        while len(searching):
+            places[searching] += 1
+            found[searching] = stepped = self.keys.take(places[searching])
+            searching = searching[stepped < keys[searching]]
+        rows = self.rows.take(places)
+        unknown = np.flatnonzero((found != keys) | (rows < 0))
+        rows[unknown] = rows_of(keys[unknown], self.tail_rows)
+        return rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vocabulary:
+    """Which id has which row of a table. Rows below `tail_rows` are nobody's own.
+
+    Args:
+        table: The table's name.
+        tail_rows: Rows over which ids without a row are hashed: [0, tail_rows).
+        num_rows: Rows of the table; ids have theirs in [tail_rows, num_rows).
+        keys: Of the V ids that have a row, increasing, uint64 of shape (V,).
+        rows: Of these ids, int32 of shape (V,).
+        last_seen: Newest day of these ids, in days since 1970-01-01, int32 of shape (V,).
+    """
+
+    table: str
+    tail_rows: int
+    num_rows: int
+    keys: np.ndarray
+    rows: np.ndarray
+    last_seen: np.ndarray
+
+    def __post_init__(self) -> None:
+        for array in (self.keys, self.rows, self.last_seen):
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def empty(cls, table: TableConfig) -> Self:
+        """No id has a row yet.
+
+        Args:
+            table: One that declares a vocabulary.
+        """
+        assert isinstance(table.id_mapping, VocabularyConfig)
+        none = np.empty(0, np.int32)
+        return cls(table.name, table.id_mapping.tail_rows, table.num_rows, np.empty(0, np.uint64), none, none.copy())
+
+    def grown(self, num_rows: int) -> Self:
+        """The same ids in a table of more rows.
+
+        Raises:
+            DataError: Of fewer rows: ids would lose theirs.
+        """
+        if num_rows < self.num_rows:
+            raise DataError(
+                f"table {self.table!r} has {self.num_rows:,} rows and gives them to ids, the config declares "
+                f"{num_rows:,}: it can grow, not shrink; restore num_rows or start a new root"
+            )
+        return type(self)(self.table, self.tail_rows, num_rows, self.keys, self.rows, self.last_seen)
+
+    def index(self) -> RowIndex:
+        """What looks ids up in it."""
+        bits = len(self.keys).bit_length()
+        firsts = np.arange(2**bits, dtype=np.uint64) << np.uint64(64 - bits) if bits else np.zeros(1, np.uint64)
+        starts = np.searchsorted(self.keys, firsts).astype(np.int32)
+        keys = np.append(self.keys, _LAST_KEY)
+        return RowIndex(keys, np.append(self.rows, np.int32(-1)), starts, self.tail_rows)
+
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of ids, int32 of shape (N,), for their keys, uint64 of shape (N,); who looks up often keeps `index`."""
+        return self.index().lookup(keys)
+
+    def update(self, config: VocabularyConfig, day: str, keys: np.ndarray, counts: np.ndarray) -> "VocabularyUpdate":
+        """Admit the ids of a day that are new and frequent, if need be in the place of those unseen for long.
+
+        Free rows are given first, the lowest to the most frequent id. Only for ids that find none of them, those
+        evict, the longest unseen first; ties go by key. Who finds no room stays in the tail, and is new again on the
+        next day.
+
+        Args:
+            config: Whom to admit and whom to evict.
+            day: ISO date; the newest of several days that are counted together.
+            keys: Of the ids seen, increasing, each once, uint64 of shape (D,).
+            counts: How often each was seen, int64 of shape (D,).
+        """
+        today = np.datetime64(day, "D").astype(np.int32)
+        places, known = self._find(keys)
+        last_seen = self.last_seen.copy()
+        last_seen[places[known]] = np.maximum(last_seen[places[known]], today)
+        new = np.flatnonzero(~known & (counts >= config.min_count))
+        new = new[np.argsort(-counts[new], kind="stable")]
+        free = self._free_rows()
+        evicted = np.flatnonzero(today - last_seen >= config.keep_days) if len(new) > len(free) else new[:0]
+        evicted = evicted[np.argsort(last_seen[evicted], kind="stable")][: len(new) - len(free)]
+        given = np.concatenate((free, self.rows[evicted]))[: len(new)]
+        admitted = new[: len(given)]
+        stays = np.ones(len(self), bool)
+        stays[evicted] = False
+        changed = self._replace_ids(stays, last_seen, keys[admitted], given, today)
+        figures = {
+            "seen": len(keys),
+            "admitted": len(admitted),
+            "evicted": len(evicted),
+            "in_tail": len(keys) - int(known.sum()) - len(admitted),
+            "no_room": len(new) - len(admitted),
+            "size": len(changed),
+        }
+        return VocabularyUpdate(changed, np.sort(self.rows[evicted]), figures)
+
+    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each key is, or would be, and whether it is there."""
+        places = np.searchsorted(self.keys, keys)
+        known = places < len(self)
+        known[known] = self.keys[places[known]] == keys[known]
+        return places, known
+
+    def _free_rows(self) -> np.ndarray:
+        free = np.ones(self.num_rows, bool)
+        free[: self.tail_rows] = False
+        free[self.rows] = False
+        return np.flatnonzero(free).astype(np.int32)
+
+    def _replace_ids(
+        self, stays: np.ndarray, last_seen: np.ndarray, keys: np.ndarray, rows: np.ndarray, today: np.int32
+    ) -> Self:
+        """Those that stay, with their last days, and new ones with rows that they were given today."""
+        by_key = np.argsort(keys)
+        new = (keys[by_key], rows[by_key], np.full(len(keys), today, np.int32))
+        old = (self.keys[stays], self.rows[stays], last_seen[stays])
+        merged = [np.concatenate(both) for both in zip(old, new, strict=True)]
+        order = np.argsort(merged[0], kind="stable")  # which merges two sorted runs in one pass
+        return type(self)(self.table, self.tail_rows, self.num_rows, *(column[order] for column in merged))
+
+    def to_arrow(self) -> bytes:
+        """An Arrow IPC file: a row an id, in the order of the keys; equal vocabularies give equal bytes."""
+        days = pa.array(self.last_seen, pa.int32()).view(pa.date32())
+        said = {"format": _FORMAT, "table": self.table, "tail_rows": self.tail_rows, "num_rows": self.num_rows}
+        fields = _FIELDS.with_metadata({key: str(value) for key, value in (said | {"digest": self._digest()}).items()})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, fields) as writer:
+            writer.write_batch(pa.record_batch([pa.array(self.keys), pa.array(self.rows), days], schema=fields))
+        return sink.getvalue().to_pybytes()
+
+    @classmethod
+    def from_arrow(cls, data: bytes) -> Self:
+        """Read what `to_arrow` wrote; the arrays are views of the bytes.
+
+        Raises:
+            DataError: It is damaged, or of another format.
+        """
+        try:
+            with pa.ipc.open_file(pa.py_buffer(data)) as file:
+                batch = file.get_batch(0)
+            said = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+            if said["format"] != _FORMAT or not batch.schema.equals(_FIELDS):
+                raise ValueError(f"format {said['format']!r} with columns {batch.schema.names}")
+            columns = [
+                column.to_numpy() for column in (batch["key"], batch["row"], batch["last_seen"].view(pa.int32()))
+            ]
+            read = cls(said["table"], int(said["tail_rows"]), int(said["num_rows"]), *columns)
+            if read._digest() != said["digest"]:
+                raise ValueError("its checksum is another one")
+        except (pa.ArrowException, ValueError, KeyError, IndexError, TypeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"a vocabulary's Arrow file is damaged ({reason}): restore its checkpoint") from error
+        return read
+
+    def _digest(self) -> str:
+        """A checksum of all that it holds, which Arrow's format has none of."""
+        digest = hashlib.blake2b(f"{self.table}/{self.tail_rows}/{self.num_rows}".encode(), digest_size=16)
+        for column in (self.keys, self.rows, self.last_seen):
+            digest.update(column.data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyUpdate:
+    """What a day has made of a vocabulary.
+
+    Args:
+        vocabulary: The new one.
+        rows_to_reset: Rows that had another id before, increasing, int32: weights and optimizer state must start anew.
+        figures: Distinct ids: `seen` on the day; `admitted`; `evicted`; `in_tail`, seen without a row of their own;
+            `no_room`, those of them that were frequent enough; `size`, with a row.
+    """
+
+    vocabulary: Vocabulary
+    rows_to_reset: np.ndarray
+    figures: dict[str, int]
+
+
+def merge_counts(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add two counts of ids up.
+
+    Args:
+        first: Keys, increasing, each once, uint64 of shape (N,), and their counts, int64 of shape (N,).
+        second: Others.
+
+    Returns:
+        The keys of both, increasing, each once, and their counts.
+    """
+    keys, counts = (np.concatenate(both) for both in zip(first, second, strict=True))
+    order = np.argsort(keys, kind="stable")  # which merges two sorted runs in one pass
+    keys, counts = keys[order], counts[order]
+    begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+    return keys[begins], np.add.reduceat(counts, begins) if len(begins) else counts

@@ -1,0 +1,39 @@
+"""What every worker of a training run is given."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from features.statistics import Statistics
+from pipeline.config import Config
+from pipeline.lineage.line import Line
+from pipeline.stream import Part
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """What every worker of a training run is given.
+
+    Args:
+        config: The project's configuration.
+        statistics: Frozen along the line.
+        line: Where checkpoints go.
+        days: ISO dates of the days of the run.
+        parts: What is read for them, in order.
+        passes: Passes over all of it.
+        admission: Reference to an `Admission` in the object store, which the workers of a node read without copies.
+        board: A `ProgressBoard`, or None.
+    """
+
+    config: Config
+    statistics: Statistics | None
+    line: Line
+    days: tuple[str, ...]
+    parts: tuple[Part, ...]
+    passes: int
+    admission: Any
+    board: Any
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What manifests call the run by, which is the same however often it is started."""
+        return {"days": list(self.days), "passes": self.passes}
