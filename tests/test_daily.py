@@ -153,7 +153,7 @@ class SmallWork:
             "cursor": {"units": {"a": [100, "1"]}, "quarantined": {}},
             "config": {},
             **{"rows": 100, "held_out": 1, "rows_in_space": {}, "schema_fingerprint": "", "days_done": 0},
-            **{"loss_weights": {}, "seconds": 1.0},
+            **{"loss_weights": {}, "seconds": 1.0, "new_ids": {}},
         }
         self.line.storage.write(f"{name}/manifest.json", seal(content))
         manifest = self.line.read_manifest(name)
