@@ -10,12 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_train_step import NUM_STEPS, Run, assert_tables_moved, blocks_of, make_config, whole
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from features.errors import DataError
 from features.vocabulary import Vocabulary
 from pipeline.admission import read_vocabularies, vocabulary_files
 from pipeline.checkpoint import CheckpointConfig, Saver, read_checkpoint, write_checkpoint
 from pipeline.config import Config, parse_config
+from pipeline.growth import GrowthLoadPlanner
 from pipeline.lineage.line import FORMAT, Line
 from pipeline.storage import Storage
 from pipeline.worker import Groups, build_state
@@ -94,7 +101,7 @@ def _refusal(run_ranks: Any, load: GrownLoad) -> str:
 
 
 def test_what_may_not_be_loaded(run_ranks: Any, tmp_path: Path) -> None:
-    """Catches a table that shrinks or grows unasked, or changes its width, and is loaded in part."""
+    """Catches a table that shrinks or grows unasked, and is loaded in part."""
     run_ranks(Run(grown_config("row_wise"), steps=FIRST, save=str(tmp_path)), 2)
     smaller = _refusal(run_ranks, GrownLoad(grown_config("row_wise", 49), str(tmp_path)))
     assert smaller.startswith("DataError")
@@ -104,12 +111,27 @@ def test_what_may_not_be_loaded(run_ranks: Any, tmp_path: Path) -> None:
     hashed = parse_config(content, "test")
     for load in (
         GrownLoad(grown_config("row_wise", 51), str(tmp_path), growing=False),
-        GrownLoad(grown_config("row_wise", 51, dim=12), str(tmp_path)),
         GrownLoad(hashed, str(tmp_path)),
     ):
         found = _refusal(run_ranks, load)
         assert found.startswith("RuntimeError")
         assert "Size mismatch" in found
+
+
+@pytest.mark.parametrize(("dim", "other"), [(8, "video"), (12, "video"), (8, "user")])
+def test_only_rows_may_have_grown(dim: int, other: str) -> None:
+    """Catches a table of another width, of which the first columns would be loaded, and another table that grew."""
+    name, saved = f"model.embedding_bags.{other}.weight", torch.zeros(50, 8)
+    properties = TensorProperties.create_from_tensor(saved)
+    chunks = [ChunkStorageMetadata(torch.Size([0, 0]), saved.size())]
+    planner = GrowthLoadPlanner({"video": 51})
+    metadata = Metadata({name: TensorStorageMetadata(properties, saved.size(), chunks)})
+    planner.set_up_planner({name: torch.zeros(51, dim)}, metadata)
+    if (dim, other) == (8, "video"):
+        assert [item.lengths for item in planner.create_local_plan().items] == [torch.Size([50, 8])]
+        return
+    with pytest.raises(ValueError, match="Size mismatch"):
+        planner.create_local_plan()
 
 
 # --- The vocabulary's file ---
