@@ -7,7 +7,7 @@ from typing import Any
 
 from features.errors import ConfigError
 from jobs.command import add_config, command
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.lineage.daily import Accepted, run_days
 from pipeline.lineage.line import Line
 from pipeline.lineage.moves import branch, discard, rollback
@@ -35,11 +35,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the day, or move LATEST."""
     config = load_config(arguments.config, arguments.set)
     line = Line.of(config.root, config.line)
-    if arguments.rollback:
-        (day,) = parse_days(arguments.rollback[0])
-        return rollback(config, line, day, arguments.rollback[1])
-    if arguments.discard is not None:
-        return discard(config, line, arguments.discard)
+    if arguments.rollback or arguments.discard is not None:
+        return _move(config, Line.of(config.root, arguments.branch or config.line), arguments)
     days = parse_days(arguments.day or arguments.days)
     accepted = Accepted(arguments.accept_anomaly, arguments.accept_gate, arguments.skip_day)
     if accepted != Accepted() and len(days) > 1:
@@ -52,6 +49,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     most = config.daily.max_catch_up if arguments.max_catch_up is None else arguments.max_catch_up
     with contextlib.ExitStack() as stack:
         return run_days(config, line, RayWork(config, line, stack), days, most, accepted)
+
+
+def _move(config: Config, line: Line, arguments: argparse.Namespace) -> dict[str, Any]:
+    others = ("max_catch_up", "accept_anomaly", "accept_gate", "skip_day", "from_nothing")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) not in (None, False)]
+    if given:
+        raise ConfigError(f"{given[0]} is for --day: leave it out")
+    if arguments.discard is not None:
+        return discard(config, line, arguments.discard)
+    (day,) = parse_days(arguments.rollback[0])
+    return rollback(config, line, day, arguments.rollback[1])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
     parser.add_argument("--checkpoint", help="a checkpoint below the line; absent: the newest published")
+    parser.add_argument("--held-out", action="store_true", help="only the rows that are never trained")
     parser.add_argument("--popularity-days", help="days of the popularity baseline; absent: none")
 
 
@@ -23,7 +24,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, and show the table on stderr."""
     config = load_config(arguments.config, arguments.set)
     history = parse_days(arguments.popularity_days) if arguments.popularity_days else []
-    result = evaluate(config, parse_days(arguments.days), arguments.checkpoint, history)
+    rows = "held_out" if arguments.held_out else "all"
+    result = evaluate(config, parse_days(arguments.days), arguments.checkpoint, history, rows)
     sys.stderr.write(metrics_table(result) + "\n")
     return result
 

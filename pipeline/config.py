@@ -25,6 +25,8 @@ from pipeline.optimizer import OptimizerConfig
 from pipeline.sharding import ShardingConfig, check_sharding
 from pipeline.storage import check_url
 
+LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
+
 
 class ModelConfig(Declaration):
     """The dense part of the model.
@@ -169,7 +171,7 @@ class Config(Declaration):
 
     name: str
     root: str
-    line: str = Field(default="main", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
+    line: str = Field(default="main", pattern=LINE_NAME)
     seed: int = Field(default=0, ge=0)
     logs: LogsConfig
     log_schema: Schema = Field(alias="schema")
@@ -230,6 +232,11 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     _check_model(config)
     _check_cluster(config)
     _check_popularity(config)
+    unknown = sorted(set(config.daily.gate.tasks) - set(config.log_schema.task_names))
+    if unknown:
+        raise ConfigError(
+            f"daily.gate.tasks: there is no task {unknown[0]!r}, declared are {config.log_schema.task_names}"
+        )
     return config
 
 

@@ -168,8 +168,10 @@ def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Par
         DataError: A log is missing, damaged, or has not the declared columns.
     """
     schema = config.log_schema
-    known = {entry.day for entry in Ledger(line).chain() if "skipped" not in entry.content} | set(days)
-    listed = sorted({*(day for day in late_days(schema, days) if day in known), *days})
+    late, known = late_days(schema, days), set(days)
+    if late:
+        known |= {entry.day for entry in Ledger(line).chain() if "skipped" not in entry.content}
+    listed = sorted({*(day for day in late if day in known), *days})
     columns = read_columns(schema.columns(), config.holdout)
     found = check_days(Storage(config.logs.path), listed, config.ingest.unit.max_rows, schema, columns)
     return parts_of(schema, days, {log.day: log for log in found})

@@ -93,7 +93,8 @@ def run_workers(
     """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
 
     Returns:
-        What rank 0's worker returned. Reports to Ray Train would be kept with checkpoints only, and those are ours.
+        What rank 0's worker returned, and `asked_to_stop`: whether SIGTERM came. Reports to Ray Train would be kept
+        with checkpoints only, and those are ours.
 
     Raises:
         RunFailed: The workers, or Ray Train itself, failed.
@@ -128,7 +129,7 @@ def run_workers(
         raise run_failed(error) from error
     finally:
         Storage(config.root).remove(f"ray/{name}")
-    return result.return_value or {}
+    return (result.return_value or {}) | {"asked_to_stop": asked_to_stop.is_set()}
 
 
 def _ray_storage(config: Config) -> str:

@@ -491,6 +491,56 @@ def test_a_branch_goes_on_from_the_day_before(killable: World, tmp_path: Path) -
         branch(line, "early", day_of(0), from_nothing=False)
 
 
+def test_a_branch_of_a_branch(killable: World, tmp_path: Path) -> None:
+    """Catches a fork from a day that was skipped on a branch: its checkpoint is on the line before that."""
+    config = config_of(tmp_path)
+    line = _trained(config, killable, 2)
+    forked = branch(line, "again", day_of(2), from_nothing=False)
+    run(config, forked, killable, day_of(2), skip="no log")
+    twice = branch(forked, "third", day_of(3), from_nothing=False)
+    run(config, twice, killable, day_of(3))
+    assert [day for day, _, _ in history(twice)] == [day_of(number) for number in range(4)]
+    assert line.is_pinned(Ledger(line).generations(day_of(1))[0].checkpoint)
+    with pytest.raises(ConfigError, match="expected letters, digits"):
+        branch(line, "../x", day_of(2), from_nothing=False)
+    (tmp_path / "lines/fitted").mkdir()
+    (tmp_path / "lines/fitted/statistics.json").write_bytes(b"{}")  # jobs.fit_features came first
+    run(config, branch(line, "fitted", day_of(1), from_nothing=False), killable, day_of(1))
+    assert len(history(Line.of(config.root, "fitted"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_latest_is_made_again_from_the_ledger(killable: World, tmp_path: Path, damage: str) -> None:
+    """Catches a lost LATEST that is taken for a new line, and a line that only a backup could help."""
+    config = config_of(tmp_path)
+    line = _trained(config, killable, 3)
+    expected = history(line)
+    path = tmp_path / "lines/main/LATEST"
+    path.unlink() if damage == "gone" else path.write_bytes(b"{}")
+    with pytest.raises(DataError, match=rf"LATEST is {damage}.*: make it again .* --rollback DAY REASON"):
+        run(config, line, killable, day_of(3))
+    rollback(config, line, day_of(2), "a disk")
+    assert history(line) == expected
+    run(config, line, killable, day_of(3))
+    assert history(line) == [*expected, (day_of(3), 1, _weights(expected[-1][2], day_of(3), "100-1"))]
+    newest = Ledger(line).generations(day_of(3))[0].content
+    assert newest["serial"] > max(Ledger(line).generations(day_of(number))[0].content["serial"] for number in range(3))
+
+
+def test_long_past_days_are_removed(killable: World, tmp_path: Path) -> None:
+    """Catches a disk that fills over the years, a parent of a branch that is removed, or the entries with it."""
+    config = config_of(tmp_path)
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep_days": 2})})
+    line = Line.of(config.root, "main")
+    for number in range(3):
+        run(config, line, killable, day_of(number))
+        if number == 0:
+            branch(line, "again", day_of(1), from_nothing=False)
+    run(config, line, killable, day_of(3))
+    left = [line.read_manifest(entry.checkpoint) is not None for entry in Ledger(line).chain()]
+    assert left == [True, True, False, True]  # the newest first; the first day has a branch
+
+
 def test_a_refusal_is_told(killable: World, tmp_path: Path) -> None:
     """Catches a webhook that is not called, that stops the job when it is away, or that is written down somewhere."""
     heard: list[dict[str, Any]] = []

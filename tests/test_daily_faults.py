@@ -76,13 +76,19 @@ def one_day(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: N
 
 
 @pytest.fixture(scope="module")
-def undisturbed(one_day: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """All tensors after the second day, which nobody disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(one_day, folder / "root")
-    config = _config(logs, str(folder / "root"))
+def two_days(one_day: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A line whose second day nobody disturbed."""
+    root = tmp_path_factory.mktemp("undisturbed") / "root"
+    shutil.copytree(one_day, root)
+    config = _config(logs, str(root))
     _daily(config, DAYS[1])
-    return _tensors(config, folder)
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two_days: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """All tensors after the second day, which nobody disturbed."""
+    return _tensors(two_days, tmp_path_factory.mktemp("tensors"))
 
 
 def _daily(config: Config, day: str) -> dict[str, Any]:
@@ -127,18 +133,25 @@ def _check(config: Config, undisturbed: dict[str, torch.Tensor], folder: Path) -
 
 
 @pytest.fixture
-def copied(one_day: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """Copies the root with the first day to a local folder, or to S3."""
+def copied(one_day: Path, two_days: Config, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Copies the root with the first day to a local folder, or to S3.
+
+    Preflight and predict of the second day are done, unless it is `bare`: what they found is kept in the line.
+    """
 
     def copy(where: str) -> str:
-        if where == "local":
-            shutil.copytree(one_day, tmp_path / "root")
-            return str(tmp_path / "root")
-        root = f"{request.getfixturevalue('s3_root')}/{tmp_path.name}"
-        for path in one_day.rglob("*"):
+        root = tmp_path / "root"
+        shutil.copytree(one_day, root)
+        if where != "bare":
+            steps = f"lines/main/steps/{DAYS[1]}"
+            shutil.copytree(Path(two_days.root) / steps, root / steps)
+        if where != "s3":
+            return str(root)
+        url = f"{request.getfixturevalue('s3_root')}/{tmp_path.name}"
+        for path in root.rglob("*"):
             if path.is_file() and not path.name.endswith(".lock"):
-                Storage(root).write(str(path.relative_to(one_day)), path.read_bytes())
-        return root
+                Storage(url).write(str(path.relative_to(root)), path.read_bytes())
+        return url
 
     return copy
 
@@ -184,7 +197,7 @@ _DRIVER_POINTS = ["preflight", "predict", "first step", "mid-day", "checkpoint w
     ("point", "where"),
     [
         pytest.param(point, where, marks=[] if (point, where) == ("mid-day", "local") else [pytest.mark.faults])
-        for where, points in (("local", _DRIVER_POINTS), ("s3", _DRIVER_POINTS[4:]))
+        for where, points in (("bare", _DRIVER_POINTS[:2]), ("local", _DRIVER_POINTS[2:]), ("s3", _DRIVER_POINTS[4:]))
         for point in points
     ],
 )

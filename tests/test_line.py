@@ -427,7 +427,9 @@ def test_a_damaged_latest_stops_everything(line: Line):
     path = Path(line.storage.path("LATEST"))
     path.write_bytes(path.read_bytes().replace(b"checkpoints/a", b"checkpoints/b"))
     for read in (line.latest, lambda: _begin(line), line.newest):
-        with pytest.raises(DataError, match=r"/LATEST is damaged \(its checksum is not .*\): restore it"):
+        with pytest.raises(
+            DataError, match=r"/LATEST is damaged \(its checksum is not .*\): make it again from the ledger"
+        ):
             read()
 
 

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on days: the model, what it has to beat and what it can at best reach, on the same rows."""
 
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 
 from features.encoding import Encoder
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError, DataError, Interrupted
 from features.holdout import Rows
 from features.schema import TaskConfig
 from features.statistics import Statistics
@@ -28,7 +29,7 @@ from pipeline.batcher import Batcher
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
-from pipeline.datasource import read_columns
+from pipeline.datasource import Parcel, read_columns
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.fit import Popularity, fit_popularity
 from pipeline.ingest import ShuffleConfig
@@ -40,6 +41,8 @@ from pipeline.storage import Storage
 from pipeline.stream import SHARD, Part, RunPlan, Segment, Start, read_segments, receive_blocks, whole_days
 from pipeline.units import DayLog, check_days
 from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
+
+logger = logging.getLogger(__name__)
 
 _PROBABILITY_EPS = 1e-7
 
@@ -154,6 +157,8 @@ def measure(
         reported = run_workers(config, plan, evaluate_worker, job, board)
     if reported.get("refused"):
         raise DataError(reported["refused"])
+    if reported["asked_to_stop"]:
+        raise Interrupted("stopped by SIGTERM after measuring: start the same command again to go on")
     return [Measurement(**measured) for measured in reported["measured"]]
 
 
@@ -200,7 +205,8 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     pipeline = build_train_pipeline(config, state, device)
     measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    for segment in read_segments(blocks):
+    passed_over = _pass_over if config.ingest.on_bad_unit == "quarantine" else None
+    for segment in read_segments(blocks, passed_over):
         if segment.header.pass_index == len(measured):
             read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving, config.log_schema)
             state.model.eval()
@@ -209,6 +215,10 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
         if refused is not None:
             return {"refused": refused}
     return {"measured": [one.results(groups.counts) for one in measured]}
+
+
+def _pass_over(parcel: Parcel) -> None:
+    logger.warning("not measured: %s", parcel.text)
 
 
 @torch.no_grad()
@@ -232,7 +242,8 @@ def _measure_part(
         measured.update(output.outputs, output.batch)
         reporter.post(batches.num_rows, {})
     reasons: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reasons, str(batches.error) if batches.error else None, group=groups.control)
+    problem = str(batches.error) if batches.error else measured.problem
+    dist.all_gather_object(reasons, problem, group=groups.control)
     return next((reason for reason in reasons if reason), None)
 
 
@@ -243,9 +254,13 @@ class Measured:
         tasks: The declared tasks.
         popularity: The baseline, if there is one.
         gates: How the model's gates weigh its experts.
+
+    Attributes:
+        problem: Why a batch could not be measured, if one could not; the ranks go on together and tell each other then.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], popularity: Popularity | None, gates: "GateUse") -> None:
+        self.problem: str | None = None
         self._tasks = tasks
         self._gates = gates
         self._popularity = popularity
@@ -256,6 +271,12 @@ class Measured:
 
     def update(self, outputs: Tensor, batch: RankingBatch) -> None:
         """Add a batch: the model's raw outputs, shape (B, sum of outputs), and what they are measured against."""
+        try:
+            self._update(outputs, batch)
+        except ValueError as error:
+            self.problem = self.problem or str(error)
+
+    def _update(self, outputs: Tensor, batch: RankingBatch) -> None:
         self._gates.add(batch.cursor.num_rows)
         outputs, batch = outputs.cpu(), batch.to(torch.device("cpu"))
         predicted = predictions_of(self._heads, outputs)

@@ -45,9 +45,11 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     problems = list(_doubled(lineage))
     logs = Storage(config.logs.path)
     read_last = {manifest.content["log_day"]: manifest for manifest in reversed(lineage)}
+    written_again = []
     for manifest in reversed(lineage):
         if read_last[manifest.content["log_day"]].content["files_of_log"] != manifest.content["files_of_log"]:
-            logger.info("%s: its log was written again before its late labels were trained", manifest.day)
+            logger.info("%s: its log was written again after it was trained, and read again since", manifest.day)
+            written_again.append(manifest.content["log_day"])
             continue
         found = list(_differing(manifest, logs))
         where = f"{manifest.content['log_day']}, trained on {manifest.day}, pass {manifest.content['pass']}"
@@ -61,6 +63,7 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     return {
         "result": f"every row once since {lineage[-1].day}; {gone} is gone" if gone else "every row once",
         "checkpoint": newest.checkpoint,
+        "written_again": sorted(set(written_again)),
         "days": list(dict.fromkeys(manifest.day for manifest in reversed(lineage))),
         "rows": sum(manifest.content["rows"] for manifest in lineage),
         "held_out": sum(manifest.content["held_out"] for manifest in lineage),

@@ -7,14 +7,19 @@ was expected, and by which key of the config. They look at figures alone: nothin
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from features.profile import DayProfile
 from features.schema import Declaration, Schema
 
 _NOISE = 4.0  # standard errors within which a mean label says nothing
+
+
+def _refuse_never(min_entries: int, window: int) -> None:
+    if min_entries > window:
+        raise ValueError(f"min_entries {min_entries} is above window {window}: nothing would ever be compared")
 
 
 class PreflightConfig(Declaration):
@@ -40,6 +45,11 @@ class PreflightConfig(Declaration):
     nulls: float = Field(default=0.05, gt=0, le=1)
     label_ratio: float = Field(default=1.5, gt=1)
     unseen_ids: float = Field(default=0.2, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_never(self.min_entries, self.window)
+        return self
 
 
 class GateConfig(Declaration):
@@ -69,6 +79,11 @@ class GateConfig(Declaration):
     shift_ratio: float = Field(default=1.5, gt=1)
     min_positives: int = Field(default=50, ge=1)
     tasks: dict[str, "TaskGateConfig"] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_never(self.min_entries, self.window)
+        return self
 
     def limit(self, task: str, key: str) -> float:
         """A limit, as it holds for a task."""

@@ -5,6 +5,7 @@ from (`Steps`), the training in its checkpoints, the publication in the ledger a
 killed anywhere and is started again does what is left, and ends with the same ledger.
 """
 
+import itertools
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ from features.errors import ConfigError, DataError
 from features.profile import DayProfile
 from pipeline.config import Config
 from pipeline.evaluation.evaluate import Measurement
+from pipeline.failures import RunFailed
 from pipeline.lineage.checks import check_model, check_profile, quality
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Entry, Ledger
@@ -85,9 +87,11 @@ def run_days(
             one = DayJob(config, line, work, day, run, accepted if day == days[-1] else Accepted())
             try:
                 published.append(one.publish())
-            except Refused as refusal:
-                _tell(config, line, refusal)
+            except DataError as refusal:
+                _tell(config, line, day, refusal)
                 raise
+    if not published:  # another job has done them while this one waited for the lease
+        return {"result": "nothing to do", "line": line.name, "latest": days[-1]}
     return {"result": "published", "line": line.name, "days": [summary(entry) for entry in published]}
 
 
@@ -129,7 +133,11 @@ def _check_done(ledger: Ledger, work: Work, day: str) -> None:
         )
     if "skipped" in entry.content:
         return
-    then, now = _files_read(ledger, day), work.logs(day)[day].files
+    try:
+        then, now = _files_read(ledger, day), work.logs(day)[day].files
+    except DataError as error:  # logs are not kept for ever
+        logger.warning("the log of %s, which is done, cannot be compared any more: %s", day, error)
+        return
     changed = sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
     if changed:
         shown = ", ".join(f"{file} ({_change(then.get(file), now.get(file))})" for file in changed[:3])
@@ -187,12 +195,28 @@ class DayJob:
         ledger = Ledger(self.line)
         parent = ledger.newest()
         entry = self._entered(ledger, self.line.state()["serial"])
+        if entry is not None and self.accepted.skip is not None and "skipped" not in entry.content:
+            raise DataError(
+                f"{self.day} is trained and entered in the ledger already: publish it with the same command without "
+                "--skip-day, and take it back with --rollback"
+            )
         if entry is None:
             entry = self._skip(ledger, parent) if self.accepted.skip is not None else self._enter(ledger, parent)
         self.line.publish(entry.content, entry.content["serial"], self.run)
         logger.info("published %s, generation %d: %s", entry.day, entry.generation, entry.checkpoint)
         self.line.tidy(self.day)
+        if self.config.checkpoint.keep_days is not None:
+            self._retire(ledger, self.config.checkpoint.keep_days)
         return entry
+
+    def _retire(self, ledger: Ledger, keep: int) -> None:
+        """Remove the checkpoints of days long past; their entries stay."""
+        own = (entry for entry in ledger.chain() if entry.content["line"] == self.line.name)
+        for entry in itertools.islice(own, keep, None):
+            if self.line.read_manifest(entry.checkpoint) is None:
+                return
+            if not self.line.is_pinned(entry.checkpoint):
+                self.line.remove(entry.checkpoint)
 
     def _entered(self, ledger: Ledger, serial: int) -> Entry | None:
         """The day's entry, if a job was cut off between it and LATEST."""
@@ -237,11 +261,12 @@ class DayJob:
     def _listed(self) -> dict[str, DayLog]:
         marker = self.config.daily.preflight.success_marker
         if marker and not self.work.has_success_marker(self.day):
-            raise self._refused("preflight", ["its folder has no _SUCCESS (daily.preflight.success_marker)"])
+            problem = "its folder has no _SUCCESS (daily.preflight.success_marker)"
+            raise self._refused("preflight", [problem], can_be_accepted=False)
         try:
             return self.work.logs(self.day)
         except DataError as error:
-            raise self._refused("preflight", [str(error)]) from error
+            raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
 
     def _preflight(self, ledger: Ledger, steps: Steps, log: DayLog) -> dict[str, Any]:
         """Hold the day's log against the days before."""
@@ -249,7 +274,7 @@ class DayJob:
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
         found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
         known = (entry.content["profile"] for entry in ledger.chain() if "profile" in entry.content)
-        earlier = [DayProfile.from_json(profile) for profile, _ in zip(known, range(config.window), strict=False)]
+        earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
         problems = check_profile(config, self.config.log_schema, DayProfile.from_json(found), earlier)
         reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
         if problems and reason is None:
@@ -272,7 +297,7 @@ class DayJob:
         self.seconds["train"] = round(time.monotonic() - started, 1)
         if manifest.content["files_of_log"] != files:
             self.line.restart(self.run)
-            raise DataError(f"the log of {self.day} was written while it was trained: start the same command again")
+            raise RunFailed(f"the log of {self.day} was written while it was trained: start the same command again")
         return manifest
 
     def _gate(
@@ -288,7 +313,7 @@ class DayJob:
             measured = self._timed("gate", steps, inputs, measure)["checkpoints"]
         new, parent = ([one["tasks"] for one in measured] + [None, None])[:2]
         known = (entry.content["before"] for entry in ledger.chain() if entry.content.get("before"))
-        usual = [entry for entry, _ in zip(known, range(config.window), strict=False)]
+        usual = [entry for _, entry in zip(range(config.window), known, strict=False)]
         problems = check_model(config, predicted, usual, new, parent)
         reason = steps.accepted("gate", checkpoints, self.accepted.gate)
         if problems and reason is None:
@@ -319,21 +344,25 @@ class DayJob:
         self.seconds[name] = round(time.monotonic() - started, 1)
         return found
 
-    def _refused(self, step: str, problems: Sequence[str]) -> Refused:
+    def _refused(self, step: str, problems: Sequence[str], *, can_be_accepted: bool = True) -> Refused:
         latest = self.line.latest()
-        accept = {"preflight": "--accept-anomaly", "gate": "--accept-gate"}[step]
-        done = "nothing of it is trained" if step == "preflight" else "what was trained of it is kept, unpublished"
-        again = (
-            "write the log again and start the same command"
-            if step == "preflight"
-            else ("if the log is wrong, write it again; if the config is, change it and use --discard REASON")
-        )
+        accept = {
+            "preflight": "go on with --accept-anomaly REASON, or ",
+            "gate": "go on with --accept-gate REASON, or ",
+        }
+        done, again = {
+            "preflight": ("nothing of it is trained", "write the log again and start the same command"),
+            "gate": (
+                "what was trained of it is kept, unpublished",
+                "if the log is wrong, write it again; if the config is, change it and use --discard REASON",
+            ),
+        }[step]
         return Refused(
             self.day,
             step,
             f"{self.day} is refused by {step}: {'; '.join(problems)}. {done}, LATEST stays at "
-            f"{latest['day'] if latest else 'nothing'}, later days wait: {again}; or go on with {accept} REASON, or "
-            "leave the day out with --skip-day REASON",
+            f"{latest['day'] if latest else 'nothing'}, later days wait: {again}; or "
+            f"{accept[step] if can_be_accepted else ''}leave the day out with --skip-day REASON",
         )
 
 
@@ -358,12 +387,13 @@ def summary(entry: Entry) -> dict[str, Any]:
     return said | {"before": {task: quality(metrics) for task, metrics in tasks.items()}}
 
 
-def _tell(config: Config, line: Line, refusal: Refused) -> None:
+def _tell(config: Config, line: Line, day: str, refusal: DataError) -> None:
     """Tell whoever wants to know of a refusal; that it cannot be told is only logged."""
     url = config.daily.on_refusal.webhook
     if url is None:
         return
-    said = {"project": config.name, "line": line.name, "day": refusal.day, "step": refusal.step, "text": str(refusal)}
+    step = refusal.step if isinstance(refusal, Refused) else None
+    said = {"project": config.name, "line": line.name, "day": day, "step": step, "text": str(refusal)}
     request = urllib.request.Request(url, json.dumps(said).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=_WEBHOOK_S):

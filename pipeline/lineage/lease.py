@@ -112,7 +112,7 @@ class _Holding:
                         "%s was taken over while this job did not answer: it will be refused", self._storage.url
                     )
                     return
-            except OSError as error:  # a storage that is away: others cannot look either
+            except Exception as error:  # noqa: BLE001 - a storage that is away: others cannot look either
                 logger.warning("the lease of %s was not renewed: %s", self._storage.url, error)
 
 

@@ -24,6 +24,7 @@ _CHUNK_BYTES = 1 << 22
 _DIGEST_THREADS = 8
 _PIN_S = 7 * 24 * 3600.0
 _FOREVER = 1e18
+_REBUILD = "make it again from the ledger with jobs.daily --rollback DAY REASON, DAY being the newest that is right"
 _PUBLISHED = ("day", "generation", "checkpoint")
 _NOTHING = {"fence": 0, "holder": "", "serial": 0}  # what LATEST says before it is there
 
@@ -99,9 +100,8 @@ class Line:
             run: Names the command; whoever held the line before has lost it.
         """
         while True:
-            found = self.storage.read_versioned(LATEST)
-            current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
-            if self._replaced(current | {"holder": _holder(run)}, found[1] if found else None):
+            current, version = self._current()
+            if self._replaced(current | {"holder": _holder(run)}, version):
                 return
 
     def begin_attempt(
@@ -132,13 +132,12 @@ class Line:
             DataError: The run has begun before, or taken the line, and another one has taken it over since.
         """
         while True:
-            found = self.storage.read_versioned(LATEST)
-            current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+            current, version = self._current()
             own = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == record["run"]]
             if (own or held) and not _holds(record["run"], current):  # its workers are started again
                 raise self._lost(f"attempt {own[-1]:04d}" if own else "this run", current)
             start, number = choose(None), current["fence"] + 1
-            if self._replaced(current | {"fence": number, "holder": _holder(record["run"])}, found and found[1]):
+            if self._replaced(current | {"fence": number, "holder": _holder(record["run"])}, version):
                 break
         start = choose(start.checkpoint if start else None)
         begun = {"attempt": number, "days": list(days), "start": start.checkpoint if start else None}
@@ -175,8 +174,30 @@ class Line:
         The serial is raised by every move of LATEST: what was trained, or entered in the ledger, under another serial
         than the present one does not follow what is published now.
         """
+        return self._current()[0]
+
+    def _current(self) -> tuple[dict[str, Any], str | None]:
+        """LATEST as it is, and its version.
+
+        Raises:
+            DataError: It is damaged, or gone although the line has been trained.
+        """
         found = self.storage.read_versioned(LATEST)
-        return self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+        if found is None and self.storage.names("attempts"):
+            raise DataError(f"{self.storage.url}/LATEST is gone, and the line has been trained: {_REBUILD}")
+        return (self._unsealed(LATEST, found[0]), found[1]) if found else (dict(_NOTHING), None)
+
+    def rebuild(self, entry: Mapping[str, Any], serial: int) -> None:
+        """Write LATEST anew where it is damaged or gone.
+
+        Args:
+            entry: Of the ledger, to which it is to move.
+            serial: Above that of every entry.
+        """
+        days = self.storage.names("attempts")
+        fence = max((attempt["attempt"] for attempt in self._attempts(days)), default=0) + 1
+        record = _NOTHING | {"fence": fence, "serial": serial} | {key: entry[key] for key in _PUBLISHED}
+        self.storage.write(LATEST, seal(record))
 
     def _replaced(self, record: dict[str, Any], version: str | None) -> bool:
         return self.storage.replace(LATEST, seal(record), version)
@@ -211,9 +232,8 @@ class Line:
         try:
             return unseal(data)
         except ValueError as error:
-            raise DataError(
-                f"{self.storage.url}/{name} is damaged ({error}): restore it from a backup, or use a new line"
-            ) from error
+            what = _REBUILD if name == LATEST else "restore it from a backup, or use a new line"
+            raise DataError(f"{self.storage.url}/{name} is damaged ({error}): {what}") from error
 
     def manifests(self, since: str = "") -> Iterator[Manifest]:
         """Manifests of complete checkpoints of days not before `since`, in no order."""
@@ -364,16 +384,13 @@ class Line:
             DataError: LATEST has been moved since, or another run holds the line.
         """
         target = {key: entry[key] for key in _PUBLISHED}
-        found = self.storage.read_versioned(LATEST)
-        current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+        current, version = self._current()
         if _published(current) == target:
             return
         if not _holds(run, current):
             raise self._lost("this run", current)
-        current_without_branch = {key: value for key, value in current.items() if key != "branch"}
-        if current["serial"] != serial or not self._replaced(
-            current_without_branch | target | {"serial": serial + 1}, found and found[1]
-        ):
+        record = {key: value for key, value in current.items() if key != "branch"} | target | {"serial": serial + 1}
+        if current["serial"] != serial or not self._replaced(record, version):
             self.check_run(run)
             if self.latest() != target:  # else it was moved, and the answer was lost
                 raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
@@ -384,12 +401,9 @@ class Line:
         Args:
             entry: Its line, day, generation and checkpoint, which is kept from now on.
         """
-        origin = Line(self.storage.sibling(entry["line"]))
-        _, name = origin.place(entry["checkpoint"])
-        origin.storage.write(
-            f"{_pins(name)}/{self.name}.json", seal({"holder": f"line {self.name}", "until": _FOREVER})
-        )
-        record = {key: entry[key] for key in _PUBLISHED} | {"checkpoint": f"{origin.name}:{name}"}
+        owner, name = Line(self.storage.sibling(entry["line"])).place(entry["checkpoint"])
+        owner.write(f"{_pins(name)}/{self.name}.json", seal({"holder": f"line {self.name}", "until": _FOREVER}))
+        record = {key: entry[key] for key in _PUBLISHED} | {"checkpoint": f"{Line(owner).name}:{name}"}
         branch = {key: entry[key] for key in ("line", "day", "generation")}
         self.storage.create(LATEST, seal(_NOTHING | record | {"branch": branch}))
 
@@ -408,12 +422,11 @@ class Line:
         Returns:
             The serial that LATEST has now.
         """
-        found = self.storage.read_versioned(LATEST)
-        current = self._unsealed(LATEST, found[0]) if found else dict(_NOTHING)
+        current, version = self._current()
         if not _holds(run, current):
             raise self._lost("this run", current)
         serial = current["serial"] + 1
-        if not self._replaced(current | {"serial": serial}, found and found[1]) and self.state()["serial"] != serial:
+        if not self._replaced(current | {"serial": serial}, version) and self.state()["serial"] != serial:
             self.check_run(run)
             raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
         return serial

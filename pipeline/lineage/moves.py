@@ -1,15 +1,16 @@
 """What a person does to a line by hand: fork it, take it back to an earlier day, forget what was begun."""
 
 import logging
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from features.errors import ConfigError, DataError
-from pipeline.config import Config
+from pipeline.config import LINE_NAME, Config
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger
-from pipeline.lineage.line import Line
+from pipeline.lineage.line import LATEST, Line
 from pipeline.lineage.seal import seal
 from pipeline.run import STATISTICS
 
@@ -26,10 +27,12 @@ def branch(line: Line, name: str, day: str, *, from_nothing: bool) -> Line:
         from_nothing: Without what was trained before that day.
 
     Raises:
-        ConfigError: Nothing is trained before that day.
+        ConfigError: Nothing is trained before that day, or the name is none.
     """
+    if not re.fullmatch(LINE_NAME, name):
+        raise ConfigError(f"--branch {name!r}: expected letters, digits, dots, dashes and underscores")
     forked = Line(line.storage.sibling(name))
-    if forked.name == line.name or forked.storage.exists():
+    if forked.name == line.name or forked.storage.exists(LATEST):
         return forked
     if from_nothing:
         if line.storage.exists(STATISTICS):
@@ -56,6 +59,8 @@ def rollback(config: Config, line: Line, day: str, reason: str) -> dict[str, Any
     Raises:
         DataError: The day is not done on this line, its checkpoint is damaged, or another job holds the line.
     """
+    if not _has_latest(line):
+        _rebuild(line, day)
     with lease(line, f"jobs.daily --rollback {day}", config.daily.lease_s) as run:
         state, entry = line.state(), Ledger(line).find(day)
         if entry is None or entry.content["line"] != line.name:
@@ -65,9 +70,35 @@ def rollback(config: Config, line: Line, day: str, reason: str) -> dict[str, Any
         problem = "its manifest is gone" if manifest is None else line.damage(manifest)
         if problem:
             raise DataError(f"{entry.checkpoint} of {day} cannot be gone back to: {problem}: choose another day")
+        if entry.day == state["day"]:
+            return {"result": "nothing to do", "line": line.name, "latest": day, "checkpoint": entry.checkpoint}
         _record_move(line, state, {"to": entry.reference, "reason": reason, "run": run})
         line.publish(entry.content, state["serial"], run)
     return {"result": "rolled back", "line": line.name, "latest": day, "checkpoint": entry.checkpoint}
+
+
+def _has_latest(line: Line) -> bool:
+    try:
+        line.state()
+    except DataError:
+        return False
+    return True
+
+
+def _rebuild(line: Line, day: str) -> None:
+    """Make LATEST again, as of the last training of a day whose checkpoint is intact."""
+    ledger = Ledger(line)
+    for entry in reversed(ledger.generations(day)):
+        manifest = line.read_manifest(entry.checkpoint)
+        if manifest is not None and line.damage(manifest) is None:
+            serials = [
+                one.content["serial"] for name in line.storage.names("ledger") for one in ledger.generations(name)
+            ]
+            moves = [int(name.removesuffix(".json")) for name in line.storage.names("moves")]
+            logger.warning("LATEST of line %s is made again, at %s, generation %d", line.name, day, entry.generation)
+            line.rebuild(entry.content, max([*serials, *moves]) + 2)
+            return
+    raise DataError(f"the ledger of line {line.name!r} has no training of {day} whose checkpoint is intact")
 
 
 def discard(config: Config, line: Line, reason: str) -> dict[str, Any]:
