@@ -93,7 +93,7 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
         parent = Ledger(line).newest()
         for manifest in reversed(manifests):
             if _ends_day(manifest, passes):
-                parent = Ledger(line).enter(described(manifest, run) | {"kind": "train"}, parent, serial)
+                parent = Ledger(line).enter(described(line, manifest, run) | {"kind": "train"}, parent, serial)
         assert parent is not None
         line.publish(parent.content, serial, run)
     return {
@@ -207,8 +207,8 @@ def quarantined(manifests: Sequence[Manifest]) -> dict[str, str]:
     return {key: reason for units in found for key, reason in units.items()}
 
 
-def described(manifest: Manifest, run: str) -> dict[str, Any]:
-    """What the ledger takes from a finished day's checkpoint."""
+def described(line: Line, manifest: Manifest, run: str) -> dict[str, Any]:
+    """What the ledger takes from a finished day's checkpoint, and from those of earlier days' late labels before it."""
     content = manifest.content
     sums = [int(total) for _, total in content["cursor"]["units"].values()]
     taken = (
@@ -232,6 +232,19 @@ def described(manifest: Manifest, run: str) -> dict[str, Any]:
         "audit": {"units": len(sums), "rows": content["rows"], "sum": f"{sum(sums) % 2**64:016x}"},
         "config": config_hash(content["config"]),
         "train_seconds": content["seconds"],
+        "late": {
+            part.content["log_day"]: _late(part) for part in of_run(line, manifest) if _is_late(part, manifest.day)
+        },
+    }
+
+
+def _is_late(part: Manifest, day: str) -> bool:
+    return part.day == day and part.content["log_day"] != day
+
+
+def _late(part: Manifest) -> dict[str, Any]:
+    return {key: part.content[key] for key in ("tasks", "rows", "rows_in_space")} | {
+        "logs": part.content["files_of_log"]
     }
 
 

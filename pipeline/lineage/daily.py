@@ -237,8 +237,8 @@ class DayJob:
         manifest = self._train(files[self.day])
         gate = self._gate(ledger, steps, base, manifest, predicted)
         self.line.check_run(self.run)
-        content = described(manifest, self.run) | preflight | gate | {"kind": "daily", "before": predicted}
-        content |= self._late(manifest) | {"seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
+        content = described(self.line, manifest, self.run) | preflight | gate | {"kind": "daily", "before": predicted}
+        content |= {"seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
         return ledger.enter(content, parent, state["serial"])
 
     def _skip(self, ledger: Ledger, parent: Entry | None) -> Entry:
@@ -321,22 +321,6 @@ class DayJob:
         verdict = {"problems": problems} | ({"accepted": reason} if problems else {})
         use = measured[0]["expert_use"] if measured else {}
         return {"gate": verdict, "holdout": {"new": new, "parent": parent}, "expert_use": use}
-
-    def _late(self, manifest: Manifest) -> dict[str, Any]:
-        """What was trained of earlier days' late labels."""
-        late = {}
-        for part in self.line.lineage(manifest):
-            content = part.content
-            if part.day != self.day or content["run"] != manifest.content["run"]:
-                break
-            if content["log_day"] != self.day:
-                late[content["log_day"]] = {
-                    "tasks": content["tasks"],
-                    "logs": content["files_of_log"],
-                    "rows": content["rows"],
-                    "rows_in_space": content["rows_in_space"],
-                }
-        return {"late": late} if late else {}
 
     def _timed(self, name: str, steps: Steps, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         started = time.monotonic()
