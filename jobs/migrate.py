@@ -13,9 +13,7 @@ from pipeline.units import parse_days
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add_config(parser)
-    parser.add_argument(
-        "--from", dest="checkpoint", help="the end of a day, below the line; absent: the newest published"
-    )
+    parser.add_argument("--from", dest="checkpoint", help="what is published, by name; absent: whatever that is")
     parser.add_argument(
         "--statistics-days", help="days on which statistics of new features are fitted, if they need any"
     )

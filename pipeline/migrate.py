@@ -265,7 +265,7 @@ def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: in
     assert old is not None
     grandparent = next((entry for entry in ledger.chain() if entry.reference == old.content["parent"]), None)
     content = (
-        old.content
+        {key: value for key, value in old.content.items() if key != "skipped"}
         | described(line, written, run)
         | {"day": old.day, "kind": "migrate", "migrated_from": parent.checkpoint}
     )

@@ -193,6 +193,8 @@ def _finished(line: Line, days: Sequence[str], record: dict[str, Any], reported:
     if finished is None or not is_last(finished, days, record["passes"]):
         raise RunFailed("the last day's checkpoint is gone or damaged: start the same command again")
     line.end_attempts(days, run, {"result": "done"})
+    if reported["asked_to_stop"]:
+        raise Interrupted(f"stopped by SIGTERM after {finished.day} was trained: start the same command again to go on")
     return finished
 
 

@@ -22,7 +22,7 @@ from pipeline.admission import _Runs, admit, count_ids
 from pipeline.config import Config, parse_config
 from pipeline.datasource import Parcel, ReadPlan, UnitDatasource, group_entries
 from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start
+from pipeline.stream import RunPlan, Start, whole_days
 from pipeline.units import DayLog, list_days
 
 DAYS = ["2026-03-01", "2026-03-02"]
@@ -235,7 +235,7 @@ def test_the_stream_is_encoded_with_it(logs: Storage, ray_cluster: None) -> None
     """Catches data tasks that hash, or look up in another vocabulary than the run's."""
     config = make_config(logs, num_rows=60_000)
     encoder, listed = _encoder(config, 100), day_logs(config, DAYS[:1])
-    plan = RunPlan(logs, tuple(listed), 1, encoder, config.ingest, 1, Start)
+    plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, Start)
     segments = plan.segments(1)
     entries = plan.entries(segments, 1)
     read_plan = plan.read_plan(segments)

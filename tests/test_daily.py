@@ -402,6 +402,26 @@ def test_an_anomalous_day_is_refused_until_it_is_accepted(killable: World, tmp_p
     assert len(entry.content["preflight"]["problems"]) == 1
 
 
+def test_what_is_accepted_of_one_day_is_not_accepted_of_others(killable: World, tmp_path: Path) -> None:
+    """Catches a reason for one day that lets the missing days before it pass, whatever is wrong with them."""
+    config = config_of(tmp_path)
+    line = _trained(config, killable, 4)
+    killable.anomalous |= {day_of(4), day_of(5)}
+    with pytest.raises(Refused, match=rf"^{day_of(4)} is refused by preflight"):
+        run(config, line, killable, day_of(5), anomaly="a public holiday")
+
+
+def test_a_log_that_was_written_again_is_looked_at_again(killable: World, tmp_path: Path) -> None:
+    """Catches a day whose log was completed after it was refused, and that is refused for what it was."""
+    config = config_of(tmp_path)
+    line = _trained(config, killable, 4)
+    killable.anomalous.add(day_of(4))
+    with pytest.raises(Refused):
+        run(config, line, killable, day_of(4))
+    killable.anomalous, killable.versions[day_of(4)] = set(), 2
+    assert run(config, line, killable, day_of(4))["result"] == "published"
+
+
 def test_a_bad_day_is_refused_by_the_gate(killable: World, tmp_path: Path) -> None:
     """Catches a model that was trained on shuffled labels and published, or trained anew at every start."""
     config = config_of(tmp_path)

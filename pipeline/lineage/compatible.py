@@ -40,7 +40,7 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
             if old is not None and old[key] != table[key] and not grows:
                 raise DataError(
                     f"checkpoint {manifest.checkpoint} has table {table['name']} with {old[key]:,} {what}, the config "
-                    f"declares {table[key]:,}: restore the old config or start a new root"
+                    f"declares {table[key]:,}: restore the old config, or take it to the new one with jobs.migrate"
                 )
     changed = [key for key in now if then.get(key) != now[key]]
     raise DataError(

@@ -212,10 +212,11 @@ class DayJob:
     def _retire(self, ledger: Ledger, keep: int) -> None:
         """Remove the checkpoints of days long past; their entries stay."""
         own = (entry for entry in ledger.chain() if entry.content["line"] == self.line.name)
-        for entry in itertools.islice(own, keep, None):
+        kept = {entry.checkpoint for entry in itertools.islice(own, keep)}  # a day that was skipped has another's
+        for entry in own:
             if self.line.read_manifest(entry.checkpoint) is None:
                 return
-            if not self.line.is_pinned(entry.checkpoint):
+            if entry.checkpoint not in kept and not self.line.is_pinned(entry.checkpoint):
                 self.line.remove(entry.checkpoint)
 
     def _entered(self, ledger: Ledger, serial: int) -> Entry | None:

@@ -32,7 +32,7 @@ def branch(line: Line, name: str, day: str, *, from_nothing: bool) -> Line:
     if not re.fullmatch(LINE_NAME, name):
         raise ConfigError(f"--branch {name!r}: expected letters, digits, dots, dashes and underscores")
     forked = Line(line.storage.sibling(name))
-    if forked.name == line.name or forked.storage.exists(LATEST):
+    if forked.name == line.name or forked.storage.exists(LATEST) or forked.storage.names("attempts"):
         return forked
     if from_nothing:
         if line.storage.exists(STATISTICS):
@@ -59,7 +59,8 @@ def rollback(config: Config, line: Line, day: str, reason: str) -> dict[str, Any
     Raises:
         DataError: The day is not done on this line, its checkpoint is damaged, or another job holds the line.
     """
-    if not _has_latest(line):
+    lost = not _has_latest(line)
+    if lost:
         _rebuild(line, day)
     with lease(line, f"jobs.daily --rollback {day}", config.daily.lease_s) as run:
         state, entry = line.state(), Ledger(line).find(day)
@@ -70,7 +71,7 @@ def rollback(config: Config, line: Line, day: str, reason: str) -> dict[str, Any
         problem = "its manifest is gone" if manifest is None else line.damage(manifest)
         if problem:
             raise DataError(f"{entry.checkpoint} of {day} cannot be gone back to: {problem}: choose another day")
-        if entry.day == state["day"]:
+        if entry.day == state["day"] and not lost:
             return {"result": "nothing to do", "line": line.name, "latest": day, "checkpoint": entry.checkpoint}
         _record_move(line, state, {"to": entry.reference, "reason": reason, "run": run})
         line.publish(entry.content, state["serial"], run)
