@@ -170,7 +170,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
         arguments = [sys.executable, __file__, point, str(file), str(tmp_path)]
         with (tmp_path / f"log-{len(started)}").open("w") as log:
-            started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, text=True))
+            environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+            started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, text=True, env=environment))
         return started[-1]
 
     def note() -> None:
