@@ -16,6 +16,12 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     Raises:
         DataError: Names the table, or what else differs, and what to do.
     """
+    held, holds = manifest.content["config"].get("holdout"), config.holdout
+    if held is not None and holds is not None and held != holds.model_dump(mode="json"):
+        raise DataError(
+            f"checkpoint {manifest.checkpoint} was trained with another holdout ({held}): rows that are held out now "
+            "have been trained: restore it, leave the section out, or begin a new line"
+        )
     if not _same_model(manifest.content["config"]["model"], config.model):
         raise DataError(
             f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config, or take "
