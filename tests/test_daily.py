@@ -6,6 +6,11 @@ model is the hash of its parent and of the files that were read, so that two mod
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -602,8 +607,6 @@ def test_of_two_jobs_one_wins(tmp_path: Path) -> None:
 
     class Slow(SmallWork):
         def profile(self, log: DayLog) -> DayProfile:
-            import time
-
             time.sleep(1.0)
             return super().profile(log)
 
@@ -638,6 +641,47 @@ def test_a_holder_that_was_stopped_publishes_nothing(tmp_path: Path) -> None:
         assert Ledger(line).generations(day_of(1)) == []
 
 
+def test_a_process_that_is_stopped_past_its_lease(tmp_path: Path) -> None:
+    """Catches two processes that publish one day: the first is stopped in its training, taken over, and wakes up."""
+    config = config_of(tmp_path, lease_s=1.0)
+    line, world = Line.of(config.root, "main"), World()
+    run(config, line, world, day_of(0))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    arguments = [sys.executable, __file__, str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment) as first:
+        try:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "training\n"
+            first.send_signal(signal.SIGSTOP)
+            assert run(config, line, world, day_of(1))["result"] == "published"  # after a lease of silence
+            found = history(line)
+            first.send_signal(signal.SIGCONT)
+            said, _ = first.communicate(timeout=60)
+        finally:
+            first.kill()
+    assert "no longer holds" in said
+    assert history(line) == found
+    assert len(Ledger(line).generations(day_of(1))) == 1
+
+
+def _train_slowly(root: str) -> None:
+    """The second day, by a process that can be stopped while it trains."""
+
+    class Slow(SmallWork):
+        def train(self, day: str, run: str) -> Manifest:
+            sys.stdout.write("training\n")
+            sys.stdout.flush()
+            time.sleep(2)
+            return super().train(day, run)
+
+    config = config_of(Path(root), lease_s=1.0)
+    line = Line.of(config.root, "main")
+    try:
+        run_days(config, line, Slow(line, World()), [day_of(1)], 7, Accepted())
+    except DataError as error:
+        sys.stdout.write(f"{error}\n")
+
+
 def test_silence_is_what_makes_a_holder_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a lease that believes a clock: one set back keeps a dead holder, one set forward kills a living one."""
     line = Line.of(str(tmp_path), "main")
@@ -654,3 +698,7 @@ def test_silence_is_what_makes_a_holder_dead(tmp_path: Path, monkeypatch: pytest
     line.storage.write("LEASE", seal(record))  # as one that died left it
     with lease_file.lease(line, "third", 0.5):
         assert json.loads(line.storage.read("LEASE"))["what"] == "third"
+
+
+if __name__ == "__main__":
+    _train_slowly(sys.argv[1])
