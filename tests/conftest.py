@@ -207,8 +207,11 @@ def _tiny_rows(first: int, size: int) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """The session's one Ray: real, in processes of its own, with more logical CPUs than this machine has cores."""
+def ray_cluster(s3_root: str) -> Iterator[None]:
+    """The session's one Ray: real, in processes of its own, with more logical CPUs than this machine has cores.
+
+    It knows the S3 server, whose address and keys are in the environment that it is started with.
+    """
     import ray  # here, so that the tests that need no Ray do not pay for it
 
     os.environ |= {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180"}

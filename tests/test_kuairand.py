@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -322,7 +323,7 @@ def test_random_exposures_only_on_request(source: Path) -> None:
 def test_a_wrong_value_is_one_line_with_file_and_column(source: Path, change: Row, expected: str) -> None:
     """A label of 2 or a broken number that is imported, or a traceback; and half the days left behind."""
     write_csv(source / "log_standard_4_08_to_4_21_pure.csv", [*THREE_DAYS, THREE_DAYS[-1] | change])
-    message = refusal(source)
+    message = re.sub(r"Row #\d+: ", "", refusal(source))  # pyarrow knows it in some blocks of a file only
     assert "log_standard_4_08_to_4_21_pure.csv: " in message
     assert expected in message
 
