@@ -39,6 +39,7 @@ from pipeline.train import Trainer, train_worker
 DAYS = ["2026-01-01", "2026-01-02"]
 ROWS, BATCH, EVERY = 4000, 32, 10
 LAST = -(-ROWS // (2 * BATCH))  # step of a day, at least
+FULL_AT = (LAST // EVERY + 2) * EVERY  # a step of the second day that has a checkpoint
 
 pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
@@ -316,7 +317,7 @@ def test_a_disk_that_is_full(
     config = _config(logs, copied("local"))
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"max_failures": 0})})
     with monkeypatch.context() as patch:
-        patch.setattr(run, "train_worker", functools.partial(_worker_on_a_full_disk, step=LAST + EVERY))
+        patch.setattr(run, "train_worker", functools.partial(_worker_on_a_full_disk, step=FULL_AT))
         with pytest.raises(Exception, match="No space left on device"):
             _daily(config, DAYS[1])
     assert _daily(config, DAYS[1])["result"] == "published"

@@ -243,13 +243,26 @@ def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, ray_cluster: N
     assert (found["days"], found["rows"]) == (DAYS[:4], 6 * ROWS)
 
 
-def _with_vocabulary(config: Config, rows: int, keep_days: int = 1) -> Config:
-    mapping = VocabularyConfig(kind="vocabulary", min_count=3, keep_days=keep_days, tail_rows=8)
+def _rename_videos(file: Path) -> None:
+    """Half of the videos are others."""
+    table = _table(file)
+    video = table["video_id"].to_numpy()
+    renamed = pa.array(np.where(video % 2 == 0, video + 100_000, video), table["video_id"].type)
+    pq.write_table(
+        table.set_column(table.column_names.index("video_id"), "video_id", renamed), file, row_group_size=300
+    )
+
+
+def _with_vocabulary(config: Config, rows: int) -> Config:
+    """Of videos, that nothing but their own id reads."""
+    mapping = VocabularyConfig(kind="vocabulary", min_count=3, keep_days=1, tail_rows=8)
+    features = [feature for feature in config.log_schema.features if feature.name != "history_video_id"]
     tables = [
         table.model_copy(update={"num_rows": rows, "id_mapping": mapping} if table.name == "video" else {})
         for table in config.log_schema.tables
     ]
-    return config.model_copy(update={"log_schema": config.log_schema.model_copy(update={"tables": tables})})
+    changed = {"tables": tables, "features": features}
+    return config.model_copy(update={"log_schema": config.log_schema.model_copy(update=changed)})
 
 
 def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +270,11 @@ def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, m
 
     The last day is cut off by a dead worker, goes on as another command, and has to be what it is without.
     """
-    config = _with_vocabulary(make_config(logs, tmp_path / "root", checkpoint={"every_steps": 5}), 90)
+    shutil.copytree(logs, tmp_path / "logs")
+    for file in (tmp_path / f"logs/dt={DAYS[2]}").iterdir():
+        _rename_videos(file)
+    config = make_config(tmp_path / "logs", tmp_path / "root", checkpoint={"every_steps": 5})
+    config = _with_vocabulary(config, 90)
     fit_statistics(config, DAYS[:1])
     line = Line.of(config.root, "main")
     train(config, DAYS[:1], passes=1)
