@@ -293,7 +293,7 @@ def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, m
 
     disturbed = config.model_copy(update={"root": str(tmp_path / "disturbed")})
     (tmp_path / "fault").mkdir()
-    fault = Fault("kill", 13 + 5, 1, tmp_path / "fault")  # of 12 steps or 13 a day
+    fault = Fault("kill", 13 + 10, 1, tmp_path / "fault")  # of 12 steps or 13 a day; that of step 15 is written
     with monkeypatch.context() as patch:
         patch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
         with pytest.raises(RuntimeError):
