@@ -64,7 +64,7 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
         "result": f"every row once since {lineage[-1].day}; {gone} is gone" if gone else "every row once",
         "checkpoint": newest.checkpoint,
         "written_again": sorted(set(written_again)),
-        "days": list(dict.fromkeys(manifest.day for manifest in reversed(lineage))),
+        "days": [one.day for one in reversed(lineage) if one.content["log_day"] == one.day],
         "rows": sum(manifest.content["rows"] for manifest in lineage),
         "held_out": sum(manifest.content["held_out"] for manifest in lineage),
         "quarantined": sum(len(manifest.content["cursor"]["quarantined"]) for manifest in lineage),
