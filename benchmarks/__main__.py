@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("ingest_cpu", "head_gemm", "memory", "data_wait", "save_stall", "determinism", "vocabulary", "daily_kuairand")
+NAMES = (
+    "ingest_cpu",
+    "head_gemm",
+    "memory",
+    "data_wait",
+    "save_stall",
+    "determinism",
+    "vocabulary",
+    "vocabulary_quality",
+    "daily_kuairand",
+)
 
 
 def main() -> int:

@@ -6,20 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.columns import id_values
 from features.errors import DataError
-from features.hashing import hash_ids, salt_of
-from features.schema import BucketFeature, IdFeature, Schema, SequenceFeature
+from features.schema import Schema
 from features.vocabulary import Vocabulary, merge_counts
 from pipeline.config import Config
-from pipeline.datasource import named_unit, read_unit
 from pipeline.storage import Storage
 from pipeline.unit_pass import map_units
-from pipeline.units import DayLog, Unit
+from pipeline.unit_work import CountIds, Counts
+from pipeline.units import DayLog
 
 logger = logging.getLogger(__name__)
-
-Counts = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +129,7 @@ def count_ids(config: Config, day_logs: Sequence[DayLog]) -> dict[str, Counts]:
         DataError: A unit could not be read, unless `ingest.on_bad_unit` is `quarantine`: then its ids do not count.
     """
     runs = {name: _Runs() for name in config.log_schema.vocabularies}
-    work = _CountUnit(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
+    work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
     for part in map_units(day_logs, work):
         if isinstance(part, str):
             logger.warning("not counted: %s", part)
@@ -162,33 +158,3 @@ class _Runs:
     def _merge_last(self) -> None:
         last = self._runs.pop()
         self._runs[-1] = merge_counts(self._runs[-1], last)
-
-
-@dataclass(frozen=True, slots=True)
-class _CountUnit:
-    logs: Storage
-    schema: Schema
-    pass_over_bad: bool
-
-    def __call__(self, unit: Unit) -> dict[str, Counts] | str:
-        """Counts by table; or why the unit could not be read, where such units are passed over."""
-        try:
-            return self._count(unit)
-        except DataError as error:
-            if self.pass_over_bad:
-                return str(error)
-            raise
-
-    def _count(self, unit: Unit) -> dict[str, Counts]:
-        readers: dict[str, list[IdFeature | SequenceFeature]] = {name: [] for name in self.schema.vocabularies}
-        for feature in self.schema.sparse_features:
-            if feature.table in readers and not isinstance(feature, BucketFeature):
-                readers[feature.table].append(feature)
-        names = dict.fromkeys(feature.source for features in readers.values() for feature in features)
-        columns, salt = read_unit(self.logs, unit, list(names)), salt_of(self.schema.hash_salt)
-        with named_unit(self.logs, unit):
-            keys = {
-                name: [hash_ids(id_values(feature, columns[feature.source])[0], salt) for feature in features]
-                for name, features in readers.items()
-            }
-        return {name: np.unique(np.concatenate(found), return_counts=True) for name, found in keys.items()}

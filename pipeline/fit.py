@@ -12,14 +12,14 @@ from features.errors import DataError
 from features.schema import Schema
 from features.statistics import Statistics, StatisticsAccumulator
 from pipeline.config import Config
-from pipeline.datasource import named_unit, read_unit
 from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal
 from pipeline.run import STATISTICS
 from pipeline.session import ray_session
 from pipeline.storage import Storage
 from pipeline.unit_pass import map_units
-from pipeline.units import DayLog, Unit, check_days
+from pipeline.unit_work import ObserveUnit, SumLabels
+from pipeline.units import DayLog, check_days
 
 logger = logging.getLogger(__name__)
 
@@ -66,23 +66,9 @@ def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], da
         DataError: A unit could not be read.
     """
     total = StatisticsAccumulator(schema)
-    for part in map_units(days, _Observe(logs, schema, tuple(columns))):
+    for part in map_units(days, ObserveUnit(logs, schema, tuple(columns))):
         total.merge(part)
     return total.finish([day.day for day in days])
-
-
-@dataclass(frozen=True, slots=True)
-class _Observe:
-    logs: Storage
-    schema: Schema
-    columns: tuple[str, ...]
-
-    def __call__(self, unit: Unit) -> StatisticsAccumulator:
-        accumulator = StatisticsAccumulator(self.schema)
-        columns = read_unit(self.logs, unit, list(self.columns))
-        with named_unit(self.logs, unit):
-            accumulator.update(columns)
-        return accumulator
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +115,7 @@ def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], fea
         feature: An id feature.
     """
     place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
-    parts = list(map_units(days, _Count(Storage(config.logs.path), encoder, place)))
+    parts = list(map_units(days, SumLabels(Storage(config.logs.path), encoder, place)))
     ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
     sums = np.zeros((len(ids), 2, len(config.log_schema.tasks)))
     np.add.at(sums, inverse, np.concatenate([part[1] for part in parts]))
@@ -138,22 +124,3 @@ def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], fea
     prior = config.evaluation.prior_rows
     means = (sums[:, 0] + prior * overall) / (sums[:, 1] + prior)
     return Popularity(feature, ids, means, overall)
-
-
-@dataclass(frozen=True, slots=True)
-class _Count:
-    logs: Storage
-    encoder: Encoder
-    place: int
-
-    def __call__(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a unit with the sums of their labels and their rows in space, shape (n, 2, K)."""
-        columns = read_unit(self.logs, unit, self.encoder.columns)
-        with named_unit(self.logs, unit):
-            encoded = self.encoder.encode(columns)
-        present = np.diff(encoded.offsets[self.place]) > 0
-        labels = encoded.labels[present].astype(np.float64)
-        ids, inverse = np.unique(encoded.ids[self.place], return_inverse=True)
-        sums = np.zeros((len(ids), 2, labels.shape[1]))
-        np.add.at(sums, inverse, np.stack([np.nan_to_num(labels), ~np.isnan(labels)], axis=1))
-        return ids, sums

@@ -1,7 +1,6 @@
 """A training run as the command sees it: check all that can be checked, start Ray, train, say what came out."""
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,16 +14,17 @@ from pipeline.admission import Admission, admit, read_vocabularies
 from pipeline.config import Config
 from pipeline.datasource import read_columns
 from pipeline.failures import RunFailed
-from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger, config_hash
 from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.manifest import declared
 from pipeline.lineage.seal import unseal
+from pipeline.lineage.start import Beginning, ends_day, is_last, start_of
 from pipeline.parts import late_days, parts_of
 from pipeline.progress import ProgressBoard
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
-from pipeline.stream import Part, RunPlan, Start
+from pipeline.stream import Part, RunPlan
 from pipeline.train import train_worker
 from pipeline.train_job import TrainJob
 from pipeline.units import check_days
@@ -77,7 +77,7 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
         Interrupted: SIGTERM came; the workers have saved where they were.
     """
     line = Line.of(config.root, config.line)
-    start = start_of(config, line, days, passes)
+    start = start_of(declared(config), line, days, passes)
     latest = line.latest()
     if (
         start is not None
@@ -92,7 +92,7 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
         manifests = list(of_run(line, finished))
         parent = Ledger(line).newest()
         for manifest in reversed(manifests):
-            if _ends_day(manifest, passes):
+            if ends_day(manifest, passes):
                 parent = Ledger(line).enter(described(line, manifest, run) | {"kind": "train"}, parent, serial)
         assert parent is not None
         line.publish(parent.content, serial, run)
@@ -123,7 +123,7 @@ def train_days(config: Config, line: Line, days: Sequence[str], passes: int, run
         DataError: The logs, or what the line has trained already, do not fit.
         Interrupted: SIGTERM came; the workers have saved where they were.
     """
-    start = start_of(config, line, days, passes)
+    start = start_of(declared(config), line, days, passes)
     if start is not None and is_last(start, days, passes):
         return start, False
     statistics = _frozen_statistics(config, line, start)
@@ -131,7 +131,7 @@ def train_days(config: Config, line: Line, days: Sequence[str], passes: int, run
     parts = parts_to_train(config, line, days)
     trusted = start.checkpoint if start else None
     record = {"run": run, "passes": passes}
-    begin = functools.partial(_begin, config, line, tuple(days), record, trusted)
+    begin = Beginning(declared(config), line, tuple(days), record, trusted)
     with ray_session(config):
         admission = _admission(config, line, start, {"days": list(days), "passes": passes}, parts)
         encoder = Encoder(config.log_schema, statistics, vocabularies=admission.vocabularies)
@@ -250,51 +250,8 @@ def _late(part: Manifest) -> dict[str, Any]:
     }
 
 
-def start_of(
-    config: Config, line: Line, days: Sequence[str], passes: int, trusted: str | None = None
-) -> Manifest | None:
-    """The checkpoint to start from, if it fits the days that are asked for.
-
-    Raises:
-        DataError: The line is elsewhere, or was trained with another schema.
-    """
-    newest = line.newest(trusted)
-    if newest is None:
-        return None
-    check_same_schema(config, newest)
-    content, latest = newest.content, line.latest()
-    if content["run"] == {"days": list(days), "passes": passes}:
-        return newest
-    after = max(newest.day, latest["day"]) if latest else newest.day
-    if after < days[0] and is_last(newest, content["run"]["days"], content["run"]["passes"]):
-        return newest
-    raise DataError(
-        f"line {config.line!r} has trained up to {newest.day} (step {newest.step}, "
-        f"{'complete' if content['complete'] else 'within the day'}), asked for are {days[0]}..{days[-1]}: ask for "
-        f"later days, finish {content['run']['days'][0]}..{content['run']['days'][-1]}, forget what is not published "
-        "with jobs.daily --discard REASON, or name another line"
-    )
-
-
-def is_last(manifest: Manifest, days: Sequence[str], passes: int) -> bool:
-    """Whether a checkpoint is the end of all that a run was to train."""
-    return _ends_day(manifest, passes) and manifest.day == days[-1]
-
-
-def _ends_day(manifest: Manifest, passes: int) -> bool:
-    content = manifest.content
-    return content["complete"] and content["pass"] == passes - 1 and content["log_day"] == content["day"]
-
-
 def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> Statistics | None:
     if start is None:
         return load_statistics(config, line)
     frozen = start.content["statistics"]
     return Statistics.model_validate(frozen) if frozen else None
-
-
-def _begin(config: Config, line: Line, days: tuple[str, ...], record: dict[str, Any], trusted: str | None) -> Start:
-    """What the stream asks at every start of the workers; a module's function, since it travels."""
-    choose = lambda known: start_of(config, line, days, record["passes"], known or trusted)  # noqa: E731
-    attempt, start = line.begin_attempt(days, record, choose, held=True)
-    return Start(attempt, start.resume_point() if start else None)

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from features.errors import ConfigError
 from pipeline.config import Config
+from pipeline.entry import run_worker
 from pipeline.failures import run_failed
 from pipeline.progress import ProgressWatcher
 from pipeline.signals import stop_on_sigterm
@@ -102,8 +103,8 @@ def run_workers(
     workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
     num_workers = workers.num if workers.min is None else (workers.fewest, workers.most)
     trainer = TorchTrainer(
-        worker,
-        train_loop_config={"job": job},
+        run_worker,
+        train_loop_config={"work": ray.put((worker, job))},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             elastic_resize_monitor_interval_s=workers.resize_every_s,

@@ -31,9 +31,11 @@ from pipeline.evaluation.table import metrics_table
 from pipeline.fit import fit_statistics
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
+from pipeline.lineage.manifest import declared
 from pipeline.lineage.seal import seal, unseal
+from pipeline.lineage.start import start_of
 from pipeline.progress import ProgressBoard
-from pipeline.run import start_of, train
+from pipeline.run import train
 from pipeline.session import run_workers
 from pipeline.storage import Storage
 from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
@@ -312,7 +314,7 @@ def test_a_published_day_is_not_left_out(trained: tuple[Config, dict[str, Any]],
             continue
         name = f"{manifest.checkpoint}/manifest.json"
         line.storage.write(name, seal(manifest.content | {"run": {"days": [manifest.day], "passes": 1}}))
-    start = start_of(cut, line, ["2026-01-03"], 1)  # negative control
+    start = start_of(declared(cut), line, ["2026-01-03"], 1)  # negative control
     assert start is not None
     assert start.checkpoint == result["checkpoint"]
     line.storage.write(f"{result['checkpoint']}/__0_0.distcp", b"half")

@@ -12,6 +12,11 @@ from pipeline.stream import Header, Part
 _LIBRARIES = ("torch", "torchrec", "ray", "pyarrow", "numpy")
 
 
+def declared(config: Config) -> dict[str, Any]:
+    """A configuration as manifests have it."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
 def describe(
     config: Config, statistics: Statistics | None, header: Header, part: Part, cursor: DayCursor
 ) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def describe(
         "held_out": cursor.held_out,
         "rows_in_space": dict(zip(schema.task_names, cursor.in_space, strict=bool(cursor.in_space))),
         "files_of_log": part.log.files,
-        "config": config.model_dump(mode="json", by_alias=True),
+        "config": declared(config),
         "schema_fingerprint": schema.fingerprint(),
         "statistics": statistics.model_dump(mode="json") if statistics else None,
         "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},

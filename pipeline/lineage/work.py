@@ -2,24 +2,20 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import pyarrow as pa
-
-from features.errors import DataError
 from features.holdout import Rows
 from features.profile import DayProfile
-from features.schema import Schema
 from pipeline.config import Config
-from pipeline.datasource import named_unit, read_columns, read_unit
+from pipeline.datasource import read_columns
 from pipeline.evaluation.evaluate import Measurement, measure
 from pipeline.lineage.line import Line, Manifest
 from pipeline.run import parts_to_train, train_days
 from pipeline.session import ray_session
 from pipeline.storage import Storage
 from pipeline.unit_pass import map_units
-from pipeline.units import DayLog, Unit
+from pipeline.unit_work import ProfileUnit
+from pipeline.units import DayLog
 
 
 class Work(Protocol):
@@ -80,7 +76,7 @@ class RayWork:
         schema = self._config.log_schema
         total = DayProfile()
         columns, pass_over_bad = tuple(read_columns(schema.columns(), None)), self._config.ingest.on_bad_unit != "fail"
-        for part in map_units([log], _Profile(self._logs, schema, columns, pass_over_bad)):
+        for part in map_units([log], ProfileUnit(self._logs, schema, columns, pass_over_bad)):
             total.merge(part)
         return total
 
@@ -93,28 +89,3 @@ class RayWork:
         """Train a day to its end, from what is published, or from where that was cut off."""
         self._need_ray()
         return train_days(self._config, self._line, [day], 1, run)[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Profile:
-    logs: Storage
-    schema: Schema
-    columns: tuple[str, ...]
-    pass_over_bad: bool
-
-    def __call__(self, unit: Unit) -> DayProfile:
-        """The unit's figures; none of a unit that cannot be read, where training will quarantine it."""
-        try:
-            return self._profile(unit)
-        except DataError:
-            if self.pass_over_bad:
-                return DayProfile()
-            raise
-
-    def _profile(self, unit: Unit) -> DayProfile:
-        profile = DayProfile()
-        at_once = [task.name for task in self.schema.tasks if not task.delay_days]
-        columns: dict[str, pa.Array] = read_unit(self.logs, unit, list(self.columns))
-        with named_unit(self.logs, unit):
-            profile.update(self.schema, columns, at_once)
-        return profile
