@@ -29,6 +29,7 @@ from test_runs import make_config, weights
 from features.synthetic.logs import SyntheticConfig, write_day
 from pipeline import checkpoint, run
 from pipeline.config import Config
+from pipeline.evaluation import evaluate
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
@@ -221,6 +222,22 @@ def test_a_driver_that_is_killed(
     _check(config, undisturbed, tmp_path)
 
 
+@pytest.mark.faults
+def test_a_driver_that_is_asked_to_end_while_it_measures(
+    copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Catches a SIGTERM that is lost because nothing is trained yet, or a half of the metrics that is believed."""
+    config = _config(logs, copied("bare"), ray={"address": ray.get_runtime_context().gcs_address})
+    first = start(config, "asked to end")
+    out, _ = first.communicate(timeout=400)
+    assert first.returncode == 1, (tmp_path / "log-0").read_text()[-3000:]
+    assert "stopped by SIGTERM after measuring" in json.loads(out.splitlines()[-1])["error"]
+    second = start(config, "none")
+    second.communicate(timeout=400)
+    assert second.returncode == 0, (tmp_path / "log-1").read_text()[-3000:]
+    _check(config, undisturbed, tmp_path)
+
+
 def _main(point: str, file: str, folder: str) -> int:
     """The daily command; it is killed at a point, by itself or by one of its workers."""
     from jobs import daily
@@ -235,6 +252,9 @@ def _main(point: str, file: str, folder: str) -> int:
 
     if point in ("preflight", "predict"):
         after(RayWork, {"preflight": "profile", "predict": "measure"}[point])
+    elif point == "asked to end":
+        asking = functools.partial(_worker_that_asks, pid=os.getpid())
+        evaluate.evaluate_worker = asking  # pyright: ignore[reportAttributeAccessIssue]
     elif point == "before ledger":
         Ledger.enter = die
     elif point == "before LATEST":
@@ -269,6 +289,12 @@ def _worker_that_kills(settings: dict[str, Any], point: str, pid: int, folder: s
     if point == "checkpoint write":
         checkpoint._commit = kill_and_commit
     return train_worker(settings)
+
+
+def _worker_that_asks(settings: dict[str, Any], pid: int) -> dict[str, Any]:
+    """`evaluate_worker`, which first asks the driver to end."""
+    os.kill(pid, signal.SIGTERM)
+    return evaluate.evaluate_worker(settings)
 
 
 # --- Workers and data tasks ---

@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,25 @@ def evaluate(
         raise ConfigError("the hold-out is asked for, and the config has no section holdout")
     line = Line.of(config.root, config.line)
     name = checkpoint or _published(line)
-    with line.pinned(name, "evaluate"):
-        encoder = _encoder_of(config, line, complete_manifest(line, name))
+    measured = measure_days(config, line, name, days, rows, popularity_days)
+    return {"result": "evaluated", "checkpoint": name, "days": list(days), "tasks": measured.tasks}
+
+
+def measure_days(
+    config: Config,
+    line: Line,
+    checkpoint: str,
+    days: Sequence[str],
+    rows: Rows = "all",
+    popularity_days: Sequence[str] = (),
+) -> "Measurement":
+    """Measure one checkpoint on days, all of them together; see `evaluate`."""
+    with line.pinned(checkpoint, "evaluate"):
+        encoder = _encoder_of(config, line, complete_manifest(line, checkpoint))
         whole = whole_days(listed_days(config, encoder, days))
         history = listed_days(config, encoder, popularity_days)
-        (measured,) = measure(config, line, [name], whole, rows, history)
-    return {"result": "evaluated", "checkpoint": name, "days": list(days), "tasks": measured.tasks}
+        (measured,) = measure(config, line, [checkpoint], whole, rows, history)
+    return measured
 
 
 def listed_days(config: Config, encoder: Encoder, days: Sequence[str]) -> list[DayLog]:
@@ -115,10 +128,12 @@ class Measurement:
     Args:
         tasks: One entry per task, with the metrics of the model, of popularity and of the truth.
         expert_use: By module of gates: mean weight of each expert, per gate.
+        expert_use_deviation: Standard deviation of that weight over the rows.
     """
 
     tasks: list[dict[str, Any]]
     expert_use: dict[str, list[list[float]]]
+    expert_use_deviation: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 def measure(
@@ -309,11 +324,12 @@ class Measured:
             }
             for index, task in enumerate(self._tasks)
         ]
-        return {"tasks": tasks, "expert_use": self._gates.means(group)}
+        means, deviations = self._gates.moments(group)
+        return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
 
 
 class GateUse:
-    """How much each gate uses each expert: the mean of its weights over the rows that are measured.
+    """How much each gate uses each expert: moments of its weights over the rows that are measured.
 
     Args:
         model: Its modules of kind `Gates` are watched.
@@ -339,21 +355,25 @@ class GateUse:
             num_rows: Rows of the batch that are none.
         """
         self._num_rows += num_rows
-        for name, weights in self._newest.items():
-            total = weights[:num_rows].to("cpu", torch.float64).sum(0)
+        for name, newest in self._newest.items():
+            weights = newest[:num_rows].to("cpu", torch.float64)
+            total = torch.stack([weights.sum(0), weights.square().sum(0)])
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
-    def means(self, group: dist.ProcessGroup) -> dict[str, list[list[float]]]:
-        """By module: the mean weight of each expert, per gate, over all ranks; collective. Ends the watch."""
+    def moments(self, group: dist.ProcessGroup) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Mean and deviation of each expert's weight, per module and gate, over all ranks; collective; ends it."""
         for hook in self._hooks:
             hook.remove()
         count = torch.tensor(float(self._num_rows), dtype=torch.float64)
         dist.all_reduce(count, group=group)
-        found = {}
+        means, deviations = {}, {}
         for name in sorted(self._sums):
             dist.all_reduce(self._sums[name], group=group)
-            found[name.rpartition("head.")[2]] = (self._sums[name] / count.clamp(min=1)).tolist()
-        return found
+            mean, square = self._sums[name] / count.clamp(min=1)
+            short = name.rpartition("head.")[2]
+            means[short] = mean.tolist()
+            deviations[short] = (square - mean.square()).clamp(min=0).sqrt().tolist()
+        return means, deviations
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:

@@ -232,7 +232,7 @@ class DayJob:
         files = {day: log.files for day, log in logs.items()}
         self._forget_what_was_read_before(files)
         state = self.line.state()
-        steps, base = Steps(self.line.storage, self.day, state["serial"]), state.get("checkpoint")
+        steps, base = self._steps(state["serial"]), state.get("checkpoint")
         preflight = self._preflight(ledger, steps, logs[self.day])
         predicted = self._predict(steps, base, files)
         manifest = self._train(files[self.day])
@@ -241,6 +241,10 @@ class DayJob:
         content = described(self.line, manifest, self.run) | preflight | gate | {"kind": "daily", "before": predicted}
         content |= {"seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
         return ledger.enter(content, parent, state["serial"])
+
+    def _steps(self, serial: int) -> Steps:
+        """The day's steps under LATEST's serial: after a publication or a rollback all of them begin anew."""
+        return Steps(self.line.storage, f"steps/{self.day}/{serial}")
 
     def _skip(self, ledger: Ledger, parent: Entry | None) -> Entry:
         state = self.line.state()

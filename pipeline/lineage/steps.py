@@ -1,4 +1,4 @@
-"""What the steps of a day have found, kept until the day is published, so that a job started again goes on."""
+"""What steps of a long piece of work have found, kept, so that a job started again goes on."""
 
 import hashlib
 import json
@@ -12,19 +12,17 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Results of the steps of one day.
+    """Results of steps, in one folder.
 
     A result holds for the inputs that it was made from; with others, the step is done again.
 
     Args:
-        storage: The folder of the line.
-        day: ISO date.
-        serial: Of LATEST while the day is done; after a publication or a rollback all steps begin anew.
+        storage: Of a line, or of a comparison.
+        folder: Below it.
     """
 
     storage: Storage
-    day: str
-    serial: int
+    folder: str
 
     def done(self, name: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a step, which is done if it has not been.
@@ -62,7 +60,7 @@ class Steps:
         return found if found["inputs"] == _digest(inputs) else None
 
     def _path(self, name: str) -> str:
-        return f"steps/{self.day}/{self.serial}/{name}.json"
+        return f"{self.folder}/{name}.json"
 
 
 def _digest(inputs: Any) -> str:

@@ -1,0 +1,50 @@
+"""Train several networks on the same days, measure them on others, and say which task gains and which pays."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs.command import add_config, command
+from pipeline.comparison.gains import model_rows, verdicts
+from pipeline.comparison.runs import Comparison, ComparisonPlan
+from pipeline.config import load_config
+from pipeline.report.comparison import to_markdown, write_report
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--models", required=True, help="kinds of networks, and single: e.g. single,hard_sharing,ple")
+    parser.add_argument("--train-days", required=True, help="YYYY-MM-DD..YYYY-MM-DD")
+    parser.add_argument("--test-days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from the config's seed on")
+    parser.add_argument("--trials", type=int, default=1, help="sizes of each model to choose from, at most 4")
+    parser.add_argument("--choose-days", help="the last of the training days; sizes are chosen on them")
+    parser.add_argument("--name", default="compare", help="of the folder below ROOT/comparisons")
+    parser.add_argument("--keep-checkpoints", action="store_true", help="else they are removed once measured")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing, write table and page, and show the table on stderr."""
+    config = load_config(arguments.config, arguments.set)
+    plan = ComparisonPlan(
+        name=arguments.name,
+        models=tuple(arguments.models.split(",")),
+        train_days=tuple(parse_days(arguments.train_days)),
+        test_days=tuple(parse_days(arguments.test_days)),
+        choose_days=tuple(parse_days(arguments.choose_days)) if arguments.choose_days else (),
+        seeds=arguments.seeds,
+        trials=arguments.trials,
+        keep_checkpoints=arguments.keep_checkpoints,
+    )
+    comparison = Comparison(config, plan)
+    outcomes = comparison.run()
+    rows, kinds = model_rows(outcomes), {task.name: task.kind for task in config.log_schema.tasks}
+    sys.stderr.write(f"\n{to_markdown(rows, kinds, plan)}\n")
+    written = write_report(comparison.storage, outcomes, rows, kinds, plan)
+    return {"result": "compared", "verdicts": verdicts(rows), **written}
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

@@ -1,0 +1,200 @@
+"""Comparisons: sizes of one number of parameters, gains by hand, what is refused, and what is run again."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow.parquet as pq
+import pytest
+from test_runs import DAYS, logs, make_config
+
+from features.errors import ConfigError
+from models.network import NetworkConfig
+from pipeline.comparison import runs
+from pipeline.comparison.candidates import _SHAPES, CLOSE, SINGLE, head_parameters, one_task, settings_of, with_network
+from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows, verdicts
+from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
+from pipeline.config import Config, load_config
+from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
+
+__all__ = ["logs"]  # a fixture
+
+ROOT = Path(__file__).parents[1]
+PLAN = ComparisonPlan(name="test", models=(SINGLE, "mmoe"), train_days=tuple(DAYS), test_days=("2026-01-03",))
+
+
+# --- Sizes ---
+
+
+@pytest.mark.parametrize("model", [SINGLE, *_SHAPES])
+@pytest.mark.parametrize("file", ["demo.yaml", "kuairand.yaml"])
+def test_all_sizes_have_as_many_parameters(model: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a comparison that the larger network wins because it is larger."""
+    monkeypatch.chdir(ROOT)
+    config = load_config(ROOT / "jobs/configs" / file)
+    target = head_parameters(config)
+    settings = settings_of(model, config, 4)
+    subject = one_task(config, config.log_schema.task_names[0]) if model == SINGLE else config
+    for setting in settings:
+        assert setting.num_parameters == head_parameters(with_network(subject, setting.network))
+        assert abs(setting.num_parameters / target - 1) <= CLOSE
+    assert len({setting.network.model_dump_json() for setting in settings}) == 4
+
+
+def test_a_network_without_sizes_is_compared_as_declared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches a network of somebody's own that can be trained and not be compared."""
+    config = make_config(tmp_path, tmp_path)
+    kind = config.model.network.kind
+    monkeypatch.delitem(_SHAPES, kind)
+    (setting,) = settings_of(kind, config, 1)
+    assert setting.network == config.model.network
+    with pytest.raises(ConfigError, match=f"2 trials of {kind}: it has 1 settings"):
+        settings_of(kind, config, 2)
+
+
+def test_the_declared_network_comes_first(tmp_path: Path) -> None:
+    """Catches a comparison that leaves out the very network that somebody has tuned."""
+    config = make_config(tmp_path, tmp_path)
+    (setting,) = settings_of(config.model.network.kind, config, 1)
+    assert setting.network == config.model.network
+
+
+def test_sizes_are_of_networks_that_there_are() -> None:
+    """Catches sizes of a network that was renamed."""
+    members = get_args(get_args(NetworkConfig)[0])
+    assert set(_SHAPES) <= {get_args(member.model_fields["kind"].annotation)[0] for member in members}
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"models": ("single", "mmo")}, "there is no model 'mmo' to compare"),
+        ({"trials": 9, "choose_days": (DAYS[1],)}, "9 trials of single: it has 4 settings"),
+        ({"trials": 2}, "sizes are chosen on the last training days: say how many of them"),
+        ({"choose_days": (DAYS[0],)}, "sizes are chosen on the last training days, and"),
+        ({"test_days": (DAYS[1],)}, "are among those that are trained"),
+        ({"seeds": 0}, "0 seeds"),
+    ],
+)
+def test_what_cannot_be_compared(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    """Catches a comparison that trains for hours and then cannot say anything, or measures on what it has trained."""
+    with pytest.raises(ConfigError, match=expected):
+        Comparison(make_config(tmp_path, tmp_path), replace(PLAN, **changes))
+
+
+# --- What it says ---
+
+
+def _outcome(model: str, seed: int, auc: float | None, mse: float, **others: Any) -> Outcome:
+    tasks = [
+        {"task": "ctr", "kind": "binary", "role": "main", "model": {"auc": auc, "rows": 10, "calibration": 1.0}},
+        {"task": "vcr", "kind": "regression", "role": "main", "model": {"mse": mse, "rows": 5}},
+    ]
+    values: dict[str, Any] = {"setting": {"kind": model}, "parameters": 7, "rows_per_s": 100.0, "expert_use": {}}
+    return Outcome(model=model, seed=seed, tasks=tasks, **values | others)
+
+
+OUTCOMES = [
+    _outcome("single", 1, 0.70, 0.10),
+    _outcome("single", 2, 0.72, 0.12),
+    _outcome("ple", 1, 0.73, 0.11),
+    _outcome("ple", 2, 0.73, 0.13),
+]
+
+
+def test_gains_by_hand() -> None:
+    """Catches a gain whose sign is that of the wrong metric, or that compares different seeds (Eq. 11 of PLE)."""
+    single, ple = model_rows(OUTCOMES)
+    assert single.gains is None
+    assert ple.metrics["ctr"].mean == pytest.approx(0.73)
+    assert single.metrics["ctr"].deviation == pytest.approx(0.02 / 2**0.5)
+    assert ple.gains is not None
+    assert ple.gains["ctr"].values == pytest.approx((0.03, 0.01))
+    assert ple.gains["vcr"].values == pytest.approx((-0.01, -0.01))  # MSE: less is better
+    said = verdicts([single, ple])
+    assert said["ctr"] == "transfer helps ctr: ple gains +0.0200 ± 0.0141"
+    assert said["vcr"].startswith("transfer is negative for vcr, ple at -0.0100")
+    assert said["vcr"].endswith("train it alone")
+
+
+def test_what_one_seed_and_no_positives_say() -> None:
+    """Catches a verdict on chance, and a metric that is not defined and counts as 0."""
+    rows = model_rows([_outcome("single", 1, None, 0.1), _outcome("ple", 1, 0.7, 0.1)])
+    said = verdicts(rows)
+    assert "not defined" in said["ctr"]
+    assert "one seed says nothing of the spread" in said["vcr"]
+    assert str(rows[0].metrics["ctr"]) == "undefined"
+    assert verdicts(model_rows([_outcome("ple", 1, 0.7, 0.1)])) == {}
+
+
+def test_collapsed_experts_are_named() -> None:
+    """Catches an expert that nobody uses and no alarm, and an alarm for one that the gate may not choose."""
+    means = [[0.995, 0.005, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]
+    use = {"levels.0.gates": {"mean": means, "deviation": [[0.0] * 3] * 3}}
+    outcome = _outcome("ple", 1, 0.7, 0.1, expert_use=use)
+    assert collapsed(outcome, ["ctr", "vcr"]) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
+    assert gate_names(outcome, "levels.0.gates", ["ctr", "vcr"]) == ["ctr", "vcr", "shared"]
+
+
+def test_the_tables_say_the_same() -> None:
+    """Catches a form of the table that has other numbers, a name that breaks the page, and a chart without a model."""
+    use = {"gates": {"mean": [[0.995, 0.005], [0.4, 0.6]], "deviation": [[0.1, 0.1], [0.2, 0.2]]}}
+    outcomes = [*OUTCOMES[:2], *(replace(one, model="<ple>", expert_use=use) for one in OUTCOMES[2:])]
+    rows, kinds = model_rows(outcomes), {"ctr": "binary", "vcr": "regression"}
+    cells = table_of(rows, kinds)
+    assert cells[0] == ["model", "ctr (AUC)", "vcr (MSE)", "gain ctr", "gain vcr", "parameters", "rows/s"]
+    assert cells[2][1:5] == ["0.7300 ± 0.0000", "0.1200 ± 0.0141", "+0.0200 ± 0.0141", "-0.0100 ± 0.0000"]
+    markdown, page = to_markdown(rows, kinds, PLAN), to_html(outcomes, rows, kinds, PLAN)
+    for text in cells[2][1:5]:
+        assert text in markdown
+        assert text in page
+    assert "<ple>" not in page
+    assert page.count("seesaw:") == 2
+    assert "Collapsed: gates, ctr: expert 1" in page
+    read = pq.read_table(io.BytesIO(to_parquet(outcomes))).to_pylist()
+    assert [row["value"] for row in read if row["task"] == "ctr"] == [0.70, 0.72, 0.73, 0.73]
+
+
+def test_spread_of_one_value() -> None:
+    """Catches a deviation of one value that is 0, as if it were known."""
+    assert str(Spread.of([0.5])) == "0.5000"
+
+
+# --- What is run ---
+
+
+@pytest.mark.ray
+def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
+    """Catches a comparison that begins again after it was cut off, or trains what it has measured."""
+    config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
+    trained: list[str] = []
+    train = runs.train
+
+    def counted(config: Config, days: Any, passes: int) -> dict[str, Any]:
+        if len(trained) == 2 and "cut" not in trained:
+            trained.append("cut")
+            raise RuntimeError("somebody pulls the plug")
+        trained.append(config.line.rpartition("-")[0])
+        return train(config, days, passes)
+
+    monkeypatch.setattr(runs, "train", counted)
+    with pytest.raises(RuntimeError, match="pulls the plug"):
+        Comparison(config, PLAN).run()
+    outcomes = Comparison(config, PLAN).run()
+    assert trained == ["single-ctr", "single-vcr", "cut", "mmoe"]
+    single, mmoe = outcomes
+    assert [task["task"] for task in single.tasks] == [task["task"] for task in mmoe.tasks] == ["ctr", "vcr"]
+    assert [t["model"]["rows"] for t in single.tasks] == [t["model"]["rows"] for t in mmoe.tasks]  # the same spaces
+    (use,) = mmoe.expert_use.values()
+    assert all(sum(gate) == pytest.approx(1) for gate in use["mean"])
+    assert all(0 < value < 0.5 for gate in use["deviation"] for value in gate)
+    again = Comparison(config, PLAN).run()
+    assert again == outcomes
+    assert len(trained) == 4
+    lines = Path(config.root) / "comparisons/test/lines"
+    assert len(list(lines.iterdir())) == 3
+    assert not list(lines.glob("*/checkpoints"))  # measured, and not asked to be kept
