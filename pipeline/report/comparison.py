@@ -16,7 +16,8 @@ from pipeline.evaluation.table import metric_of
 from pipeline.report.svg import Point, bars, scatter
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}
+.table{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}
+td,th{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}code{font-size:12px}.charts{display:flex;flex-wrap:wrap;gap:1.5em}
 .alarm{color:#a00}"""
 
@@ -100,7 +101,7 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
     parts = [
         f"<h1>Comparison {escape(plan.name)}</h1><p>{escape(_what(plan))}</p>",
         _table(table_of(rows, kinds)),
-        "".join(f"<p>{escape(text)}</p>" for text in verdicts(rows).values()),
+        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdicts(rows).values())}</ul>",
         _seesaw(rows, list(kinds)),
         _expert_use(outcomes, list(kinds)),
         "<h2>Settings</h2>",
@@ -138,7 +139,7 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
     head, *rows = cells
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return f"<div class='table'><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></div>"
 
 
 def _seesaw(rows: Sequence[ModelRow], tasks: Sequence[str]) -> str:
