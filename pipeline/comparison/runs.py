@@ -164,7 +164,8 @@ class Comparison:
     def _part(self, name: str, config: Config, days: Sequence[str], test_days: Sequence[str]) -> dict[str, Any]:
         """Train one line, and measure it; or find that it has been."""
         whole = declared(config)
-        inputs = {key: whole[key] for key in _MATTER} | {"days": list(days), "test": list(test_days)}
+        inputs = {key: part for key, part in whole.items() if key not in _ELSEWHERE}
+        inputs |= {"days": list(days), "test": list(test_days)}
         digest = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=6).hexdigest()
         line = f"{name}-{digest}"
         on_line = config.model_copy(update={"root": self.storage.url, "line": line})
@@ -208,7 +209,7 @@ class Comparison:
         line.storage.write(STATISTICS, seal(own))
 
 
-_MATTER = ("seed", "logs", "schema", "model", "loss_weights", "optimizer", "ingest", "holdout", "workers")
+_ELSEWHERE = ("name", "root", "line", "checkpoint", "evaluation", "daily", "ray")  # they change no bit of a model
 
 
 def _mean_quality(tasks: Sequence[dict[str, Any]]) -> float:
