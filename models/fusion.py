@@ -49,6 +49,14 @@ class FusionNetwork(nn.Module):
         """
         return None
 
+    def rate_factors(self) -> dict[str, float]:
+        """Say which parameters learn at another rate than the dense part's.
+
+        Returns:
+            By the parameter's name within the network, what its learning rate is multiplied by; 1 for those not named.
+        """
+        return {}
+
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
         """Name the parts of the network, for its migration to another declaration; see `models.layout`.
 

@@ -10,12 +10,14 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.utils.deterministic
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
 
 from features.hashing import salt_of
 from models.assembly import build_ranker
+from models.ranker import Head
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.optimizer import StepOptimizer
@@ -110,7 +112,15 @@ def build_optimizer(config: Config, sharded: DistributedModelParallel, group: di
     replicated_tables = {name for name, kind in config.sharding.tables.items() if kind == "data_parallel"}
     replicated = {name: parameters[name] for name in tables if name.split(".")[-2] in replicated_tables}
     dense = {name: parameter for name, parameter in parameters.items() if name not in tables}
-    return StepOptimizer(config.optimizer, cast(KeyedOptimizer, sharded.fused_optimizer), dense, replicated, group)
+    tables_optimizer = cast(KeyedOptimizer, sharded.fused_optimizer)
+    return StepOptimizer(config.optimizer, tables_optimizer, dense, replicated, group, _rate_factors(sharded, dense))
+
+
+def _rate_factors(sharded: DistributedModelParallel, dense: dict[str, nn.Parameter]) -> dict[str, float]:
+    """What the network asks for, by the names that its parameters have in the whole model."""
+    (network,) = (module.network for module in sharded.modules() if isinstance(module, Head))
+    names = {id(parameter): name for name, parameter in dense.items()}
+    return {names[id(network.get_parameter(name))]: factor for name, factor in network.rate_factors().items()}
 
 
 def build_train_pipeline(config: Config, state: TrainState, device: torch.device) -> TrainPipelineBase:

@@ -38,7 +38,10 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], FusionNetwork]]] = {
         lambda: SharedBottoms(5, [4], [[0], [0], [1, 2]], "mean"),
     ),
     "customized_sharing": ({"layers": [4]}, lambda: SharedBottoms(5, [4], [[0, 1], [0, 2], [0, 3]])),
-    "cross_stitch": ({"layers": [4, 3], "own_share": 0.8}, lambda: StitchedColumns(5, 3, [4, 3], own=0.8)),
+    "cross_stitch": (
+        {"layers": [4, 3], "own_share": 0.8, "alpha_rate": 3.0},
+        lambda: StitchedColumns(5, 3, [4, 3], own=0.8, alpha_rate=3.0),
+    ),
     "sluice": (
         {"width": 6, "num_layers": 2, "num_subspaces": 3, "orthogonality": 0.5}
         | {"alpha_start": "balanced", "beta_start": "imbalanced"},
@@ -100,7 +103,8 @@ def test_a_config_builds_what_plain_arguments_build(kind: str) -> None:
         torch.manual_seed(3)
         network = build()
         penalty = network.penalty()
-        outputs.append((network(torch.randn(6, IN_FEATURES)), torch.zeros(()) if penalty is None else penalty))
+        rates = torch.tensor(list(network.rate_factors().values()))
+        outputs.append((rates, network(torch.randn(6, IN_FEATURES)), torch.zeros(()) if penalty is None else penalty))
     assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from test_resharding import FIRST, NONE, SECOND, assert_equal
-from test_train_step import Run, largest_difference, make_config, whole
+from test_train_step import SGD, Run, largest_difference, make_config, whole
 
 from models.network import NetworkConfig
 from pipeline.config import Config
@@ -29,12 +29,12 @@ def _smaller(node: Any) -> Any:
     return RENAMED.get(node, node) if isinstance(node, str) else node
 
 
-def config_of(kind: str) -> Config:
+def config_of(network: str, changed: dict[str, Any] | None = None, **options: Any) -> Config:
     """The test's project with the network that docs/models.md shows of a kind: it has to show every one."""
     (block,) = re.findall(r"^```yaml\n(- \{kind.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
-    (example,) = [config for config in yaml.safe_load(block) if config["kind"] == kind]
-    data = make_config().model_dump(mode="json", by_alias=True)
-    data["model"]["network"] = _smaller(example)
+    (example,) = [config for config in yaml.safe_load(block) if config["kind"] == network]
+    data = make_config(**options).model_dump(mode="json", by_alias=True)
+    data["model"]["network"] = _smaller(example) | (changed or {})
     return Config.model_validate(data)
 
 
@@ -68,3 +68,24 @@ def test_two_ranks_train_it_and_three_go_on(run_ranks: Any, tmp_path: Path, kind
     undisturbed = whole(run_ranks(Run(config), 2), "after")
     went_on = whole(run_ranks(Run(config, steps=SECOND, load=folder), 3), "after")
     assert largest_difference(undisturbed, went_on, "model:") < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["cross_stitch", "sluice"])
+def test_alpha_has_a_rate_of_its_own(run_ranks: Any, kind: str) -> None:
+    """Catches a factor that reaches no optimizer, or reaches other parameters, or is lost when a step sets its rate."""
+    plain, fast = (run_ranks(Run(config_of(kind, of, **SGD), steps=range(1)), 1) for of in ({}, {"alpha_rate": 8.0}))
+    start = whole(plain, "before")
+    for name in (name for name in start if ".head." in name and name.startswith("model:")):
+        moved, moved_fast = (whole(results, "after")[name] - start[name] for results in (plain, fast))
+        factor = 8 if name.endswith("alpha") else 1
+        torch.testing.assert_close(moved_fast, factor * moved, rtol=1e-4, atol=1e-6)
+    assert any(name.endswith("alpha") for name in start)
+
+
+def test_a_checkpoint_of_parameters_with_rates_of_their_own(run_ranks: Any, tmp_path: Path) -> None:
+    """Catches state of the optimizer's further groups that is not saved, or is loaded into another parameter's."""
+    config, folder = config_of("sluice", {"alpha_rate": 8.0}), str(tmp_path)
+    first = run_ranks(Run(config, steps=FIRST, save=folder), 2)
+    assert_equal(whole(first, "after"), whole(run_ranks(Run(config, steps=NONE, load=folder), 3), "before"))
+    resumed = run_ranks(Run(config, steps=SECOND, load=folder), 2)
+    assert_equal(whole(run_ranks(Run(config), 2), "after"), whole(resumed, "after"))
