@@ -1,8 +1,10 @@
 """The whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.fx
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -12,6 +14,8 @@ from models.batch import RankingBatch
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
 from models.loss import UnionSpaceLoss
+from models.meeting import GradientBalance, cut_off
+from models.uncertainty import UncertaintyWeights
 
 
 class Head(nn.Module):
@@ -60,6 +64,11 @@ class Ranker(nn.Module):
         pooled = self.embeddings(sparse)
         return self.head(self.inputs(pooled, sparse, dense))
 
+    def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything but the tables, with its names within the ranker."""
+        for part in ("inputs", "head"):
+            yield from getattr(self, part).named_parameters(prefix=part)
+
 
 class StepOutput(NamedTuple):
     """What comes back with a step: the per-task losses on this rank's share, the outputs, and the batch itself."""
@@ -75,24 +84,45 @@ class RankerTrain(nn.Module):
     Args:
         ranker: The servable model.
         loss: Over the union of the tasks' sample spaces.
+        balance: What balances the tasks' losses or gradients, beyond w_k(t); None: nothing, and no bit is changed.
     """
 
-    def __init__(self, ranker: Ranker, loss: UnionSpaceLoss) -> None:
+    def __init__(
+        self, ranker: Ranker, loss: UnionSpaceLoss, balance: UncertaintyWeights | GradientBalance | None = None
+    ) -> None:
         super().__init__()
         self.ranker = ranker
         self.loss = loss
+        self.balance = balance
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, StepOutput]:
         """One forward pass.
 
         Returns:
-            The weighted loss with the network's penalty, a scalar, and what comes back with the step.
+            The weighted loss with the network's penalty, a scalar, and what comes back with the step. The scalar's
+            gradient is the one to step with: where gradients are balanced, it is not that of the scalar's value.
         """
-        outputs = self.ranker(batch.sparse, batch.dense)
-        total, losses = self.loss(
-            outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights
-        )
+        # A batch that is traced is none: TorchRec traces a model to find its tables, and runs the model itself.
+        if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
+            total, outputs, losses = self._balanced(self.balance, batch)
+        else:
+            outputs = self.ranker(batch.sparse, batch.dense)
+            total, losses = self._losses(outputs, batch)
+        if isinstance(self.balance, UncertaintyWeights):
+            total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
         penalty = self.ranker.head.network.penalty()
         if penalty is not None:
             total = total + penalty
         return total, StepOutput(losses.detach(), outputs.detach(), batch)
+
+    def _losses(self, outputs: Float[Tensor, "batch output"], batch: RankingBatch) -> tuple[Tensor, Tensor]:
+        return self.loss(outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights)
+
+    def _balanced(self, balance: GradientBalance, batch: RankingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
+        pooled = self.ranker.embeddings(batch.sparse)
+        leaf = cut_off(pooled)
+        outputs = self.ranker.head(self.ranker.inputs(leaf, batch.sparse, batch.dense))
+        _, losses = self._losses(outputs, batch)
+        dense = [parameter for _, parameter in self.ranker.dense_parameters()]
+        return balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense), outputs, losses

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 import torch.utils.deterministic
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -18,6 +19,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 from features.hashing import salt_of
 from models.assembly import build_ranker
 from models.ranker import Head
+from models.ranks import Ranks
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.optimizer import StepOptimizer
@@ -98,7 +100,9 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
-    model = build_ranker(config.log_schema, config.model.network, config.model.towers, config.model.dropout, autocast)
+    declared, ranks = config.model, Ranks(group.size(), lambda tensor: differentiable.all_reduce(tensor, group=group))
+    network, towers = declared.network, declared.towers
+    model = build_ranker(config.log_schema, network, towers, declared.dropout, autocast, config.loss_balancing, ranks)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
     initialise_tables(sharded, config.log_schema, config.seed)
     logger.info("tables: %s", table_shardings(sharded))
