@@ -67,8 +67,9 @@ def build_ranker(
     keys = [feature.name for feature in schema.sparse_features]
     dims = {table.name: table.dim for table in schema.tables}
     num_dense = len(schema.dense_features)
-    width = sum(dims[feature.table] for feature in schema.sparse_features) + num_dense
-    built = build_network(network, width, schema.task_names)
+    fields = [*(dims[feature.table] for feature in schema.sparse_features), *([1] * num_dense)]
+    width = sum(fields)
+    built = build_network(network, width, schema.task_names, fields, ranks)
     head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in heads], dropout), autocast)
     inputs = InputArch(keys, mean_pooled(schema), num_dense)
     tables = build_tables(schema, torch.device("meta"))

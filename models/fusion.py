@@ -22,9 +22,12 @@ class FusionNetwork(nn.Module):
 
     Attributes:
         out_features: Width of a task's representation, the towers' `in_features`.
+        reads_real_rows: Whether `forward` is also given which rows are no padding, of shape (B,): for a network that
+            measures the batch. All others treat a row by itself, and x is all that they need.
     """
 
     out_features: int
+    reads_real_rows: bool = False
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
         """Make each task's representation."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.fx
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -33,12 +33,20 @@ class Head(nn.Module):
         self.towers = towers
         self.autocast = autocast
 
-    def forward(self, inputs: Float[Tensor, "batch input"]) -> Float[Tensor, "batch output"]:
-        """Raw outputs of all tasks side by side; never narrower than float32."""
+    def forward(
+        self, inputs: Float[Tensor, "batch input"], is_real: Bool[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch output"]:
+        """Raw outputs of all tasks side by side; never narrower than float32.
+
+        Args:
+            inputs: What the network reads.
+            is_real: Which rows are no padding, for a network that measures the batch in training; None: all.
+        """
+        rows = (inputs, is_real) if self.network.reads_real_rows else (inputs,)
         if self.autocast is None:
-            return self.towers(self.network(inputs))
+            return self.towers(self.network(*rows))
         with torch.autocast(inputs.device.type, dtype=self.autocast):
-            return self.towers(self.network(inputs)).float()
+            return self.towers(self.network(*rows)).float()
 
 
 class Ranker(nn.Module):
@@ -56,13 +64,18 @@ class Ranker(nn.Module):
         self.inputs = inputs
         self.head = head
 
-    def forward(self, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch output"]:
+    def forward(
+        self,
+        sparse: KeyedJaggedTensor,
+        dense: Float[Tensor, "batch dense"],
+        is_real: Bool[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch output"]:
         """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
 
-        `models.tasks` turns them into probabilities and values.
+        `models.tasks` turns them into probabilities and values. `is_real` is the head's, and matters in training only.
         """
         pooled = self.embeddings(sparse)
-        return self.head(self.inputs(pooled, sparse, dense))
+        return self.head(self.inputs(pooled, sparse, dense), is_real)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything but the tables, with its names within the ranker."""
@@ -106,7 +119,7 @@ class RankerTrain(nn.Module):
         if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
             total, outputs, losses = self._balanced(self.balance, batch)
         else:
-            outputs = self.ranker(batch.sparse, batch.dense)
+            outputs = self.ranker(batch.sparse, batch.dense, batch.in_space.any(1))
             total, losses = self._losses(outputs, batch)
         if isinstance(self.balance, UncertaintyWeights):
             total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
@@ -122,7 +135,7 @@ class RankerTrain(nn.Module):
         """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
         pooled = self.ranker.embeddings(batch.sparse)
         leaf = cut_off(pooled)
-        outputs = self.ranker.head(self.ranker.inputs(leaf, batch.sparse, batch.dense))
+        outputs = self.ranker.head(self.ranker.inputs(leaf, batch.sparse, batch.dense), batch.in_space.any(1))
         _, losses = self._losses(outputs, batch)
         dense = [parameter for _, parameter in self.ranker.dense_parameters()]
         return balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense), outputs, losses

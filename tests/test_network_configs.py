@@ -14,6 +14,7 @@ from torch import nn
 from features.errors import ConfigError
 from models.fusion import FusionNetwork
 from models.mmoe import MMoE, SharedExperts
+from models.mran import MRAN
 from models.network import NetworkConfig, build_network
 from models.ple import PLE, Level
 from models.reach import parameter_blocks
@@ -69,6 +70,7 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], FusionNetwork]]] = {
         | {"shared_layers": [6], "gate_dropout": 0.3},
         lambda: MMoE(5, 3, [_level(2, 4), _level(3, 3)], shared_layers=[6], gate_dropout=0.3),
     ),
+    "mran": ({"width": 6, "num_heads": 2}, lambda: MRAN([5], 3, width=6, num_heads=2)),
     "ple": (
         {"gate_dropout": 0.3}
         | {"levels": [{"expert_layers": [4], "num_experts_per_task": 2, "num_shared_experts": 1}]},
@@ -134,6 +136,7 @@ def _refusal(config: dict[str, Any]) -> str:
         ("cross_stitch", {"own_share": 1.5}, "less than or equal to 1"),
         ("sluice", {"width": 7}, "width 7 cannot be cut into 3 subspaces"),
         ("sluice", {"orthogonality": -1}, "greater than or equal to 0"),
+        ("mran", {"num_heads": 4}, "width 6 cannot be cut into 4 heads"),
         ("asymmetric_sharing", {"fuse": "max"}, "'concat', 'sum' or 'mean'"),
     ],
 )
