@@ -5,14 +5,19 @@ from collections.abc import Sequence
 import torch
 
 from features.schema import FeatureConfig, Schema, TaskConfig
+from models.balancing import SCHEDULE, LossBalancingConfig, build_balancing
 from models.inputs import InputArch
 from models.layout import Labels, Layout, layout_of
 from models.loss import UnionSpaceLoss
 from models.network import NetworkConfig, build_network
 from models.ranker import Head, Ranker, RankerTrain
+from models.ranks import Ranks
 from models.tables import build_tables, mean_pooled
 from models.tasks import TaskHead
 from models.towers import Towers
+from models.uncertainty import UncertaintyWeights
+
+ALONE = Ranks()
 
 
 def task_heads(tasks: Sequence[TaskConfig]) -> list[TaskHead]:
@@ -44,6 +49,8 @@ def build_ranker(
     towers: Sequence[int],
     dropout: float,
     autocast: torch.dtype | None,
+    balancing: LossBalancingConfig = SCHEDULE,
+    ranks: Ranks = ALONE,
 ) -> RankerTrain:
     """Assemble a model, its tables on the meta device.
 
@@ -53,20 +60,28 @@ def build_ranker(
         towers: Widths of the towers' hidden layers.
         dropout: Within the towers.
         autocast: The type of the head's matrix products; None: float32.
+        balancing: How the tasks' losses are balanced, beyond w_k(t).
+        ranks: For what is summed over all of them within a step.
     """
     heads = task_heads(schema.tasks)
     keys = [feature.name for feature in schema.sparse_features]
     dims = {table.name: table.dim for table in schema.tables}
     num_dense = len(schema.dense_features)
-    width = sum(dims[feature.table] for feature in schema.sparse_features) + num_dense
-    built = build_network(network, width, schema.task_names)
+    fields = [*(dims[feature.table] for feature in schema.sparse_features), *([1] * num_dense)]
+    width = sum(fields)
+    built = build_network(network, width, schema.task_names, fields, ranks)
     head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in heads], dropout), autocast)
     inputs = InputArch(keys, mean_pooled(schema), num_dense)
     tables = build_tables(schema, torch.device("meta"))
-    return RankerTrain(Ranker(tables, inputs, head), UnionSpaceLoss(heads))
+    ranker = Ranker(tables, inputs, head)
+    dense = dict(ranker.dense_parameters())
+    balance = build_balancing(balancing, schema.tasks, dense, built, width, len(keys), ranks)
+    return RankerTrain(ranker, UnionSpaceLoss(heads), balance)
 
 
-def declared_layout(schema: Schema, network: NetworkConfig, towers: Sequence[int]) -> Layout:
+def declared_layout(
+    schema: Schema, network: NetworkConfig, towers: Sequence[int], balancing: LossBalancingConfig = SCHEDULE
+) -> Layout:
     """Say what every number of a declared model's dense part belongs to, by the names that its parameters have.
 
     Nothing is allocated.
@@ -75,9 +90,10 @@ def declared_layout(schema: Schema, network: NetworkConfig, towers: Sequence[int
         schema: Tables, features and tasks.
         network: The multi-task network.
         towers: Widths of the towers' hidden layers.
+        balancing: How the tasks' losses are balanced.
     """
     with torch.device("meta"):
-        model = build_ranker(schema, network, towers, 0.0, None)
+        model = build_ranker(schema, network, towers, 0.0, None, balancing)
     dense = {name: parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name}
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)
@@ -87,6 +103,8 @@ def declared_layout(schema: Schema, network: NetworkConfig, towers: Sequence[int
     fused = head.network.parts((*bags, *numbers), schema.task_names)
     outputs = [_outputs(task, of_task) for task, of_task in zip(schema.tasks, task_heads(schema.tasks), strict=True)]
     parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], tuple(numbers))
+    if isinstance(model.balance, UncertaintyWeights):
+        parts += model.balance.parts(schema.task_names)
     return layout_of(dense, [*parts, *fused.parts, *head.towers.parts(schema.task_names, fused, outputs)])
 
 

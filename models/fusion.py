@@ -22,9 +22,12 @@ class FusionNetwork(nn.Module):
 
     Attributes:
         out_features: Width of a task's representation, the towers' `in_features`.
+        reads_real_rows: Whether `forward` is also given which rows are no padding, of shape (B,): for a network that
+            measures the batch. All others treat a row by itself, and x is all that they need.
     """
 
     out_features: int
+    reads_real_rows: bool = False
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
         """Make each task's representation."""
@@ -48,6 +51,14 @@ class FusionNetwork(nn.Module):
             A scalar, or None where there is nothing to add: then the loss is left as it is, bit by bit.
         """
         return None
+
+    def rate_factors(self) -> dict[str, float]:
+        """Say which parameters learn at another rate than the dense part's.
+
+        Returns:
+            By the parameter's name within the network, what its learning rate is multiplied by; 1 for those not named.
+        """
+        return {}
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
         """Name the parts of the network, for its migration to another declaration; see `models.layout`.

@@ -11,7 +11,9 @@ from pydantic import Field
 
 from models.fusion import FusionNetwork
 from models.mmoe import MLMMoEConfig, MMoEConfig, OMoEConfig
+from models.mran import MRANConfig
 from models.ple import CGCConfig, PLEConfig
+from models.ranks import Ranks
 from models.sharing import AsymmetricSharingConfig, CustomizedSharingConfig, HardSharingConfig
 from models.stitch import CrossStitchConfig, SluiceConfig
 
@@ -25,20 +27,31 @@ NetworkConfig = Annotated[
     | AsymmetricSharingConfig
     | CustomizedSharingConfig
     | CrossStitchConfig
-    | SluiceConfig,
+    | SluiceConfig
+    | MRANConfig,
     Field(discriminator="kind"),
 ]
 
 
-def build_network(config: NetworkConfig, in_features: int, task_names: Sequence[str]) -> FusionNetwork:
+def build_network(
+    config: NetworkConfig,
+    in_features: int,
+    task_names: Sequence[str],
+    fields: Sequence[int] | None = None,
+    ranks: Ranks | None = None,
+) -> FusionNetwork:
     """Build the network that a config describes.
 
     Args:
         config: A member of the union.
         in_features: Width of the network's input.
         task_names: The tasks, in the order of the output's second dimension.
+        fields: Widths of the features that make up the input, for a network that has a token for each; None: one.
+        ranks: For a network that measures the batches of all ranks; None: there is one.
 
     Raises:
         ConfigError: The config does not fit these tasks.
     """
+    if isinstance(config, MRANConfig):
+        return config.build(in_features, task_names, fields, ranks)
     return config.build(in_features, task_names)

@@ -1,9 +1,11 @@
 """The whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+import torch.fx
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -12,6 +14,8 @@ from models.batch import RankingBatch
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
 from models.loss import UnionSpaceLoss
+from models.meeting import GradientBalance, cut_off
+from models.uncertainty import UncertaintyWeights
 
 
 class Head(nn.Module):
@@ -29,12 +33,20 @@ class Head(nn.Module):
         self.towers = towers
         self.autocast = autocast
 
-    def forward(self, inputs: Float[Tensor, "batch input"]) -> Float[Tensor, "batch output"]:
-        """Raw outputs of all tasks side by side; never narrower than float32."""
+    def forward(
+        self, inputs: Float[Tensor, "batch input"], is_real: Bool[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch output"]:
+        """Raw outputs of all tasks side by side; never narrower than float32.
+
+        Args:
+            inputs: What the network reads.
+            is_real: Which rows are no padding, for a network that measures the batch in training; None: all.
+        """
+        rows = (inputs, is_real) if self.network.reads_real_rows else (inputs,)
         if self.autocast is None:
-            return self.towers(self.network(inputs))
+            return self.towers(self.network(*rows))
         with torch.autocast(inputs.device.type, dtype=self.autocast):
-            return self.towers(self.network(inputs)).float()
+            return self.towers(self.network(*rows)).float()
 
 
 class Ranker(nn.Module):
@@ -52,13 +64,23 @@ class Ranker(nn.Module):
         self.inputs = inputs
         self.head = head
 
-    def forward(self, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch output"]:
+    def forward(
+        self,
+        sparse: KeyedJaggedTensor,
+        dense: Float[Tensor, "batch dense"],
+        is_real: Bool[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch output"]:
         """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
 
-        `models.tasks` turns them into probabilities and values.
+        `models.tasks` turns them into probabilities and values. `is_real` is the head's, and matters in training only.
         """
         pooled = self.embeddings(sparse)
-        return self.head(self.inputs(pooled, sparse, dense))
+        return self.head(self.inputs(pooled, sparse, dense), is_real)
+
+    def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything but the tables, with its names within the ranker."""
+        for part in ("inputs", "head"):
+            yield from getattr(self, part).named_parameters(prefix=part)
 
 
 class StepOutput(NamedTuple):
@@ -75,24 +97,45 @@ class RankerTrain(nn.Module):
     Args:
         ranker: The servable model.
         loss: Over the union of the tasks' sample spaces.
+        balance: What balances the tasks' losses or gradients, beyond w_k(t); None: nothing, and no bit is changed.
     """
 
-    def __init__(self, ranker: Ranker, loss: UnionSpaceLoss) -> None:
+    def __init__(
+        self, ranker: Ranker, loss: UnionSpaceLoss, balance: UncertaintyWeights | GradientBalance | None = None
+    ) -> None:
         super().__init__()
         self.ranker = ranker
         self.loss = loss
+        self.balance = balance
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, StepOutput]:
         """One forward pass.
 
         Returns:
-            The weighted loss with the network's penalty, a scalar, and what comes back with the step.
+            The weighted loss with the network's penalty, a scalar, and what comes back with the step. The scalar's
+            gradient is the one to step with: where gradients are balanced, it is not that of the scalar's value.
         """
-        outputs = self.ranker(batch.sparse, batch.dense)
-        total, losses = self.loss(
-            outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights
-        )
+        # A batch that is traced is none: TorchRec traces a model to find its tables, and runs the model itself.
+        if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
+            total, outputs, losses = self._balanced(self.balance, batch)
+        else:
+            outputs = self.ranker(batch.sparse, batch.dense, batch.in_space.any(1))
+            total, losses = self._losses(outputs, batch)
+        if isinstance(self.balance, UncertaintyWeights):
+            total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
         penalty = self.ranker.head.network.penalty()
         if penalty is not None:
             total = total + penalty
         return total, StepOutput(losses.detach(), outputs.detach(), batch)
+
+    def _losses(self, outputs: Float[Tensor, "batch output"], batch: RankingBatch) -> tuple[Tensor, Tensor]:
+        return self.loss(outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights)
+
+    def _balanced(self, balance: GradientBalance, batch: RankingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
+        pooled = self.ranker.embeddings(batch.sparse)
+        leaf = cut_off(pooled)
+        outputs = self.ranker.head(self.ranker.inputs(leaf, batch.sparse, batch.dense), batch.in_space.any(1))
+        _, losses = self._losses(outputs, batch)
+        dense = [parameter for _, parameter in self.ranker.dense_parameters()]
+        return balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense), outputs, losses

@@ -85,12 +85,20 @@ class StitchedColumns(FusionNetwork):
         layers: Widths of a column's layers.
         num_subspaces: S, which divides every width.
         own: Weight of a column's own values in the units at the start.
+        alpha_rate: What the learning rate of the units' alpha is multiplied by.
     """
 
     def __init__(
-        self, in_features: int, num_tasks: int, layers: Sequence[int], num_subspaces: int = 1, own: float = _OWN_SHARE
+        self,
+        in_features: int,
+        num_tasks: int,
+        layers: Sequence[int],
+        num_subspaces: int = 1,
+        own: float = _OWN_SHARE,
+        alpha_rate: float = 1.0,
     ) -> None:
         super().__init__()
+        self.alpha_rate = alpha_rate
         self.out_features, self.num_subspaces = layers[-1], num_subspaces
         readers = [[num_tasks], *[[1] * num_tasks] * (len(layers) - 1)]
         widths = pairwise([in_features, *layers])
@@ -104,6 +112,10 @@ class StitchedColumns(FusionNetwork):
             columns = unit(layer(columns))
             found.append(columns)
         return found
+
+    def rate_factors(self) -> dict[str, float]:
+        """Alpha's own rate; see `FusionNetwork.rate_factors`."""
+        return {f"units.{index}.alpha": self.alpha_rate for index in range(len(self.units)) if self.alpha_rate != 1}
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
         """Name the parts; see `FusionNetwork.parts`."""
@@ -186,6 +198,10 @@ class Sluice(FusionNetwork):
         layers = enumerate(self.columns.mixed(x))
         return reduce(torch.add, (self.beta[:, index].unsqueeze(1) * columns for index, columns in layers))
 
+    def rate_factors(self) -> dict[str, float]:
+        """Alpha's own rate; see `FusionNetwork.rate_factors`."""
+        return {f"columns.{name}": factor for name, factor in self.columns.rate_factors().items()}
+
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
         """Name the parts; see `FusionNetwork.parts`. Of more layers or less, the mixture of layers is the same."""
         columns, path = self.columns.parts(inputs, tasks), "input > mixed column layers"
@@ -217,15 +233,18 @@ class CrossStitchConfig(Declaration):
         kind: `cross_stitch`.
         layers: Widths of a column's layers, each followed by a unit.
         own_share: alpha_tt at the start; the rest of 1 comes in equal parts from the other tasks.
+        alpha_rate: What alpha's learning rate is multiplied by; the source's is about 100.
     """
 
     kind: Literal["cross_stitch"]
     layers: list[Width] = Field(min_length=1)
     own_share: float = Field(default=_OWN_SHARE, ge=0, le=1)
+    alpha_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> StitchedColumns:
         """Unpack into the network; see `models.network.build_network`."""
-        return StitchedColumns(in_features, len(task_names), self.layers, own=self.own_share)
+        own, rate = self.own_share, self.alpha_rate
+        return StitchedColumns(in_features, len(task_names), self.layers, own=own, alpha_rate=rate)
 
 
 class SluiceConfig(Declaration):
@@ -237,6 +256,7 @@ class SluiceConfig(Declaration):
         num_layers: Layers of a column.
         num_subspaces: Parts of a layer that are mixed apart; it must divide the width.
         orthogonality: Weight of the penalty on overlapping subspaces, in the loss; 0 for none.
+        alpha_rate: What alpha's learning rate is multiplied by.
         alpha_start: Mixing of columns at the start: .9 of a task's own subspace, or all equal.
         beta_start: Mixing of a task's layers at the start: .9 of the last one, or all equal.
     """
@@ -246,6 +266,7 @@ class SluiceConfig(Declaration):
     num_layers: Count
     num_subspaces: Count = 2
     orthogonality: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    alpha_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     alpha_start: Start = "imbalanced"
     beta_start: Start = "balanced"
 
@@ -257,7 +278,7 @@ class SluiceConfig(Declaration):
 
     def build(self, in_features: int, task_names: Sequence[str]) -> Sluice:
         """Unpack into the network; see `models.network.build_network`."""
-        return Sluice(
+        network = Sluice(
             in_features,
             len(task_names),
             width=self.width,
@@ -267,3 +288,5 @@ class SluiceConfig(Declaration):
             alpha_start=self.alpha_start,
             beta_start=self.beta_start,
         )
+        network.columns.alpha_rate = self.alpha_rate
+        return network

@@ -15,6 +15,7 @@ from features.errors import ConfigError
 from features.holdout import HoldoutConfig
 from features.schema import Declaration, Schema
 from models.assembly import build_ranker
+from models.balancing import SCHEDULE, LossBalancingConfig
 from models.loss import LossWeightConfig
 from models.network import NetworkConfig
 from models.sizes import Width
@@ -158,6 +159,7 @@ class Config(Declaration):
         log_schema: What a log line means; the key in the file is `schema`.
         model: The dense part of the model.
         loss_weights: w_k(t) of each task.
+        loss_balancing: How the tasks' losses are balanced beyond that.
         optimizer: Optimizers of tables and dense part.
         sharding: How tables are laid over the workers.
         ingest: How the log is read.
@@ -177,6 +179,7 @@ class Config(Declaration):
     log_schema: Schema = Field(alias="schema")
     model: ModelConfig
     loss_weights: LossWeightConfig = LossWeightConfig()
+    loss_balancing: LossBalancingConfig = SCHEDULE
     optimizer: OptimizerConfig
     sharding: ShardingConfig = ShardingConfig()
     ingest: IngestConfig = IngestConfig()
@@ -245,7 +248,7 @@ def _check_model(config: Config) -> None:
     model, schema = config.model, config.log_schema
     config.loss_weights.schedule(schema.task_names)
     with torch.device("meta"):
-        build_ranker(schema, model.network, model.towers, model.dropout, autocast=None)
+        build_ranker(schema, model.network, model.towers, model.dropout, None, config.loss_balancing)
 
 
 def _check_cluster(config: Config) -> None:

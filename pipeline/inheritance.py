@@ -14,9 +14,10 @@ from torch import Tensor
 from features.errors import DataError
 from features.schema import Schema, TableConfig, VocabularyConfig
 from models.assembly import declared_layout
+from models.balancing import SCHEDULE, LossBalancingConfig
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, match_layouts
 from pipeline.checkpoint import TrainState, load_tensors
-from pipeline.config import ModelConfig
+from pipeline.config import Config, ModelConfig
 from pipeline.storage import Storage
 
 _TABLES = ".embedding_bags."
@@ -29,14 +30,21 @@ class Declared:
     Args:
         log_schema: Tables, features and tasks.
         model: The dense part.
+        balancing: How the tasks' losses are balanced.
     """
 
     log_schema: Schema
     model: ModelConfig
+    balancing: LossBalancingConfig = SCHEDULE
+
+    @classmethod
+    def by(cls, config: Config) -> "Declared":
+        """What a configuration says of them."""
+        return cls(config.log_schema, config.model, config.loss_balancing)
 
     def layout(self) -> Layout:
         """What every number of the dense part belongs to."""
-        return declared_layout(self.log_schema, self.model.network, self.model.towers)
+        return declared_layout(self.log_schema, self.model.network, self.model.towers, self.balancing)
 
 
 def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tensor]) -> None:

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.train
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
 from features.schema import BucketFeature, DenseFeature, FeatureConfig, Schema
 from features.statistics import Statistics
 from features.vocabulary import Vocabulary
+from models.balancing import LossBalancingConfig
 from pipeline.admission import read_vocabularies, vocabulary_files
 from pipeline.checkpoint import stored_tensors, write_checkpoint
 from pipeline.config import Config, ModelConfig
@@ -81,7 +82,7 @@ def migrate(config: Config, checkpoint: str | None, statistics_days: Sequence[st
     line = Line.of(config.root, config.line)
     parent = _published(line, checkpoint)
     name = parent.checkpoint
-    old, new = _declared(parent), Declared(config.log_schema, config.model)
+    old, new = _declared(parent), Declared.by(config)
     _check_migration(config, parent)
     check_stored(name, old, stored_tensors(*line.place(name)))
     missing = _missing_statistics(config, parent, statistics_days)
@@ -117,9 +118,15 @@ def _published(line: Line, asked: str | None) -> Manifest:
 
 
 def _declared(manifest: Manifest) -> Declared:
-    schema, model = (json.dumps(manifest.content["config"][section]) for section in ("schema", "model"))
+    config = manifest.content["config"]
+    schema, model = (json.dumps(config[section]) for section in ("schema", "model"))
+    balancing = config.get("loss_balancing", {"kind": "schedule"})  # older ones have no other
     try:
-        return Declared(Schema.model_validate_json(schema), ModelConfig.model_validate_json(model))
+        return Declared(
+            Schema.model_validate_json(schema),
+            ModelConfig.model_validate_json(model),
+            TypeAdapter(LossBalancingConfig).validate_python(balancing),
+        )
     except ValidationError as error:
         raise DataError(
             f"the config of {manifest.checkpoint} is of another version ({' '.join(str(error).split())}): migrate with "
@@ -305,7 +312,7 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
     for _ in read_segments(receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)):
         raise AssertionError("a migration reads no rows")
     state = build_state(config, groups.training, device)
-    inherit(state, job.old, Declared(config.log_schema, config.model), old_place, old_name, groups.saving)
+    inherit(state, job.old, Declared.by(config), old_place, old_name, groups.saving)
     manifest = job.manifest | {"sharding": table_shardings(state.model)}
     holds = functools.partial(job.line.check_holder, job.manifest["attempt"])
     files = vocabulary_files(_vocabularies(job)) if groups.saving.rank() == 0 else {}
@@ -319,7 +326,7 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
 def _vocabularies(job: MigrateJob) -> dict[str, Vocabulary]:
     """The old ones of the tables that are kept; the others give out their rows from the next day on."""
     schema = job.config.log_schema
-    kept = kept_tables(job.old, Declared(schema, job.config.model))
+    kept = kept_tables(job.old, Declared.by(job.config))
     of_kept = schema.model_copy(update={"tables": [table for table in schema.tables if table.name in kept]})
     found = read_vocabularies(*job.line.place(job.parent), of_kept)
     tables = [table for table in schema.tables if table.name in schema.vocabularies]

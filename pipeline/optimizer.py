@@ -1,5 +1,6 @@
 """Optimizers: fused into the backward pass for the tables, one flat reduction and Adam or SGD for the dense part."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -137,6 +138,7 @@ class StepOptimizer:
         dense: Named parameters of the dense part.
         replicated: Named data-parallel tables, whose gradients TorchRec reduces itself.
         group: Process group of the training thread.
+        rate_factors: By the names of dense parameters, what their learning rate is multiplied by; 1 for the others.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class StepOptimizer:
         dense: dict[str, nn.Parameter],
         replicated: dict[str, nn.Parameter],
         group: dist.ProcessGroup,
+        rate_factors: Mapping[str, float] | None = None,
     ) -> None:
         self._config = config
         self._group = group
@@ -153,7 +156,8 @@ class StepOptimizer:
         self._buffer = _gradient_buffer(self._parameters)
         self._bind_gradients()
         self.tables = tables
-        self.dense = KeyedOptimizerWrapper(dense, config.dense.build)
+        factors = {id(dense[name]): factor for name, factor in (rate_factors or {}).items()}
+        self.dense = KeyedOptimizerWrapper(dense, lambda of: config.dense.build(_by_factor(of, factors)))
         self.replicated = KeyedOptimizerWrapper(replicated, self._replicated_class) if replicated else None
         self._replicated_parameters = list(replicated.values())
         self.num_steps = 0
@@ -237,10 +241,20 @@ def _local_tensors(value: Any) -> list[Tensor]:
     return [shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value]
 
 
+def _by_factor(parameters: Any, factors: Mapping[int, float]) -> Any:
+    """Parameters in groups of one factor of the learning rate; without factors, as they are."""
+    if not factors:
+        return parameters
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": members, "rate_factor": factor} for factor, members in groups.items()]
+
+
 def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:
     groups: Any = optimizer.param_groups
     for group in groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def _gradient_buffer(parameters: list[nn.Parameter]) -> Tensor:

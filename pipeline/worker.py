@@ -9,13 +9,17 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 import torch.utils.deterministic
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
 
 from features.hashing import salt_of
 from models.assembly import build_ranker
+from models.ranker import Head
+from models.ranks import Ranks
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.optimizer import StepOptimizer
@@ -96,7 +100,9 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
-    model = build_ranker(config.log_schema, config.model.network, config.model.towers, config.model.dropout, autocast)
+    declared, ranks = config.model, Ranks(group.size(), lambda tensor: differentiable.all_reduce(tensor, group=group))
+    network, towers = declared.network, declared.towers
+    model = build_ranker(config.log_schema, network, towers, declared.dropout, autocast, config.loss_balancing, ranks)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
     initialise_tables(sharded, config.log_schema, config.seed)
     logger.info("tables: %s", table_shardings(sharded))
@@ -110,7 +116,15 @@ def build_optimizer(config: Config, sharded: DistributedModelParallel, group: di
     replicated_tables = {name for name, kind in config.sharding.tables.items() if kind == "data_parallel"}
     replicated = {name: parameters[name] for name in tables if name.split(".")[-2] in replicated_tables}
     dense = {name: parameter for name, parameter in parameters.items() if name not in tables}
-    return StepOptimizer(config.optimizer, cast(KeyedOptimizer, sharded.fused_optimizer), dense, replicated, group)
+    tables_optimizer = cast(KeyedOptimizer, sharded.fused_optimizer)
+    return StepOptimizer(config.optimizer, tables_optimizer, dense, replicated, group, _rate_factors(sharded, dense))
+
+
+def _rate_factors(sharded: DistributedModelParallel, dense: dict[str, nn.Parameter]) -> dict[str, float]:
+    """What the network asks for, by the names that its parameters have in the whole model."""
+    (network,) = (module.network for module in sharded.modules() if isinstance(module, Head))
+    names = {id(parameter): name for name, parameter in dense.items()}
+    return {names[id(network.get_parameter(name))]: factor for name, factor in network.rate_factors().items()}
 
 
 def build_train_pipeline(config: Config, state: TrainState, device: torch.device) -> TrainPipelineBase:

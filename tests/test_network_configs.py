@@ -14,6 +14,7 @@ from torch import nn
 from features.errors import ConfigError
 from models.fusion import FusionNetwork
 from models.mmoe import MMoE, SharedExperts
+from models.mran import MRAN
 from models.network import NetworkConfig, build_network
 from models.ple import PLE, Level
 from models.reach import parameter_blocks
@@ -38,7 +39,10 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], FusionNetwork]]] = {
         lambda: SharedBottoms(5, [4], [[0], [0], [1, 2]], "mean"),
     ),
     "customized_sharing": ({"layers": [4]}, lambda: SharedBottoms(5, [4], [[0, 1], [0, 2], [0, 3]])),
-    "cross_stitch": ({"layers": [4, 3], "own_share": 0.8}, lambda: StitchedColumns(5, 3, [4, 3], own=0.8)),
+    "cross_stitch": (
+        {"layers": [4, 3], "own_share": 0.8, "alpha_rate": 3.0},
+        lambda: StitchedColumns(5, 3, [4, 3], own=0.8, alpha_rate=3.0),
+    ),
     "sluice": (
         {"width": 6, "num_layers": 2, "num_subspaces": 3, "orthogonality": 0.5}
         | {"alpha_start": "balanced", "beta_start": "imbalanced"},
@@ -66,6 +70,7 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], FusionNetwork]]] = {
         | {"shared_layers": [6], "gate_dropout": 0.3},
         lambda: MMoE(5, 3, [_level(2, 4), _level(3, 3)], shared_layers=[6], gate_dropout=0.3),
     ),
+    "mran": ({"width": 6, "num_heads": 2}, lambda: MRAN([5], 3, width=6, num_heads=2)),
     "ple": (
         {"gate_dropout": 0.3}
         | {"levels": [{"expert_layers": [4], "num_experts_per_task": 2, "num_shared_experts": 1}]},
@@ -100,7 +105,8 @@ def test_a_config_builds_what_plain_arguments_build(kind: str) -> None:
         torch.manual_seed(3)
         network = build()
         penalty = network.penalty()
-        outputs.append((network(torch.randn(6, IN_FEATURES)), torch.zeros(()) if penalty is None else penalty))
+        rates = torch.tensor(list(network.rate_factors().values()))
+        outputs.append((rates, network(torch.randn(6, IN_FEATURES)), torch.zeros(()) if penalty is None else penalty))
     assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
 
 
@@ -130,6 +136,7 @@ def _refusal(config: dict[str, Any]) -> str:
         ("cross_stitch", {"own_share": 1.5}, "less than or equal to 1"),
         ("sluice", {"width": 7}, "width 7 cannot be cut into 3 subspaces"),
         ("sluice", {"orthogonality": -1}, "greater than or equal to 0"),
+        ("mran", {"num_heads": 4}, "width 6 cannot be cut into 4 heads"),
         ("asymmetric_sharing", {"fuse": "max"}, "'concat', 'sum' or 'mean'"),
     ],
 )

@@ -27,6 +27,12 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
             f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config, or take "
             "it to the new one with jobs.migrate"
         )
+    then = manifest.content["config"].get("loss_balancing", {"kind": "schedule"})["kind"]  # older ones have no other
+    if then != config.loss_balancing.kind:
+        raise DataError(
+            f"checkpoint {manifest.checkpoint} was trained with loss_balancing {then}, the config has "
+            f"{config.loss_balancing.kind}: restore the old config, or take it to the new one with jobs.migrate"
+        )
     for part in ("tables", "dense"):
         old, new = manifest.content["config"]["optimizer"][part]["kind"], getattr(config.optimizer, part).kind
         if old != new:

@@ -1,0 +1,82 @@
+"""Every way to balance the tasks' losses that a config can name, and the one function that builds it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from features.schema import Declaration, TaskConfig
+from models.fusion import FusionNetwork
+from models.gradnorm import GradNormConfig
+from models.meeting import GradientBalance, shared_slices
+from models.metabalance import MetaBalanceConfig
+from models.pcgrad import PCGradConfig
+from models.ranks import Ranks
+from models.reach import ParameterBlock, parameter_blocks
+from models.uncertainty import UncertaintyConfig, UncertaintyWeights
+
+
+class ScheduleConfig(Declaration):
+    """The weights of `loss_weights` alone: L = sum_k w_k(t) L_k.
+
+    Args:
+        kind: `schedule`.
+    """
+
+    kind: Literal["schedule"]
+
+
+LossBalancingConfig = Annotated[
+    ScheduleConfig | UncertaintyConfig | MetaBalanceConfig | GradNormConfig | PCGradConfig,
+    Field(discriminator="kind"),
+]
+SCHEDULE = ScheduleConfig(kind="schedule")
+
+
+def build_balancing(
+    config: LossBalancingConfig,
+    tasks: Sequence[TaskConfig],
+    dense: Mapping[str, nn.Parameter],
+    network: FusionNetwork,
+    in_features: int,
+    num_pooled: int,
+    ranks: Ranks,
+) -> UncertaintyWeights | GradientBalance | None:
+    """Build what stands between the tasks' losses and the backward pass; None: their weighted sum alone.
+
+    Args:
+        config: A member of the union.
+        tasks: The tasks, in order.
+        dense: All dense parameters by their names within the ranker.
+        network: The multi-task network among them. On the meta device where its shared parts are not asked for.
+        in_features: Width of its input.
+        num_pooled: Features that are looked up in tables.
+        ranks: For sums over all of them.
+
+    Raises:
+        ConfigError: The config does not fit these tasks.
+    """
+    if isinstance(config, ScheduleConfig):
+        return None
+    if isinstance(config, UncertaintyConfig):
+        return config.build(tasks)
+    shared = shared_slices(dense, _blocks(dense, network, in_features, len(tasks)))
+    return GradientBalance(config.build(tasks, len(shared) + num_pooled), shared, ranks)
+
+
+def _blocks(
+    dense: Mapping[str, nn.Parameter], network: FusionNetwork, in_features: int, num_tasks: int
+) -> list[ParameterBlock]:
+    """Blocks of the network, and of what stands before it: that reaches all tasks, each parameter being one block."""
+    tasks = tuple(range(num_tasks))
+    before = [(name, parameter) for name, parameter in dense.items() if name.startswith("inputs.")]
+    blocks = [ParameterBlock(name=n, start=0, stop=len(p), tasks=tasks) for n, p in before if len(p)]
+    if any(parameter.is_meta for parameter in dense.values()):
+        return blocks
+    of_network = parameter_blocks(network, in_features)
+    prefix = "head.network."
+    return blocks + [
+        ParameterBlock(name=prefix + block.name, start=block.start, stop=block.stop, tasks=block.tasks)
+        for block in of_network
+    ]
