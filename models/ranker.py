@@ -9,6 +9,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.batch import RankingBatch
+from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
 from models.loss import UnionSpaceLoss
@@ -43,14 +44,22 @@ class Ranker(nn.Module):
     Args:
         embeddings: The tables.
         inputs: Makes (B, d) from pooled embeddings and dense values.
-        head: (B, d) -> (B, sum of outputs).
+        head: (B, d) -> (B, sum of the towers' outputs).
+        entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
     """
 
-    def __init__(self, embeddings: EmbeddingBagCollection, inputs: InputArch, head: Head) -> None:
+    def __init__(
+        self,
+        embeddings: EmbeddingBagCollection,
+        inputs: InputArch,
+        head: Head,
+        entire_space: EntireSpace | None = None,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.inputs = inputs
         self.head = head
+        self.entire_space = entire_space
 
     def forward(self, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch output"]:
         """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
@@ -58,7 +67,8 @@ class Ranker(nn.Module):
         `models.tasks` turns them into probabilities and values.
         """
         pooled = self.embeddings(sparse)
-        return self.head(self.inputs(pooled, sparse, dense))
+        outputs = self.head(self.inputs(pooled, sparse, dense))
+        return outputs if self.entire_space is None else self.entire_space(outputs)
 
 
 class StepOutput(NamedTuple):

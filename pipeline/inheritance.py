@@ -36,7 +36,7 @@ class Declared:
 
     def layout(self) -> Layout:
         """What every number of the dense part belongs to."""
-        return declared_layout(self.log_schema, self.model.network, self.model.towers)
+        return declared_layout(self.log_schema, self.model.network, self.model.towers, around=self.model)
 
 
 def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tensor]) -> None:

@@ -96,7 +96,8 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
-    model = build_ranker(config.log_schema, config.model.network, config.model.towers, config.model.dropout, autocast)
+    parts = config.model
+    model = build_ranker(config.log_schema, parts.network, parts.towers, parts.dropout, autocast, around=parts)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
     initialise_tables(sharded, config.log_schema, config.seed)
     logger.info("tables: %s", table_shardings(sharded))
