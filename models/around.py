@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from features.schema import Declaration
 from models.entire_space import EntireSpaceConfig
+from models.slot_bias import SlotBiasConfig
 from models.tasks import TaskHead
 
 
@@ -12,9 +13,11 @@ class AroundConfig(Declaration):
 
     Args:
         entire_space: Tasks whose probabilities are composed of several towers'.
+        slot_bias: A logit for the slot, added to tasks' own in training.
     """
 
     entire_space: EntireSpaceConfig | None = None
+    slot_bias: SlotBiasConfig | None = None
 
     def tower_heads(self, heads: Sequence[TaskHead]) -> Sequence[TaskHead]:
         """The towers of declared tasks; the tasks themselves unless some are composed."""

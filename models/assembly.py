@@ -75,7 +75,8 @@ def build_ranker(
     inputs = InputArch(keys, mean_pooled(schema), num_dense)
     tables = build_tables(schema, torch.device("meta"))
     entire_space = around.entire_space.build(heads) if around.entire_space else None
-    return RankerTrain(Ranker(tables, inputs, head, entire_space), UnionSpaceLoss(heads))
+    slot_bias = around.slot_bias.build(schema, towered) if around.slot_bias else None
+    return RankerTrain(Ranker(tables, inputs, head, slot_bias, entire_space), UnionSpaceLoss(heads))
 
 
 def declared_layout(
@@ -104,7 +105,9 @@ def declared_layout(
     fused = head.network.parts((*bags, *numbers), names)
     parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], tuple(numbers))
     of_towers = head.towers.parts(names, fused, [_outputs(tower) for tower in towered])
-    return layout_of(dense, [*parts, *fused.parts, *of_towers])
+    bias = model.ranker.slot_bias
+    of_slots = around.slot_bias.parts(bias, schema) if around.slot_bias and bias else []
+    return layout_of(dense, [*parts, *fused.parts, *of_towers, *of_slots])
 
 
 def _columns(feature: FeatureConfig, width: int) -> Labels:

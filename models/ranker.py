@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -13,6 +13,7 @@ from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
 from models.loss import UnionSpaceLoss
+from models.slot_bias import SlotBias
 
 
 class Head(nn.Module):
@@ -45,6 +46,7 @@ class Ranker(nn.Module):
         embeddings: The tables.
         inputs: Makes (B, d) from pooled embeddings and dense values.
         head: (B, d) -> (B, sum of the towers' outputs).
+        slot_bias: Adds the slots' logits to the towers' outputs; None: there are none.
         entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
     """
 
@@ -53,21 +55,30 @@ class Ranker(nn.Module):
         embeddings: EmbeddingBagCollection,
         inputs: InputArch,
         head: Head,
+        slot_bias: SlotBias | None = None,
         entire_space: EntireSpace | None = None,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.inputs = inputs
         self.head = head
+        self.slot_bias = slot_bias
         self.entire_space = entire_space
 
-    def forward(self, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch output"]:
+    def forward(
+        self,
+        sparse: KeyedJaggedTensor,
+        dense: Float[Tensor, "batch dense"],
+        slot: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch output"]:
         """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
 
-        `models.tasks` turns them into probabilities and values.
+        `models.tasks` turns them into probabilities and values. A slot is for training; what is to be scored has none.
         """
         pooled = self.embeddings(sparse)
         outputs = self.head(self.inputs(pooled, sparse, dense))
+        if self.slot_bias is not None:
+            outputs = self.slot_bias(outputs, slot, sparse)
         return outputs if self.entire_space is None else self.entire_space(outputs)
 
 
@@ -98,7 +109,7 @@ class RankerTrain(nn.Module):
         Returns:
             The weighted loss with the network's penalty, a scalar, and what comes back with the step.
         """
-        outputs = self.ranker(batch.sparse, batch.dense)
+        outputs = self.ranker(batch.sparse, batch.dense, batch.slot)
         total, losses = self.loss(
             outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights
         )

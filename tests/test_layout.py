@@ -52,6 +52,7 @@ COMPOSED: Declared = {"tasks": [MORE_TASKS[2], *TASKS, {"name": "buy", "label": 
         }
     }
 }
+SLOTS: Declared = {"slot_bias": {"tasks": ["ctr"], "num_slots": 3, "feature": "user"}}
 LEVELS = [
     {"expert_layers": [5, 4], "num_experts_per_task": 1, "num_shared_experts": 2},
     {"expert_layers": [3], "num_experts_per_task": 2, "num_shared_experts": 1},
@@ -107,6 +108,7 @@ CHANGES: dict[str, Callable[[str], Declared]] = {
     "features": lambda kind: _sections(NETWORKS[kind], features=MORE_FEATURES),
     "network": lambda kind: _sections(LARGER[kind]),
     "towers": lambda kind: _sections(NETWORKS[kind], towers=[8]),
+    "slot bias": lambda kind: _sections(NETWORKS[kind], tasks=MORE_TASKS, around=SLOTS),
     "entire space": lambda kind: _sections(NETWORKS[kind], **COMPOSED),
     "all": lambda kind: _sections(
         NETWORKS[kind] if kind in ("cgc", "asymmetric_sharing") else LARGER[kind],  # which number tasks by name
@@ -124,14 +126,13 @@ class Built:
         used = {feature["table"] for feature in declared["features"] if "table" in feature}
         tables = [{"name": name, "num_rows": 9, "dim": dim} for name, dim in TABLES.items() if name in used]
         parts = {key: declared[key] for key in ("features", "tasks")}
-        self.schema = Schema.model_validate({"tables": tables} | parts)
+        self.schema = Schema.model_validate({"tables": tables, "slot": "slot"} | parts)
         self.network = TypeAdapter(NetworkConfig).validate_python(declared["network"])
         self.towers = declared["towers"]
         self.around = AroundConfig.model_validate(declared.get("around", {}))
         torch.manual_seed(seed)
         self.model: RankerTrain = build_ranker(self.schema, self.network, self.towers, 0.0, None, self.around)
-        self.model.ranker.inputs.double()
-        self.model.ranker.head.double().eval()
+        self.model.double().eval()
         for parameter in self.dense.values():  # those that start as constants too
             parameter.data.add_(torch.rand_like(parameter.data), alpha=0.1)
 
@@ -190,7 +191,7 @@ def _grow(old: Built, new: Built) -> None:
         tensor[is_new] = 0
         if ".gates." in name:
             tensor[is_new_row.all(-1), one if tensor.shape[-1] > one else 0] = -1e4
-        else:
+        elif ".slot_bias." not in name:  # which starts from 0
             tensor[is_new_row] = anything[name][is_new_row]
 
 
@@ -238,7 +239,7 @@ def test_a_dropped_feature_is_a_feature_of_zeros(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("change", ["nothing", "entire space"])
+@pytest.mark.parametrize("change", ["nothing", "entire space", "slot bias"])
 def test_every_parameter_is_declared(kind: str, change: str) -> None:
     """Catches a parameter that a network has and does not name: it would be lost with the first new feature."""
     built = Built(CHANGES[change](kind))
