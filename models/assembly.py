@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from features.schema import FeatureConfig, Schema, TaskConfig
-from models.balancing import SCHEDULE, LossBalancingConfig, build_balancing
+from models.around import AroundConfig
+from models.balancing import SCHEDULE, LossBalancingConfig, build_balancing, check_composed
 from models.inputs import InputArch
 from models.layout import Labels, Layout, layout_of
 from models.loss import UnionSpaceLoss
@@ -43,6 +44,10 @@ def _corrected_rate(task: TaskConfig) -> float:
     return sampling.rate if sampling and sampling.rate and sampling.correction == "log_odds" else 1.0
 
 
+# Keys that are absent: the network alone.
+_NOTHING = AroundConfig()
+
+
 def build_ranker(
     schema: Schema,
     network: NetworkConfig,
@@ -51,6 +56,7 @@ def build_ranker(
     autocast: torch.dtype | None,
     balancing: LossBalancingConfig = SCHEDULE,
     ranks: Ranks = ALONE,
+    around: AroundConfig = _NOTHING,
 ) -> RankerTrain:
     """Assemble a model, its tables on the meta device.
 
@@ -62,25 +68,38 @@ def build_ranker(
         autocast: The type of the head's matrix products; None: float32.
         balancing: How the tasks' losses are balanced, beyond w_k(t).
         ranks: For what is summed over all of them within a step.
+        around: What stands around the network.
+
+    Raises:
+        ConfigError: The parts do not fit the schema, or each other.
     """
     heads = task_heads(schema.tasks)
+    towered = around.tower_heads(heads)
     keys = [feature.name for feature in schema.sparse_features]
     dims = {table.name: table.dim for table in schema.tables}
     num_dense = len(schema.dense_features)
     fields = [*(dims[feature.table] for feature in schema.sparse_features), *([1] * num_dense)]
     width = sum(fields)
-    built = build_network(network, width, schema.task_names, fields, ranks)
-    head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in heads], dropout), autocast)
+    built = build_network(network, width, [tower.name for tower in towered], fields, ranks)
+    head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in towered], dropout), autocast)
     inputs = InputArch(keys, mean_pooled(schema), num_dense)
     tables = build_tables(schema, torch.device("meta"))
-    ranker = Ranker(tables, inputs, head)
+    entire_space = around.entire_space.build(heads) if around.entire_space else None
+    slot_bias = around.slot_bias.build(schema, towered) if around.slot_bias else None
+    ranker = Ranker(tables, inputs, head, slot_bias, entire_space)
+    if entire_space is not None:
+        check_composed(balancing)
     dense = dict(ranker.dense_parameters())
     balance = build_balancing(balancing, schema.tasks, dense, built, width, len(keys), ranks)
     return RankerTrain(ranker, UnionSpaceLoss(heads), balance)
 
 
 def declared_layout(
-    schema: Schema, network: NetworkConfig, towers: Sequence[int], balancing: LossBalancingConfig = SCHEDULE
+    schema: Schema,
+    network: NetworkConfig,
+    towers: Sequence[int],
+    balancing: LossBalancingConfig = SCHEDULE,
+    around: AroundConfig = _NOTHING,
 ) -> Layout:
     """Say what every number of a declared model's dense part belongs to, by the names that its parameters have.
 
@@ -91,21 +110,26 @@ def declared_layout(
         network: The multi-task network.
         towers: Widths of the towers' hidden layers.
         balancing: How the tasks' losses are balanced.
+        around: What stands around the network.
     """
     with torch.device("meta"):
-        model = build_ranker(schema, network, towers, 0.0, None, balancing)
+        model = build_ranker(schema, network, towers, 0.0, None, balancing, around=around)
     dense = {name: parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name}
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)
     dims = {table.name: table.dim for table in schema.tables}
     bags = [label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table])]
     numbers = [label for feature in schema.dense_features for label in _columns(feature, 1)]
-    fused = head.network.parts((*bags, *numbers), schema.task_names)
-    outputs = [_outputs(task, of_task) for task, of_task in zip(schema.tasks, task_heads(schema.tasks), strict=True)]
+    towered = around.tower_heads(task_heads(schema.tasks))
+    names = [tower.name for tower in towered]
+    fused = head.network.parts((*bags, *numbers), names)
     parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], tuple(numbers))
     if isinstance(model.balance, UncertaintyWeights):
         parts += model.balance.parts(schema.task_names)
-    return layout_of(dense, [*parts, *fused.parts, *head.towers.parts(schema.task_names, fused, outputs)])
+    of_towers = head.towers.parts(names, fused, [_outputs(tower) for tower in towered])
+    bias = model.ranker.slot_bias
+    of_slots = around.slot_bias.parts(bias, schema) if around.slot_bias and bias else []
+    return layout_of(dense, [*parts, *fused.parts, *of_towers, *of_slots])
 
 
 def _columns(feature: FeatureConfig, width: int) -> Labels:
@@ -118,8 +142,8 @@ def _columns(feature: FeatureConfig, width: int) -> Labels:
     return tuple((f"input columns of feature {feature.name}", f"{index}: {of_values}") for index in range(width))
 
 
-def _outputs(task: TaskConfig, head: TaskHead) -> Labels:
-    """Label a task's outputs: by what they mean, so that another kind of label has new ones."""
+def _outputs(head: TaskHead) -> Labels:
+    """Label a tower's outputs: by what they mean, so that another kind of label has new ones."""
     link = "log" if head.loss == "poisson" else head.link
     kind = f"{head.kind}, link {link}, log1p {head.log1p_target}"
-    return tuple((f"output of task {task.name}", f"{index}: {kind}") for index in range(head.num_outputs))
+    return tuple((f"output of task {head.name}", f"{index}: {kind}") for index in range(head.num_outputs))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from features.errors import ConfigError
 from features.schema import Declaration, TaskConfig
 from models.fusion import FusionNetwork
 from models.gradnorm import GradNormConfig
@@ -32,6 +33,20 @@ LossBalancingConfig = Annotated[
     Field(discriminator="kind"),
 ]
 SCHEDULE = ScheduleConfig(kind="schedule")
+
+
+def check_composed(config: LossBalancingConfig) -> None:
+    """Refuse what does not go with composed probabilities.
+
+    Raises:
+        ConfigError: Gradients would be balanced, where a tower is not a task's: which tasks share a parameter is
+            known by the towers that it reaches.
+    """
+    if not isinstance(config, ScheduleConfig | UncertaintyConfig):
+        raise ConfigError(
+            f"loss_balancing.kind {config.kind} with model.entire_space: towers of composed probabilities are no "
+            "task's own, so it is not known where tasks meet: use uncertainty or schedule"
+        )
 
 
 def build_balancing(

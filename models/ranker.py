@@ -5,16 +5,18 @@ from typing import NamedTuple
 
 import torch
 import torch.fx
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from models.batch import RankingBatch
+from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
 from models.loss import UnionSpaceLoss
 from models.meeting import GradientBalance, cut_off
+from models.slot_bias import SlotBias
 from models.uncertainty import UncertaintyWeights
 
 
@@ -55,32 +57,60 @@ class Ranker(nn.Module):
     Args:
         embeddings: The tables.
         inputs: Makes (B, d) from pooled embeddings and dense values.
-        head: (B, d) -> (B, sum of outputs).
+        head: (B, d) -> (B, sum of the towers' outputs).
+        slot_bias: Adds the slots' logits to the towers' outputs; None: there are none.
+        entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
     """
 
-    def __init__(self, embeddings: EmbeddingBagCollection, inputs: InputArch, head: Head) -> None:
+    def __init__(
+        self,
+        embeddings: EmbeddingBagCollection,
+        inputs: InputArch,
+        head: Head,
+        slot_bias: SlotBias | None = None,
+        entire_space: EntireSpace | None = None,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.inputs = inputs
         self.head = head
+        self.slot_bias = slot_bias
+        self.entire_space = entire_space
 
     def forward(
         self,
         sparse: KeyedJaggedTensor,
         dense: Float[Tensor, "batch dense"],
+        slot: Int[Tensor, " batch"] | None = None,
         is_real: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch output"]:
         """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
 
-        `models.tasks` turns them into probabilities and values. `is_real` is the head's, and matters in training only.
+        `models.tasks` turns them into probabilities and values. A slot is for training; what is to be scored has none.
+        `is_real` is the head's, and matters in training only.
         """
-        pooled = self.embeddings(sparse)
-        return self.head(self.inputs(pooled, sparse, dense), is_real)
+        return self.above(self.embeddings(sparse), sparse, dense, slot, is_real)
+
+    def above(
+        self,
+        pooled: KeyedTensor,
+        sparse: KeyedJaggedTensor,
+        dense: Float[Tensor, "batch dense"],
+        slot: Int[Tensor, " batch"] | None,
+        is_real: Bool[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch output"]:
+        """What comes after the tables."""
+        outputs = self.head(self.inputs(pooled, sparse, dense), is_real)
+        if self.slot_bias is not None:
+            outputs = self.slot_bias(outputs, slot, sparse)
+        return outputs if self.entire_space is None else self.entire_space(outputs)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything but the tables, with its names within the ranker."""
-        for part in ("inputs", "head"):
-            yield from getattr(self, part).named_parameters(prefix=part)
+        for part in ("inputs", "head", "slot_bias"):
+            module = getattr(self, part)
+            if module is not None:
+                yield from module.named_parameters(prefix=part)
 
 
 class StepOutput(NamedTuple):
@@ -119,7 +149,7 @@ class RankerTrain(nn.Module):
         if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
             total, outputs, losses = self._balanced(self.balance, batch)
         else:
-            outputs = self.ranker(batch.sparse, batch.dense, batch.in_space.any(1))
+            outputs = self.ranker(batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
             total, losses = self._losses(outputs, batch)
         if isinstance(self.balance, UncertaintyWeights):
             total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
@@ -135,7 +165,7 @@ class RankerTrain(nn.Module):
         """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
         pooled = self.ranker.embeddings(batch.sparse)
         leaf = cut_off(pooled)
-        outputs = self.ranker.head(self.ranker.inputs(leaf, batch.sparse, batch.dense), batch.in_space.any(1))
+        outputs = self.ranker.above(leaf, batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
         _, losses = self._losses(outputs, batch)
         dense = [parameter for _, parameter in self.ranker.dense_parameters()]
         return balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense), outputs, losses

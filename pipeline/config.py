@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from features.errors import ConfigError
 from features.holdout import HoldoutConfig
 from features.schema import Declaration, Schema
+from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.balancing import SCHEDULE, LossBalancingConfig
 from models.loss import LossWeightConfig
@@ -29,10 +30,13 @@ from pipeline.storage import check_url
 LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 
 
-class ModelConfig(Declaration):
+class ModelConfig(AroundConfig):
     """The dense part of the model.
 
     Args:
+        entire_space: Tasks whose probabilities are composed of several towers', as in ESMM and ESM2; absent: each task
+            has its own tower's.
+        slot_bias: A logit for the slot, added to tasks' own in training; absent: none.
         network: The multi-task network over pooled embeddings and dense values.
         towers: Widths of the hidden layers of every task's tower.
         dropout: Within the towers, in training.
@@ -248,7 +252,7 @@ def _check_model(config: Config) -> None:
     model, schema = config.model, config.log_schema
     config.loss_weights.schedule(schema.task_names)
     with torch.device("meta"):
-        build_ranker(schema, model.network, model.towers, model.dropout, None, config.loss_balancing)
+        build_ranker(schema, model.network, model.towers, model.dropout, None, config.loss_balancing, around=model)
 
 
 def _check_cluster(config: Config) -> None:

@@ -44,7 +44,8 @@ class Declared:
 
     def layout(self) -> Layout:
         """What every number of the dense part belongs to."""
-        return declared_layout(self.log_schema, self.model.network, self.model.towers, self.balancing)
+        model = self.model
+        return declared_layout(self.log_schema, model.network, model.towers, self.balancing, around=model)
 
 
 def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tensor]) -> None:

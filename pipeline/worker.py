@@ -100,9 +100,10 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
-    declared, ranks = config.model, Ranks(group.size(), lambda tensor: differentiable.all_reduce(tensor, group=group))
-    network, towers = declared.network, declared.towers
-    model = build_ranker(config.log_schema, network, towers, declared.dropout, autocast, config.loss_balancing, ranks)
+    ranks = Ranks(group.size(), lambda tensor: differentiable.all_reduce(tensor, group=group))
+    declared, balancing = config.model, config.loss_balancing
+    network, towers, dropout = declared.network, declared.towers, declared.dropout
+    model = build_ranker(config.log_schema, network, towers, dropout, autocast, balancing, ranks, declared)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
     initialise_tables(sharded, config.log_schema, config.seed)
     logger.info("tables: %s", table_shardings(sharded))

@@ -3,14 +3,17 @@
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from features.schema import Schema
 from models import assembly
+from models.around import AroundConfig
 from models.assembly import build_ranker, declared_layout
 from models.fusion import FusionNetwork
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, layout_of, match_layouts
@@ -38,6 +41,19 @@ MORE_FEATURES = [_number("plays"), _ids("author"), *FEATURES[:3], _ids("other_vi
 TASKS: list[Declared] = [{"name": "ctr", "label": "a"}, {"name": "vcr", "kind": "regression", "label": "b"}]
 CLASSES: Declared = {"name": "place", "kind": "multiclass", "num_classes": 3, "label": "c"}
 MORE_TASKS = [CLASSES, TASKS[0], {"name": "like", "label": "d"}, TASKS[1]]
+# The new tasks composed of the old one's tower and of towers of no task.
+COMPOSED: Declared = {"tasks": [MORE_TASKS[2], *TASKS, {"name": "buy", "label": "e"}]} | {
+    "around": {
+        "entire_space": {
+            "towers": ["liked", "bought"],
+            "probabilities": {
+                "buy": {"given": "like", "then": "bought"},
+                "like": {"given": "ctr", "then": "liked", "otherwise": "bought"},
+            },
+        }
+    }
+}
+SLOTS: Declared = {"slot_bias": {"tasks": ["ctr"], "num_slots": 3, "feature": "user"}}
 LEVELS = [
     {"expert_layers": [5, 4], "num_experts_per_task": 1, "num_shared_experts": 2},
     {"expert_layers": [3], "num_experts_per_task": 2, "num_shared_experts": 1},
@@ -97,6 +113,8 @@ CHANGES: dict[str, Callable[[str], Declared]] = {
     "features": lambda kind: _sections(NETWORKS[kind], features=MORE_FEATURES),
     "network": lambda kind: _sections(LARGER[kind]),
     "towers": lambda kind: _sections(NETWORKS[kind], towers=[8]),
+    "slot bias": lambda kind: _sections(NETWORKS[kind], tasks=MORE_TASKS, around=SLOTS),
+    "entire space": lambda kind: _sections(NETWORKS[kind], **COMPOSED),
     "all": lambda kind: _sections(
         NETWORKS[kind] if kind in ("cgc", "asymmetric_sharing") else LARGER[kind],  # which number tasks by name
         features=MORE_FEATURES,
@@ -113,13 +131,13 @@ class Built:
         used = {feature["table"] for feature in declared["features"] if "table" in feature}
         tables = [{"name": name, "num_rows": 9, "dim": dim} for name, dim in TABLES.items() if name in used]
         parts = {key: declared[key] for key in ("features", "tasks")}
-        self.schema = Schema.model_validate({"tables": tables} | parts)
+        self.schema = Schema.model_validate({"tables": tables, "slot": "slot"} | parts)
         self.network = TypeAdapter(NetworkConfig).validate_python(declared["network"])
         self.towers = declared["towers"]
+        self.around = AroundConfig.model_validate(declared.get("around", {}))
         torch.manual_seed(seed)
-        self.model: RankerTrain = build_ranker(self.schema, self.network, self.towers, 0.0, None)
-        self.model.ranker.inputs.double()
-        self.model.ranker.head.double().eval()
+        self.model: RankerTrain = build_ranker(self.schema, self.network, self.towers, 0.0, None, around=self.around)
+        self.model.double().eval()
         for parameter in self.dense.values():  # those that start as constants too
             parameter.data.add_(torch.rand_like(parameter.data), alpha=0.1)
 
@@ -130,15 +148,18 @@ class Built:
 
     @property
     def layout(self) -> Layout:
-        return declared_layout(self.schema, self.network, self.towers)
+        return declared_layout(self.schema, self.network, self.towers, around=self.around)
 
     def outputs(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each task's outputs, given the features' values by name."""
         dims = {table.name: table.dim for table in self.schema.tables}
-        bags = [values[feature.name][:, : dims[feature.table]] for feature in self.schema.sparse_features]
+        sparse, ranker = self.schema.sparse_features, self.model.ranker
+        bags = [values[feature.name][:, : dims[feature.table]] for feature in sparse]
+        keys, ones = [feature.name for feature in sparse], torch.ones(len(sparse) * NUM_ROWS, dtype=torch.long)
+        pooled = KeyedTensor(keys, [bag.shape[1] for bag in bags], torch.cat(bags, dim=1))
         dense = torch.cat([values[feature.name][:, :1] for feature in self.schema.dense_features], dim=1)
-        missing = self.model.ranker.inputs.missing_values(dense)
-        outputs = self.model.ranker.head(torch.cat([*bags, missing], dim=1))
+        with mock.patch.object(ranker.embeddings, "forward", return_value=pooled):
+            outputs = ranker(KeyedJaggedTensor(keys, values=ones, lengths=ones), dense)
         parts = outputs.split([task.num_classes or 1 for task in self.schema.tasks], dim=1)
         return dict(zip(self.schema.task_names, parts, strict=True))
 
@@ -175,7 +196,7 @@ def _grow(old: Built, new: Built) -> None:
         tensor[is_new] = 0
         if ".gates." in name:
             tensor[is_new_row.all(-1), one if tensor.shape[-1] > one else 0] = -1e4
-        else:
+        elif ".slot_bias." not in name:  # which starts from 0
             tensor[is_new_row] = anything[name][is_new_row]
 
 
@@ -223,9 +244,10 @@ def test_a_dropped_feature_is_a_feature_of_zeros(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_every_parameter_is_declared(kind: str) -> None:
+@pytest.mark.parametrize("change", ["nothing", "entire space", "slot bias"])
+def test_every_parameter_is_declared(kind: str, change: str) -> None:
     """Catches a parameter that a network has and does not name: it would be lost with the first new feature."""
-    built = Built(CHANGES["nothing"](kind))
+    built = Built(CHANGES[change](kind))
     parts = [(name, part) for name, parts in built.layout.items() for part in parts]
     assert all(part.owner != name for name, part in parts)
     keys = [(part.owner, part.detail) for _, part in parts]
@@ -253,6 +275,17 @@ def test_control_columns_that_are_one_off_are_seen(kind: str, monkeypatch: pytes
 
 
 # --- What is in words ---
+
+
+def test_a_composed_task_s_own_tower_is_gone() -> None:
+    """Catches the tower of a task that is kept as another one's, or for a task that has none any more."""
+    tasks = [TASKS[0], {"name": "buy", "label": "e"}, TASKS[1]]
+    rule = {"entire_space": {"towers": ["bought"], "probabilities": {"buy": {"given": "ctr", "then": "bought"}}}}
+    found = _compared(_sections(NETWORKS["cgc"], tasks=tasks), _sections(NETWORKS["cgc"], tasks=tasks, around=rule))
+    of_task = ["expert 0 of task {}, level 1", "gate of task {}, level 1", "tower of task {}", "output of task {}"]
+    assert found.new == [text.format("bought") for text in of_task]
+    assert found.dropped == [text.format("buy") for text in of_task]
+    assert "tower of task ctr" in found.kept
 
 
 def _compared(old: Declared, new: Declared) -> Comparison:

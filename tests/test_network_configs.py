@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from features.errors import ConfigError
+from models.around import AroundConfig
 from models.fusion import FusionNetwork
 from models.mmoe import MMoE, SharedExperts
 from models.mran import MRAN
@@ -209,7 +210,8 @@ def _blocks(language: str) -> list[str]:
 
 def test_the_docs_show_every_kind_as_it_can_be_written() -> None:
     """Catches a network without an example, and an example that a configuration would refuse; all end equally wide."""
-    (block,) = _blocks("yaml")
+    block, *around = _blocks("yaml")
+    assert all(AroundConfig.model_validate(yaml.safe_load(part)).model_fields_set for part in around)
     networks = [_from_config(config) for config in yaml.safe_load(block)]
     assert {config["kind"] for config in yaml.safe_load(block)} == _kinds()
     assert {network.out_features for network in networks} == {128, 2 * 128, 192}

@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 
 from features.errors import ConfigError
-from models.assembly import build_ranker
+from models.assembly import build_ranker, task_heads
 from models.fusion import num_parameters
 from models.network import NetworkConfig
 from pipeline.config import Config
@@ -67,12 +67,14 @@ def with_network(config: Config, network: Any) -> Config:
 
 
 def one_task(config: Config, task: str) -> Config:
-    """The configuration of a single-task model: the same rows and tables, one task."""
-    schema = config.log_schema
+    """The configuration of a single-task model: the same rows and tables, one task, with its own tower."""
+    schema, bias = config.log_schema, config.model.slot_bias
     tasks = [declared for declared in schema.tasks if declared.name == task]
     weights = {name: weight for name, weight in config.loss_weights.tasks.items() if name == task}
+    biased = bias.model_copy(update={"tasks": [task]}) if bias is not None and task in bias.tasks else None
     return config.model_copy(
         update={
+            "model": config.model.model_copy(update={"entire_space": None, "slot_bias": biased}),
             "log_schema": schema.model_copy(update={"tasks": tasks}),
             "loss_weights": config.loss_weights.model_copy(update={"tasks": weights}),
         }
@@ -83,13 +85,13 @@ def head_parameters(config: Config) -> int:
     """Parameters of the network and the towers; nothing is allocated."""
     model = config.model
     with torch.device("meta"):
-        ranker = build_ranker(config.log_schema, model.network, model.towers, 0.0, None)
+        ranker = build_ranker(config.log_schema, model.network, model.towers, 0.0, None, around=model)
     return num_parameters(ranker.ranker.head)
 
 
 def _sized(shape: Shape, config: Config, target: int) -> Setting:
     """The width of a shape with which it comes nearest to a number of parameters."""
-    names = config.log_schema.task_names
+    names = [tower.name for tower in config.model.tower_heads(task_heads(config.log_schema.tasks))]
 
     def at(width: int) -> Setting:
         network = _NETWORK.validate_python(shape(width, names))

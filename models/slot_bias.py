@@ -1,0 +1,198 @@
+"""The slot's part in a logit: learned from where items were shown, left out when they are scored.
+
+Source: Zhao et al., "Recommending What Video to Watch Next", RecSys 2019: a shallow tower for selection bias.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from features.errors import ConfigError
+from features.schema import Declaration, Schema, VocabularyConfig
+from models.layout import Part
+from models.sizes import Count
+from models.tasks import TaskHead
+
+# Every worker holds all of it, and its gradient is summed over them at every step.
+_MAX_LOGITS = 1_000_000
+
+
+class Device(NamedTuple):
+    """An id feature that slots are crossed with: its place among the F keys of a batch, F, and its table's rows."""
+
+    key: int
+    num_keys: int
+    num_rows: int
+
+
+class SlotBias(nn.Module):
+    """logit_k = main_k(x) + shallow_k(slot, device) for some of the towers.
+
+    Our reading of the shallow tower, which the source draws as a layer over one-hot inputs: one logit for each pair of
+    a slot and a device, from 0. A missing slot has logits of its own, which are trained on the rows whose slot is not
+    known and on those where it is dropped; they are what scoring adds. The last slot stands for all beyond it. Only the
+    slot is dropped, never the device, for each row by itself; the draw is from the process' generator.
+
+    Args:
+        columns: The outputs that the logits are added to.
+        num_slots: Slots with a logit of their own.
+        device: What slots are crossed with; None: the slot alone.
+        dropout: How likely a row's slot is taken for missing, in training.
+        scores_known: In evaluation mode the slot counts where it is known; else it is always missing.
+
+    Attributes:
+        weight: (tower, 1 + slot, 1 + device), what is missing first.
+    """
+
+    columns: Tensor
+
+    def __init__(
+        self,
+        columns: Sequence[int],
+        num_slots: int,
+        device: Device | None = None,
+        *,
+        dropout: float = 0.0,
+        scores_known: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_slots, self.dropout, self.scores_known = num_slots, dropout, scores_known
+        self.device, num_devices = device, device.num_rows if device else 0
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(len(columns), 1 + num_slots, 1 + num_devices))
+
+    def forward(
+        self, outputs: Float[Tensor, "batch output"], slot: Int[Tensor, " batch"] | None, sparse: KeyedJaggedTensor
+    ) -> Float[Tensor, "batch output"]:
+        """Add the logits to the towers' outputs.
+
+        Args:
+            outputs: The towers' outputs.
+            slot: Where the items were shown, -1 where that is not known; None: nowhere yet.
+            sparse: `KeyedJaggedTensor` with F keys; the device's bags have one id or none.
+        """
+        index = self._slot_rows(torch.full_like(outputs[:, 0], -1, dtype=torch.long) if slot is None else slot.long())
+        if self.device is not None:
+            index = index * self.weight.shape[2] + self._device_rows(self.device, sparse)
+        return outputs.index_add(1, self.columns, self.weight.flatten(1).index_select(1, index).t())
+
+    def _slot_rows(self, slot: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """0 for what is missing, 1 + slot for others."""
+        if not self.training and not self.scores_known:
+            return torch.zeros_like(slot)
+        rows = slot.clamp(-1, self.num_slots - 1) + 1
+        if self.training and self.dropout > 0:
+            rows = rows.masked_fill(torch.rand_like(slot, dtype=torch.float32) < self.dropout, 0)
+        return rows
+
+    @staticmethod
+    def _device_rows(device: Device, sparse: KeyedJaggedTensor) -> Int[Tensor, " batch"]:
+        """0 for an empty bag, 1 + id for others."""
+        of_key = (part.view(device.num_keys, -1)[device.key] for part in (sparse.lengths(), sparse.offsets()[:-1]))
+        lengths, starts = of_key
+        # Padded by one, since an empty bag may start where the values end.
+        ids = F.pad(sparse.values(), (0, 1)).index_select(0, starts)
+        return torch.where(lengths > 0, ids + 1, 0)
+
+    def parts(self, towers: Sequence[str], feature: str | None) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            towers: Names of the towers that the logits are added to.
+            feature: The device feature, in words that differ where its ids' rows do.
+        """
+        num_devices = self.weight.shape[2] - 1
+        slots = ["missing", *map(str, range(self.num_slots - 1)), f"{self.num_slots - 1} and beyond"]
+        of_slots = tuple(("slots of the slot bias", slot) for slot in slots)
+        of_devices = (
+            ("", "missing"),
+            *((f"devices of the slot bias, {feature}", f"{device} of {num_devices}") for device in range(num_devices)),
+        )
+        owners = [f"slot bias of task {tower}" for tower in towers]
+        return [
+            Part(self.weight, index, owner, "", (((owner, ""),), of_slots, of_devices))
+            for index, owner in enumerate(owners)
+        ]
+
+
+class SlotBiasConfig(Declaration):
+    """A logit for the slot, added to tasks' own in training.
+
+    Args:
+        tasks: The tasks (or further towers) that it is added to: those that a place on the page invites to, such as
+            clicks. Not composed ones, which have it by their towers.
+        num_slots: Slots 0, 1, ... with a logit of their own; the last stands for all beyond it, too.
+        feature: An id feature of few rows, such as the device, whose every row has logits of its own; absent: none.
+        dropout: How likely a row's slot is taken for missing, in training.
+        when_scoring: `missing`: evaluations and scores leave the slot out, as if it were not known yet; `known`: they
+            use it where the log has it.
+    """
+
+    tasks: list[str] = Field(min_length=1)
+    num_slots: Count
+    feature: str | None = None
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    when_scoring: Literal["missing", "known"] = "missing"
+
+    def build(self, schema: Schema, towers: Sequence[TaskHead]) -> SlotBias:
+        """Unpack, for towers in this order.
+
+        Raises:
+            ConfigError: There is no slot, task or feature of that kind, or the pairs are too many.
+        """
+        if schema.slot is None:
+            raise ConfigError("slot_bias: the schema names no column of slots: declare schema.slot")
+        self._check_tasks(schema, towers)
+        starts = {tower.name: sum(t.num_outputs for t in towers[:index]) for index, tower in enumerate(towers)}
+        device = None if self.feature is None else self._device(schema, self.feature)
+        num_logits = len(self.tasks) * (1 + self.num_slots) * (1 + (device.num_rows if device else 0))
+        if num_logits > _MAX_LOGITS:
+            raise ConfigError(
+                f"slot_bias: {num_logits:,} logits of slots and rows of {self.feature!r} are more than "
+                f"{_MAX_LOGITS:,}: choose a feature of fewer rows"
+            )
+        scores_known = self.when_scoring == "known"
+        columns = [starts[name] for name in self.tasks]
+        return SlotBias(columns, self.num_slots, device, dropout=self.dropout, scores_known=scores_known)
+
+    def parts(self, bias: SlotBias, schema: Schema) -> list[Part]:
+        """Name the parts of what `build` gave; see `models.layout`."""
+        source = next((f.source for f in schema.sparse_features if f.name == self.feature), None)
+        return bias.parts(self.tasks, f"column {source}")
+
+    def _check_tasks(self, schema: Schema, towers: Sequence[TaskHead]) -> None:
+        kinds = {tower.name: tower.kind for tower in towers}
+        for index, name in enumerate(self.tasks):
+            if name in schema.task_names and name not in kinds:
+                raise ConfigError(f"slot_bias.tasks: {name!r} is composed in entire_space: name towers of it instead")
+            if name not in kinds:
+                near = get_close_matches(name, kinds, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {list(kinds)}"
+                raise ConfigError(f"slot_bias.tasks: there is no task {name!r}: {hint}")
+            if kinds[name] == "multiclass":
+                raise ConfigError(f"slot_bias.tasks: {name!r} is multiclass: a slot has one logit, leave it out")
+            if name in self.tasks[:index]:
+                raise ConfigError(f"slot_bias.tasks: {name!r} is named twice: once is enough")
+
+    @staticmethod
+    def _device(schema: Schema, name: str) -> Device:
+        ids = [feature.name if feature.kind == "id" else None for feature in schema.sparse_features]
+        if name not in ids:
+            raise ConfigError(
+                f"slot_bias.feature is {name!r}, which is no id feature; those are {[*filter(None, ids)]}"
+            )
+        found = ids.index(name)
+        table = next(table for table in schema.tables if table.name == schema.sparse_features[found].table)
+        if isinstance(table.id_mapping, VocabularyConfig):
+            raise ConfigError(
+                f"slot_bias.feature {name!r} reads table {table.name!r}, which gives its rows to other ids in time: "
+                "declare a hashed table for it"
+            )
+        return Device(found, len(ids), table.num_rows)
