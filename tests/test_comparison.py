@@ -53,6 +53,18 @@ def test_a_network_without_sizes_is_compared_as_declared(monkeypatch: pytest.Mon
         settings_of(kind, config, 2)
 
 
+def test_composed_probabilities_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches sizes for the tasks where there is a tower more, and a single-task model of a tower that it has not."""
+    monkeypatch.chdir(ROOT)
+    rule = {"towers": ["cvr"], "probabilities": {"vtr": {"given": "ctr", "then": "cvr"}}}
+    bias = {"tasks": ["ctr"], "num_slots": 8}
+    config = load_config(ROOT / "jobs/configs/demo.yaml", [f"model.entire_space={rule}", f"model.slot_bias={bias}"])
+    (setting,) = settings_of("asymmetric_sharing", config, 1)
+    assert set(setting.network.reads) == {"vcr", "shr", "cmr", "cvr"}  # of the towers, but for the first
+    assert [one_task(config, name).model.slot_bias is None for name in ("ctr", "vtr")] == [False, True]
+    assert len(settings_of(SINGLE, config, 2)) == 2
+
+
 def test_the_declared_network_comes_first(tmp_path: Path) -> None:
     """Catches a comparison that leaves out the very network that somebody has tuned."""
     config = make_config(tmp_path, tmp_path)

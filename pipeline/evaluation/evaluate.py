@@ -336,7 +336,7 @@ class GateUse:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._newest: dict[str, Tensor] = {}
+        self._newest: dict[str, list[Tensor]] = {}
         self._sums: dict[str, Tensor] = {}
         self._num_rows = 0
         self._hooks = [
@@ -346,7 +346,7 @@ class GateUse:
         ]
 
     def _note(self, name: str, module: nn.Module, inputs: Any, weights: Tensor) -> None:
-        self._newest[name] = weights
+        self._newest.setdefault(name, []).append(weights)  # once for each slab of a batch
 
     def add(self, num_rows: int) -> None:
         """Count the newest batch, without its padding.
@@ -355,8 +355,9 @@ class GateUse:
             num_rows: Rows of the batch that are none.
         """
         self._num_rows += num_rows
-        for name, newest in self._newest.items():
-            weights = newest[:num_rows].to("cpu", torch.float64)
+        newest, self._newest = self._newest, {}
+        for name, slabs in newest.items():
+            weights = torch.cat(slabs)[:num_rows].to("cpu", torch.float64)
             total = torch.stack([weights.sum(0), weights.square().sum(0)])
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
