@@ -129,14 +129,26 @@ class PLE(FusionNetwork):
     has one matrix product for all its gates, one for each layer of all its experts and one that mixes; backward each
     has two: none of it depends on the number of experts or tasks.
 
+    With shared layers below, the first level's experts and gates read their output in the place of x, as MMoE's do
+    (Zhao et al., RecSys 2019).
+
     Args:
         in_features: Width of the input.
         num_tasks: K.
         levels: From the input upwards.
+        shared_layers: Widths of layers below all experts and gates; none: the first level reads the input.
         gate_dropout: How likely a gate loses an expert for a row, in training; see `models.experts.Gates`.
     """
 
-    def __init__(self, in_features: int, num_tasks: int, levels: Sequence[Level], *, gate_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_tasks: int,
+        levels: Sequence[Level],
+        *,
+        shared_layers: Sequence[int] = (),
+        gate_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         if not levels:
             raise ValueError("PLE needs at least one level")
@@ -144,7 +156,8 @@ class PLE(FusionNetwork):
             if len(level.num_experts_per_task) != num_tasks:
                 got = len(level.num_experts_per_task)
                 raise ValueError(f"level {number} numbers the experts of {got} tasks, the network has {num_tasks}")
-        widths = [in_features, *(level.expert_layers[-1] for level in levels)]
+        self.trunk = grouped_layers(in_features, shared_layers, [1]) if shared_layers else nn.Identity()
+        widths = [[in_features, *shared_layers][-1], *(level.expert_layers[-1] for level in levels)]
         self.out_features = widths[-1]
         last = len(levels) - 1
         self.levels = nn.ModuleList(
@@ -157,14 +170,14 @@ class PLE(FusionNetwork):
         return in_slabs(self._fuse, x)
 
     def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
-        fused = x.unsqueeze(1)
+        fused = self.trunk(x.unsqueeze(1))
         for level in self.levels:
             fused, _ = level(fused)
         return fused
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
         """Name the parts; see `FusionNetwork.parts`."""
-        found, path = [], "input"
+        found, path, (inputs,) = stack_parts(self.trunk, ["shared layers"], [inputs], "input", "shared")
         for number, level in enumerate(self.levels, start=1):
             assert isinstance(level, ExtractionLevel)
             of_level, path, inputs = level.parts(inputs, tasks, path, f"level {number}")
@@ -178,7 +191,7 @@ class PLE(FusionNetwork):
             One tensor per level. Gates: every task's, then below the last level the shared one. Experts: those of
             task 0, of task 1, ..., then the shared ones; exactly 0 where the gate may not choose the expert.
         """
-        fused = x.unsqueeze(1)
+        fused = self.trunk(x.unsqueeze(1))
         weights = []
         for level in self.levels:
             fused, of_level = level(fused)
@@ -230,17 +243,21 @@ class PLEConfig(Declaration):
     Args:
         kind: `ple`.
         levels: From the input upwards.
+        shared_layers: Widths of hidden layers below all experts and gates; none: the first level reads the input.
         gate_dropout: How likely a gate loses an expert for a row, in training.
     """
 
     kind: Literal["ple"]
     levels: list[LevelConfig] = Field(min_length=1)
+    shared_layers: list[Width] = []
     gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> PLE:
         """Unpack into the network; see `models.network.build_network`."""
         levels = [level.for_tasks(task_names) for level in self.levels]
-        return PLE(in_features, len(task_names), levels, gate_dropout=self.gate_dropout)
+        return PLE(
+            in_features, len(task_names), levels, shared_layers=self.shared_layers, gate_dropout=self.gate_dropout
+        )
 
 
 class CGCConfig(LevelConfig):
@@ -251,12 +268,20 @@ class CGCConfig(LevelConfig):
         expert_layers: As of a level of `ple`, like the other keys.
         num_experts_per_task: Experts of each task's own.
         num_shared_experts: Experts that all tasks share.
+        shared_layers: Widths of hidden layers below experts and gates; none: both read the input.
         gate_dropout: How likely a gate loses an expert for a row, in training.
     """
 
     kind: Literal["cgc"]
+    shared_layers: list[Width] = []
     gate_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, in_features: int, task_names: Sequence[str]) -> PLE:
         """Unpack into the network; see `models.network.build_network`."""
-        return PLE(in_features, len(task_names), [self.for_tasks(task_names)], gate_dropout=self.gate_dropout)
+        return PLE(
+            in_features,
+            len(task_names),
+            [self.for_tasks(task_names)],
+            shared_layers=self.shared_layers,
+            gate_dropout=self.gate_dropout,
+        )

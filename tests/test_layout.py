@@ -62,6 +62,7 @@ LEVELS = [
 NETWORKS: dict[str, Declared] = {
     "ple": {"kind": "ple", "levels": LEVELS},
     "cgc": {"kind": "cgc"} | LEVELS[0],
+    "ple, shared layers": {"kind": "ple", "levels": LEVELS, "shared_layers": [6]},
     "mmoe": {"kind": "mmoe", "num_experts": 2, "expert_layers": [4]},
     "mmoe, shared layers": {"kind": "mmoe", "num_experts": 2, "expert_layers": [4], "shared_layers": [5, 6]},
     "omoe": {"kind": "omoe", "num_experts": 2, "expert_layers": [4, 3]},
@@ -88,6 +89,7 @@ LARGER: dict[str, Declared] = {
         "levels": [LEVELS[0] | {"num_experts_per_task": 2, "num_shared_experts": 4, "expert_layers": [7, 6]}, LEVELS[1]]
     },
     "cgc": NETWORKS["cgc"] | {"num_experts_per_task": {"ctr": 3, "vcr": 1}, "num_shared_experts": 3},
+    "ple, shared layers": {"kind": "ple", "levels": LEVELS, "shared_layers": [8]},
     "mmoe": NETWORKS["mmoe"] | {"num_experts": 5, "expert_layers": [6]},
     "mmoe, shared layers": NETWORKS["mmoe, shared layers"] | {"shared_layers": [7, 8]},
     "omoe": NETWORKS["omoe"] | {"num_experts": 3},
@@ -195,7 +197,8 @@ def _grow(old: Built, new: Built) -> None:
         is_new_row = is_new.all(-1, keepdim=True).expand_as(tensor)
         tensor[is_new] = 0
         if ".gates." in name:
-            tensor[is_new_row.all(-1), one if tensor.shape[-1] > one else 0] = -1e4
+            # A gate above a layer reads what relus give: no column of it is always 1, but some are above 0.
+            tensor[is_new_row.all(-1), slice(one, one + 1) if tensor.shape[-1] > one else slice(None)] = -1e4
         elif ".slot_bias." not in name:  # which starts from 0
             tensor[is_new_row] = anything[name][is_new_row]
 

@@ -73,21 +73,24 @@ PLAIN: dict[str, tuple[dict[str, Any], Callable[[], FusionNetwork]]] = {
     ),
     "mran": ({"width": 6, "num_heads": 2}, lambda: MRAN([5], 3, width=6, num_heads=2)),
     "ple": (
-        {"gate_dropout": 0.3}
+        {"gate_dropout": 0.3, "shared_layers": [6]}
         | {"levels": [{"expert_layers": [4], "num_experts_per_task": 2, "num_shared_experts": 1}]},
         lambda: PLE(
             5,
             3,
             [Level(num_experts_per_task=(2, 2, 2), num_shared_experts=1, expert_layers=(4,))],
+            shared_layers=[6],
             gate_dropout=0.3,
         ),
     ),
     "cgc": (
-        {"expert_layers": [4], "num_experts_per_task": 2, "num_shared_experts": 1, "gate_dropout": 0.3},
+        {"expert_layers": [4], "num_experts_per_task": 2, "num_shared_experts": 1}
+        | {"gate_dropout": 0.3, "shared_layers": [6]},
         lambda: PLE(
             5,
             3,
             [Level(num_experts_per_task=(2, 2, 2), num_shared_experts=1, expert_layers=(4,))],
+            shared_layers=[6],
             gate_dropout=0.3,
         ),
     ),

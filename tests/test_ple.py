@@ -165,6 +165,27 @@ def test_three_tasks_and_two_experts_by_hand() -> None:
     torch.testing.assert_close(first[0], torch.tensor([[p, 1 - p], [0, 1], [0, 1], [p, 1 - p]]))
 
 
+@pytest.mark.parametrize("case", ["cgc", "uneven"])
+def test_gates_and_experts_read_the_shared_layers(case: str) -> None:
+    """Catches gates that still read x, experts that do, and gate weights reported of another selector."""
+    _, levels = CASES[case]
+    torch.manual_seed(3)
+    network = PLE(8, len(levels[0].num_experts_per_task), levels, shared_layers=[7, CASES[case][0]]).double()
+    plain, loop, width = _pair(case, torch.float64)
+    trunk = nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, width), nn.ReLU()).double()
+    for mine, theirs in zip(network.parameters(), [*trunk.parameters(), *plain.parameters()], strict=True):
+        mine.data.copy_(theirs.data.view_as(mine))
+    x = torch.randn(9, 8, dtype=torch.float64)
+    (output, grad), (expected, expected_grad) = _backward(network, x), _backward(nn.Sequential(trunk, loop), x)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+    theirs = [*(parameter.grad for parameter in trunk.parameters()), *_parameters(loop, _grad)]
+    for mine, other in zip(network.parameters(), theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.view_as(mine), rtol=0, atol=1e-12)
+    for mine, other in zip(network.gate_weights(x), plain.gate_weights(trunk(x)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+
+
 def test_cgc_is_ple_of_one_level() -> None:
     """Catches a second implementation of CGC that drifts from the first."""
     level = {"expert_layers": [4], "num_experts_per_task": 2, "num_shared_experts": 1}
