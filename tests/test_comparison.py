@@ -11,8 +11,16 @@ from test_runs import DAYS, logs, make_config
 
 from features.errors import ConfigError
 from models.network import NetworkConfig
-from pipeline.comparison import runs
-from pipeline.comparison.candidates import _SHAPES, CLOSE, SINGLE, head_parameters, one_task, settings_of, with_network
+from pipeline.comparison import trainings
+from pipeline.comparison.candidates import (
+    _SHAPES,
+    CLOSE,
+    SINGLE,
+    head_parameters,
+    settings_of,
+    with_network,
+    with_tasks,
+)
 from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows, verdicts
 from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
 from pipeline.config import Config, load_config
@@ -35,7 +43,7 @@ def test_all_sizes_have_as_many_parameters(model: str, file: str, monkeypatch: p
     config = load_config(ROOT / "jobs/configs" / file)
     target = head_parameters(config)
     settings = settings_of(model, config, 4)
-    subject = one_task(config, config.log_schema.task_names[0]) if model == SINGLE else config
+    subject = with_tasks(config, config.log_schema.task_names[:1]) if model == SINGLE else config
     for setting in settings:
         assert setting.num_parameters == head_parameters(with_network(subject, setting.network))
         assert abs(setting.num_parameters / target - 1) <= CLOSE
@@ -61,7 +69,7 @@ def test_composed_probabilities_are_compared_too(monkeypatch: pytest.MonkeyPatch
     config = load_config(ROOT / "jobs/configs/demo.yaml", [f"model.entire_space={rule}", f"model.slot_bias={bias}"])
     (setting,) = settings_of("asymmetric_sharing", config, 1)
     assert set(setting.network.reads) == {"vcr", "shr", "cmr", "cvr"}  # of the towers, but for the first
-    assert [one_task(config, name).model.slot_bias is None for name in ("ctr", "vtr")] == [False, True]
+    assert [with_tasks(config, [name]).model.slot_bias is None for name in ("ctr", "vtr")] == [False, True]
     assert len(settings_of(SINGLE, config, 2)) == 2
 
 
@@ -184,7 +192,7 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     """Catches a comparison that begins again after it was cut off, or trains what it has measured."""
     config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
     trained: list[str] = []
-    train = runs.train
+    train = trainings.train
 
     def counted(config: Config, days: Any, passes: int) -> dict[str, Any]:
         if len(trained) == 2 and "cut" not in trained:
@@ -193,7 +201,7 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
         trained.append(config.line.rpartition("-")[0])
         return train(config, days, passes)
 
-    monkeypatch.setattr(runs, "train", counted)
+    monkeypatch.setattr(trainings, "train", counted)
     with pytest.raises(RuntimeError, match="pulls the plug"):
         Comparison(config, PLAN).run()
     outcomes = Comparison(config, PLAN).run()

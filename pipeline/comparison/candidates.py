@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from features.errors import ConfigError
 from models.assembly import build_ranker, task_heads
+from models.balancing import SCHEDULE
 from models.fusion import num_parameters
 from models.network import NetworkConfig
 from pipeline.config import Config
@@ -57,8 +58,20 @@ def settings_of(model: str, config: Config, trials: int) -> list[Setting]:
         )
     if trials > len(own) + len(shapes):
         raise ConfigError(f"{trials} trials of {model}: it has {len(own) + len(shapes)} settings, ask for no more")
-    subject = one_task(config, config.log_schema.task_names[0]) if model == SINGLE else config
+    subject = with_tasks(config, config.log_schema.task_names[:1]) if model == SINGLE else config
     return (own + [_sized(shape, subject, declared.num_parameters) for shape in shapes])[:trials]
+
+
+def sized(model: str, config: Config, num_parameters: int) -> Setting:
+    """A network's first size, with about so many parameters for the tasks of a configuration.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    shapes = _SHAPES.get(model)
+    if shapes is None:
+        raise ConfigError(f"there is no model {model!r} whose size is known, those are {sorted(_SHAPES)}")
+    return _sized(shapes[0], config, num_parameters)
 
 
 def with_network(config: Config, network: Any) -> Config:
@@ -66,17 +79,23 @@ def with_network(config: Config, network: Any) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"network": network})})
 
 
-def one_task(config: Config, task: str) -> Config:
-    """The configuration of a single-task model: the same rows and tables, one task, with its own tower."""
-    schema, bias = config.log_schema, config.model.slot_bias
-    tasks = [declared for declared in schema.tasks if declared.name == task]
-    weights = {name: weight for name, weight in config.loss_weights.tasks.items() if name == task}
-    biased = bias.model_copy(update={"tasks": [task]}) if bias is not None and task in bias.tasks else None
+def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
+    """A configuration with some of the tasks, each with its own tower, and its losses weighted by the schedule alone.
+
+    Args:
+        config: With all tasks.
+        tasks: Names, in the order of the declaration.
+    """
+    schema, bias, weights = config.log_schema, config.model.slot_bias, config.loss_weights
+    kept = [name for name in (bias.tasks if bias else ()) if name in tasks]
+    biased = bias.model_copy(update={"tasks": kept}) if bias and kept else None
+    of_tasks = {name: weight for name, weight in weights.tasks.items() if name in tasks}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"entire_space": None, "slot_bias": biased}),
-            "log_schema": schema.model_copy(update={"tasks": tasks}),
-            "loss_weights": config.loss_weights.model_copy(update={"tasks": weights}),
+            "log_schema": schema.model_copy(update={"tasks": [task for task in schema.tasks if task.name in tasks]}),
+            "loss_weights": weights.model_copy(update={"tasks": of_tasks}),
+            "loss_balancing": SCHEDULE,
         }
     )
 

@@ -1,32 +1,18 @@
-"""What a comparison runs: every model in its sizes and seeds, on the same rows in the same order; only what is missing.
+"""What a comparison runs: every model in its sizes and seeds, on the same rows in the same order."""
 
-Each training is a line of its own below ROOT/comparisons/NAME, so it goes on where it was cut off, and each measurement
-is kept with what it was made from: a comparison that is started again does what is left.
-"""
-
-import hashlib
-import json
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from features.errors import ConfigError
 from models.network import NetworkConfig
-from pipeline.comparison.candidates import SINGLE, Setting, head_parameters, one_task, settings_of, with_network
+from pipeline.comparison.candidates import SINGLE, Setting, settings_of, with_network, with_tasks
+from pipeline.comparison.trainings import Trainings
 from pipeline.config import Config
-from pipeline.evaluation.evaluate import measure_days
-from pipeline.fit import collect_statistics
 from pipeline.lineage.checks import quality
-from pipeline.lineage.line import Line
-from pipeline.lineage.manifest import declared
-from pipeline.lineage.seal import seal
-from pipeline.lineage.steps import Steps
-from pipeline.run import STATISTICS, of_run, train
 from pipeline.session import ray_session
-from pipeline.storage import Storage
-from pipeline.units import check_days
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +92,8 @@ class Comparison:
     def __init__(self, config: Config, plan: ComparisonPlan) -> None:
         plan.check()
         self._config, self._plan = config, plan
-        self.storage = Storage(config.root).under(f"comparisons/{plan.name}")
-        self._steps = Steps(self.storage, "results")
+        self._trainings = Trainings(config, f"comparisons/{plan.name}", keep_checkpoints=plan.keep_checkpoints)
+        self.storage = self._trainings.storage
         self._settings = {model: settings_of(model, config, plan.trials) for model in plan.models}
 
     def run(self) -> list[Outcome]:
@@ -147,7 +133,9 @@ class Comparison:
         config = with_network(self._config, setting.network).model_copy(update={"seed": seed})
         names = config.log_schema.task_names if model == SINGLE else [""]
         parts = [
-            self._part(f"{model}-{name}".rstrip("-"), one_task(config, name) if name else config, days, test_days)
+            self._trainings.measured(
+                f"{model}-{name}".rstrip("-"), with_tasks(config, [name]) if name else config, days, test_days
+            )
             for name in names
         ]
         network: NetworkConfig = setting.network
@@ -161,62 +149,7 @@ class Comparison:
             expert_use=parts[0]["expert_use"] if len(parts) == 1 else {},
         )
 
-    def _part(self, name: str, config: Config, days: Sequence[str], test_days: Sequence[str]) -> dict[str, Any]:
-        """Train one line, and measure it; or find that it has been."""
-        whole = declared(config)
-        inputs = {key: part for key, part in whole.items() if key not in _ELSEWHERE}
-        inputs |= {"days": list(days), "test": list(test_days)}
-        digest = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=6).hexdigest()
-        line = f"{name}-{digest}"
-        on_line = config.model_copy(update={"root": self.storage.url, "line": line})
-        return self._steps.done(line, inputs, lambda: self._trained(on_line, days, test_days))
-
-    def _trained(self, config: Config, days: Sequence[str], test_days: Sequence[str]) -> dict[str, Any]:
-        logger.info("%s: %d days, seed %d", config.line, len(days), config.seed)
-        line = Line.of(config.root, config.line)
-        if line.newest() is None:
-            self._fit(config, line, days)
-        trained = train(config, days, passes=1)
-        manifest = line.read_manifest(trained["checkpoint"])
-        assert manifest is not None
-        parts = list(of_run(line, manifest))
-        measured = measure_days(config, line, trained["checkpoint"], test_days)
-        if not self._plan.keep_checkpoints:
-            line.storage.remove("checkpoints")
-        return {
-            "tasks": measured.tasks,
-            "rows": sum(part.content["rows"] for part in parts),
-            "seconds": sum(part.content["seconds"] for part in parts),
-            "parameters": head_parameters(config),
-            "expert_use": {
-                module: {"mean": means, "deviation": measured.expert_use_deviation[module]}
-                for module, means in measured.expert_use.items()
-            },
-        }
-
-    def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
-        """Statistics of the training days: features are the same for all models, so they are collected once."""
-        schema, logs = self._config.log_schema, Storage(config.logs.path)
-        inputs = {"features": declared(self._config)["schema"]["features"], "days": list(days)}
-
-        def collect() -> dict[str, Any]:
-            columns = schema.columns()
-            found = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
-            return collect_statistics(logs, schema, columns, found).model_dump(mode="json")
-
-        common = self._steps.done(f"statistics-{days[0]}..{days[-1]}", inputs, collect)
-        own = common | {"schema_fingerprint": config.log_schema.fingerprint()}
-        line.storage.write(STATISTICS, seal(own))
-
-
-_ELSEWHERE = ("name", "root", "line", "checkpoint", "evaluation", "daily", "ray")  # they change no bit of a model
-
 
 def _mean_quality(tasks: Sequence[dict[str, Any]]) -> float:
     known = [quality(task["model"] | {"kind": task["kind"]}) for task in tasks if task["role"] == "main"]
     return statistics.mean(value for value in known if value is not None)
-
-
-def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The outcomes as JSON."""
-    return [asdict(outcome) for outcome in outcomes]

@@ -1,0 +1,37 @@
+"""Find which tasks to train together: each pair is trained briefly, and groups are chosen under a budget of models."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs.command import add_config, command
+from pipeline.comparison.group_tasks import GroupingPlan, group_tasks
+from pipeline.config import load_config
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--train-days", required=True, help="few: every task and pair of tasks is trained on them")
+    parser.add_argument("--test-days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
+    parser.add_argument("--budget", type=int, required=True, help="models that may be served")
+    parser.add_argument("--model", default="hard_sharing", help="kind of the groups' networks (hard_sharing)")
+    parser.add_argument("--name", default="groups", help="of the folder below ROOT/groupings")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is missing, and write a configuration for each group."""
+    config = load_config(arguments.config, arguments.set)
+    plan = GroupingPlan(
+        name=arguments.name,
+        model=arguments.model,
+        train_days=tuple(parse_days(arguments.train_days)),
+        test_days=tuple(parse_days(arguments.test_days)),
+        budget=arguments.budget,
+    )
+    return group_tasks(config, plan)
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))
