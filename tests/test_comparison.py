@@ -24,7 +24,9 @@ from pipeline.comparison.candidates import (
 from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows, verdicts
 from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
 from pipeline.config import Config, load_config
+from pipeline.lineage.line import Line
 from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
+from pipeline.storage import Storage
 
 __all__ = ["logs"]  # a fixture
 
@@ -185,6 +187,30 @@ def test_spread_of_one_value() -> None:
 
 
 # --- What is run ---
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_measurement_is_kept_before_its_checkpoint_goes(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches hours of training that are lost because the disk is full when their measurement is written."""
+    many = trainings.Trainings(make_config(tmp_path, tmp_path), "many", keep_checkpoints=keep)
+
+    def trained(config: Config, days: Any, test_days: Any) -> dict[str, Any]:
+        Line.of(config.root, config.line).storage.write("checkpoints/day/weights", b"all of them")
+        return {"tasks": []}
+
+    def full(self: Storage, name: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(many, "_trained", trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings.Steps, "done", lambda self, name, inputs, work: full(self, name, work()))
+        with pytest.raises(OSError, match="No space left"):
+            many.measured("a", make_config(tmp_path, tmp_path), DAYS, ["2026-01-03"])
+    assert len(list(tmp_path.rglob("weights"))) == 1
+    assert many.measured("a", make_config(tmp_path, tmp_path), DAYS, ["2026-01-03"]) == {"tasks": []}
+    assert len(list(tmp_path.rglob("weights"))) == keep
 
 
 @pytest.mark.ray
