@@ -98,13 +98,13 @@ class ProfileUnit:
     columns: tuple[str, ...]
     pass_over_bad: bool
 
-    def __call__(self, unit: Unit) -> DayProfile:
-        """The unit's figures; none of a unit that cannot be read, where training will quarantine it."""
+    def __call__(self, unit: Unit) -> DayProfile | str:
+        """The unit's figures; or why it could not be read, where training will quarantine it."""
         try:
             return self._profile(unit)
-        except DataError:
+        except DataError as error:
             if self.pass_over_bad:
-                return DayProfile()
+                return str(error)
             raise
 
     def _profile(self, unit: Unit) -> DayProfile:

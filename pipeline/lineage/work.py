@@ -1,6 +1,7 @@
 """The heavy parts of a day, as the daily job asks for them, and how they are done on Ray."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from pipeline.storage import Storage
 from pipeline.unit_pass import map_units
 from pipeline.unit_work import ProfileUnit
 from pipeline.units import DayLog
+
+logger = logging.getLogger(__name__)
 
 
 class Work(Protocol):
@@ -77,7 +80,10 @@ class RayWork:
         total = DayProfile()
         columns, pass_over_bad = tuple(read_columns(schema.columns(), None)), self._config.ingest.on_bad_unit != "fail"
         for part in map_units([log], ProfileUnit(self._logs, schema, columns, pass_over_bad)):
-            total.merge(part)
+            if isinstance(part, str):
+                logger.warning("not looked at: %s", part)
+            else:
+                total.merge(part)
         return total
 
     def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
