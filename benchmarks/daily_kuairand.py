@@ -66,7 +66,7 @@ def _one_seed(config: Config, days: list[str], measured: Sequence[str]) -> dict[
         "refused": {day: said for day, entry in entries.items() if (said := _problems(entry))},
         "one pass from scratch is the same model": once == daily[days[-1]],
         "trainer-seconds over the daily job's": {
-            "one pass, every day": sum(_before(seconds, day) for day in days[1:]) / sum(seconds.values()),
+            "one pass, every next day": sum(_before(seconds, day) for day in days[1:]) / _before(seconds, days[-1]),
             "one pass, the last day as measured": once_seconds / _before(seconds, days[-1]),
             f"{_PASSES} passes, for the days measured": sum(spent for _, spent in found.values())
             / sum(seconds[day] for day in measured),
