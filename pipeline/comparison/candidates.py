@@ -62,6 +62,12 @@ def settings_of(model: str, config: Config, trials: int) -> list[Setting]:
     return (own + [_sized(shape, subject, declared.num_parameters) for shape in shapes])[:trials]
 
 
+def given(model: str, config: Config, network: Any) -> Setting:
+    """A model as it is given; `single` is one task's."""
+    subject = with_tasks(config, config.log_schema.task_names[:1]) if model == SINGLE else config
+    return Setting(network, head_parameters(with_network(subject, network)))
+
+
 def sized(model: str, config: Config, num_parameters: int) -> Setting:
     """A network's first size, with about so many parameters for the tasks of a configuration.
 

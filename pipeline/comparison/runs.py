@@ -2,13 +2,13 @@
 
 import logging
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from features.errors import ConfigError
 from models.network import NetworkConfig
-from pipeline.comparison.candidates import SINGLE, Setting, settings_of, with_network, with_tasks
+from pipeline.comparison.candidates import SINGLE, Setting, given, settings_of, with_network, with_tasks
 from pipeline.comparison.trainings import Trainings
 from pipeline.config import Config
 from pipeline.lineage.checks import quality
@@ -30,6 +30,7 @@ class ComparisonPlan:
         seeds: How many, from the config's seed on.
         trials: Sizes of each model to choose from; 1: nothing is chosen.
         keep_checkpoints: Otherwise a line's are removed once it has been measured.
+        networks: By model, the network that it is compared as, whatever its size; others are made of one size.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ComparisonPlan:
     seeds: int = 1
     trials: int = 1
     keep_checkpoints: bool = False
+    networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse what cannot be carried out.
@@ -87,14 +89,21 @@ class Comparison:
     Args:
         config: Whose logs, schema, towers and optimizers all models share.
         plan: What is compared.
+        folder: Below the root; absent: one of the plan's name among the comparisons.
     """
 
-    def __init__(self, config: Config, plan: ComparisonPlan) -> None:
+    def __init__(self, config: Config, plan: ComparisonPlan, folder: str | None = None) -> None:
         plan.check()
         self._config, self._plan = config, plan
-        self._trainings = Trainings(config, f"comparisons/{plan.name}", keep_checkpoints=plan.keep_checkpoints)
+        folder = folder or f"comparisons/{plan.name}"
+        self._trainings = Trainings(config, folder, keep_checkpoints=plan.keep_checkpoints)
         self.storage = self._trainings.storage
-        self._settings = {model: settings_of(model, config, plan.trials) for model in plan.models}
+        self._settings = {
+            model: [given(model, config, plan.networks[model])]
+            if model in plan.networks
+            else settings_of(model, config, plan.trials)
+            for model in plan.models
+        }
 
     def run(self) -> list[Outcome]:
         """Run what is missing.

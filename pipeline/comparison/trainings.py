@@ -59,8 +59,7 @@ class Trainings:
         """
         inputs = {key: part for key, part in declared(config).items() if key not in _ELSEWHERE}
         inputs |= {"days": list(days), "test": list(test_days)}
-        digest = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=6).hexdigest()
-        on_line = config.model_copy(update={"root": self.storage.url, "line": f"{name}-{digest}"})
+        on_line = config.model_copy(update={"root": self.storage.url, "line": f"{name}-{_digest(inputs)}"})
         found = self._steps.done(on_line.line, inputs, lambda: self._trained(on_line, days, test_days))
         if not self._keep:  # not before the measurement is kept
             Line.of(on_line.root, on_line.line).storage.remove("checkpoints")
@@ -90,13 +89,17 @@ class Trainings:
     def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
         """Statistics of the training days: features are the same for all models, so they are collected once."""
         schema, logs = self._config.log_schema, Storage(config.logs.path)
-        inputs = {"features": declared(self._config)["schema"]["features"], "days": list(days)}
+        inputs = {"features": declared(self._config)["schema"]["features"], "days": list(days), "logs": logs.url}
 
         def collect() -> dict[str, Any]:
             columns = schema.columns()
             found = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
             return collect_statistics(logs, schema, columns, found).model_dump(mode="json")
 
-        common = self._steps.done(f"statistics-{days[0]}..{days[-1]}", inputs, collect)
+        common = self._steps.done(f"statistics-{_digest(inputs)}", inputs, collect)
         own = common | {"schema_fingerprint": config.log_schema.fingerprint()}
         line.storage.write(STATISTICS, seal(own))
+
+
+def _digest(inputs: Any) -> str:
+    return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -73,13 +73,20 @@ def table_of(rows: Sequence[ModelRow], kinds: dict[str, str]) -> list[list[str]]
     head += [f"gain {name}" for name in kinds] if has_gains else []
     cells = [[*head, "parameters", "rows/s"]]
     for row in rows:
-        gains = [_signed(row.gains[name]) if row.gains else "-" for name in kinds] if has_gains else []
+        gains = [signed(row.gains[name]) if row.gains else "-" for name in kinds] if has_gains else []
         metrics = [str(row.metrics[name]) for name in kinds]
         cells.append([row.model, *metrics, *gains, f"{row.parameters:,}", f"{row.rows_per_s:,.0f}"])
     return cells
 
 
-def _signed(spread: Spread) -> str:
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """Cells, the head first, as Markdown."""
+    head, *lines = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, f"|{'---|' * len(cells[0])}", *lines])
+
+
+def signed(spread: Spread) -> str:
+    """Four digits with their sign, and the spread where there is one."""
     if spread.mean is None:
         return "undefined"
     return f"{spread.mean:+.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
@@ -87,10 +94,7 @@ def _signed(spread: Spread) -> str:
 
 def to_markdown(rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan) -> str:
     """The table, what was compared, and the verdicts."""
-    head, *cells = table_of(rows, kinds)
-    lines = [f"# Comparison {plan.name}", "", _what(plan), ""]
-    lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(line)} |" for line in cells]
+    lines = [f"# Comparison {plan.name}", "", _what(plan), "", markdown_table(table_of(rows, kinds))]
     lines += ["", *(f"* {text}" for text in verdicts(rows).values()), ""]
     lines += [f"* {row.model}: `{row.setting}`" for row in rows]
     return "\n".join(lines) + "\n"
@@ -116,12 +120,12 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
 def _what(plan: ComparisonPlan) -> str:
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, mean ± standard deviation"
     text = (
-        f"Trained on {_span(plan.train_days)} in one pass, on the same rows in the same order; measured on "
-        f"{_span(plan.test_days)}, each task in its own sample space; {seeds}. "
+        f"Trained on {span(plan.train_days)} in one pass, on the same rows in the same order; measured on "
+        f"{span(plan.test_days)}, each task in its own sample space; {seeds}. "
     )
     if plan.trials > 1:
         text += (
-            f"Sizes: the best of {plan.trials} by the mean quality of the main tasks on {_span(plan.choose_days)}, "
+            f"Sizes: the best of {plan.trials} by the mean quality of the main tasks on {span(plan.choose_days)}, "
             "trained on the days before. "
         )
     return text + (
@@ -131,7 +135,8 @@ def _what(plan: ComparisonPlan) -> str:
     )
 
 
-def _span(days: Sequence[str]) -> str:
+def span(days: Sequence[str]) -> str:
+    """A day, or the first and the last."""
     return days[0] if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 

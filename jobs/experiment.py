@@ -1,0 +1,31 @@
+"""Run an experiment that a file declares: several comparisons on one base, and one table of them all."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs.command import command
+from pipeline.comparison.experiment import cases_of, load_experiment, run_cases
+from pipeline.report.experiment import experiment_markdown, write_experiment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--experiment", required=True, help="a YAML file, e.g. jobs/configs/experiments/seesaw.yaml")
+    parser.add_argument("--cases", default="", help="the only ones to run, by name: A,B")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all cases")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing, write tables and pages, and show the tables on stderr."""
+    experiment = load_experiment(arguments.experiment)
+    names = arguments.cases.split(",") if arguments.cases else []
+    results = run_cases(cases_of(experiment, arguments.set, names))
+    sys.stderr.write(f"\n{experiment_markdown(experiment, results)}\n")
+    return {"result": "compared", "cases": [result.case.name for result in results]} | write_experiment(
+        experiment, results
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

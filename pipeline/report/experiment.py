@@ -1,0 +1,37 @@
+"""An experiment's cases as one Markdown file, each case with a page of its own."""
+
+from collections.abc import Sequence
+
+from pipeline.comparison.experiment import CaseResult, ExperimentConfig, mean_gains
+from pipeline.report.comparison import markdown_table, signed, span, table_of, write_report
+
+
+def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> str:
+    """One table a case, then the gains over all cases."""
+    seeds = "1 seed" if experiment.seeds == 1 else f"{experiment.seeds} seeds, mean ± standard deviation"
+    plan = results[0].case.plan
+    lines = [f"# Experiment {experiment.name}", ""]
+    lines += [f"Trained on {span(plan.train_days)} in one pass, measured on {span(plan.test_days)}; {seeds}.", ""]
+    for result in results:
+        lines += [f"## {result.case.name}", "", markdown_table(table_of(result.rows, _kinds(result))), ""]
+        lines += [f"* {row.model}: `{row.setting}`" for row in result.rows] + [""]
+    gains = mean_gains(results)
+    if gains:
+        tasks = list(next(iter(gains.values())))
+        head = ["model", *(f"gain {task}" for task in tasks)]
+        cells = [[model, *(signed(found[task]) for task in tasks)] for model, found in gains.items()]
+        lines += ["## Mean gains over all cases", "", markdown_table([head, *cells]), ""]
+    return "\n".join(lines)
+
+
+def write_experiment(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> dict[str, str]:
+    """Write the file, and each case's table and page; where the file is."""
+    storage = results[0].storage
+    for result in results:
+        write_report(storage.under(result.case.name), result.outcomes, result.rows, _kinds(result), result.case.plan)
+    storage.write("table.md", experiment_markdown(experiment, results).encode())
+    return {"markdown": f"{storage.url}/table.md"}
+
+
+def _kinds(result: CaseResult) -> dict[str, str]:
+    return {task.name: task.kind for task in result.case.config.log_schema.tasks}
