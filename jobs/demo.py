@@ -3,14 +3,12 @@
 import argparse
 import logging
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from features.errors import DataError
-from features.synthetic.logs import write_day
 from jobs.command import command
-from jobs.make_logs import load_world
+from jobs.make_logs import load_world, write_day
 from pipeline.config import load_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table, share_of_gap
@@ -39,7 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     world = load_world(_WORLD)
     for day in [*train_days, *test_days]:
         if not (folder / "logs" / f"dt={day}").exists():
-            write_day(world, date.fromisoformat(day), folder / "logs")
+            write_day(world, day, folder / "logs")
             logger.info("made the log of %s: %d rows", day, world.rows_per_day)
     with ray_session(config):
         if not (folder / "lines" / config.line / "statistics.json").exists():

@@ -1,8 +1,9 @@
-"""Make synthetic video logs, day by day, whose every probability is known."""
+"""Make synthetic logs, day by day, whose every probability or mean is known: of videos, or of two regression tasks."""
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from features.errors import ConfigError
-from features.synthetic.logs import SyntheticConfig, write_day
+from features.synthetic import logs, regression
+from features.synthetic.logs import SyntheticConfig
+from features.synthetic.regression import RegressionConfig
 from jobs.command import command
 from pipeline.units import parse_days
 
@@ -23,33 +26,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", required=True, help="a YAML file with the world, e.g. jobs/configs/demo_world.yaml")
     parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD")
     parser.add_argument("--logs", required=True, help="local directory to write the days to")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one of its settings")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the days that are not there yet."""
-    world = load_world(arguments.world)
+    world = load_world(arguments.world, arguments.set)
     written, skipped = [], []
     for day in parse_days(arguments.days):
         if (Path(arguments.logs) / f"dt={day}").exists():
             skipped.append(day)
             continue
-        write_day(world, date.fromisoformat(day), arguments.logs)
+        write_day(world, day, arguments.logs)
         written.append(day)
         logger.info("%s: %d rows", day, world.rows_per_day)
     return {"logs": arguments.logs, "written": written, "there_already": skipped, "rows_per_day": world.rows_per_day}
 
 
-def load_world(path: str) -> SyntheticConfig:
-    """Read a world.
+def write_day(world: SyntheticConfig | RegressionConfig, day: str, directory: str | Path) -> None:
+    """Write the log of a day, an ISO date."""
+    if isinstance(world, RegressionConfig):
+        regression.write_day(world, date.fromisoformat(day), directory)
+    else:
+        logs.write_day(world, date.fromisoformat(day), directory)
+
+
+def load_world(path: str, overrides: Sequence[str] = ()) -> SyntheticConfig | RegressionConfig:
+    """Read a world: of regression tasks where it has a correlation, of videos otherwise.
 
     Raises:
         ConfigError: It is missing, or not a world.
     """
     try:
-        return SyntheticConfig.model_validate(yaml.safe_load(Path(path).read_text()))
+        found = yaml.safe_load(Path(path).read_text())
+        found |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
+        return (RegressionConfig if "correlation" in found else SyntheticConfig).model_validate(found)
     except FileNotFoundError as error:
         raise ConfigError(f"world {path} is missing") from error
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise ConfigError(f"world {path}: {' '.join(str(error).split())}") from error
 
 

@@ -6,7 +6,7 @@ file. A column draws from a random stream of its own, so adding one changes no o
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -101,12 +101,19 @@ def make_part(config: SyntheticConfig, day: date, part: int) -> pa.Table:
 
 
 def write_day(config: SyntheticConfig, day: date, directory: str | Path) -> list[Path]:
+    """Write a day, all of it or nothing; see `write_parts`."""
+    parts = (make_part(config, day, part) for part in range(config.files_per_day))
+    return write_parts(parts, day, directory, config.row_group_rows)
+
+
+def write_parts(parts: Iterable[pa.Table], day: date, directory: str | Path, row_group_rows: int) -> list[Path]:
     """Write a day as `dt=YYYY-MM-DD/part-00000.parquet` and so on, all of it or nothing.
 
     Args:
-        config: The world.
+        parts: The rows of each file.
         day: The day of the log.
         directory: Local directory of the days; made if it is not there.
+        row_group_rows: Rows of a row group.
 
     Returns:
         The files, in order.
@@ -116,11 +123,9 @@ def write_day(config: SyntheticConfig, day: date, directory: str | Path) -> list
     """
     target = Path(directory) / f"dt={day.isoformat()}"
     with _published_whole(target) as staging:
-        for part in range(config.files_per_day):
-            path = staging / f"part-{part:05d}.parquet"
-            pq.write_table(
-                make_part(config, day, part), path, row_group_size=config.row_group_rows, write_page_checksum=True
-            )
+        for number, part in enumerate(parts):
+            path = staging / f"part-{number:05d}.parquet"
+            pq.write_table(part, path, row_group_size=row_group_rows, write_page_checksum=True)
     return sorted(target.glob("part-*.parquet"))
 
 
