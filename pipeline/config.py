@@ -21,6 +21,7 @@ from models.loss import LossWeightConfig
 from models.network import NetworkConfig
 from models.sizes import Width
 from pipeline.checkpoint import CheckpointConfig
+from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.ingest import IngestConfig
 from pipeline.lineage.checks import GateConfig, OnRefusalConfig, PreflightConfig
 from pipeline.optimizer import OptimizerConfig
@@ -116,10 +117,12 @@ class EvaluationConfig(Declaration):
     Args:
         popularity: An id feature whose mean label per id, on the training days, is the popularity baseline.
         prior_rows: How many rows of the global mean every id starts with.
+        bootstrap: How intervals are drawn, of users; absent: there are none.
     """
 
     popularity: str | None = None
     prior_rows: float = Field(default=20.0, gt=0)
+    bootstrap: BootstrapConfig | None = None
 
 
 class DailyConfig(Declaration):
@@ -238,7 +241,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)
     _check_model(config)
     _check_cluster(config)
-    _check_popularity(config)
+    _check_evaluation(config)
     unknown = sorted(set(config.daily.gate.tasks) - set(config.log_schema.task_names))
     if unknown:
         raise ConfigError(
@@ -266,11 +269,13 @@ def _check_cluster(config: Config) -> None:
         raise ConfigError("workers.precision is tf32 on cpu: it exists on CUDA only, use float32 or bfloat16")
 
 
-def _check_popularity(config: Config) -> None:
-    name = config.evaluation.popularity
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.evaluation
     ids = [feature.name for feature in config.log_schema.features if feature.kind == "id"]
-    if name is not None and name not in ids:
-        raise ConfigError(f"evaluation.popularity is {name!r}, which is no id feature; those are {ids}")
+    named = {"popularity": evaluation.popularity, "bootstrap.by": evaluation.bootstrap and evaluation.bootstrap.by}
+    for key, name in named.items():
+        if name is not None and name not in ids:
+            raise ConfigError(f"evaluation.{key} is {name!r}, which is no id feature; those are {ids}")
 
 
 def _override(data: dict[str, Any], text: str) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
@@ -30,6 +31,7 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.datasource import Parcel, read_columns
+from pipeline.evaluation.bootstrap import Bootstrap, BootstrapConfig
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.fit import Popularity, fit_popularity
 from pipeline.ingest import ShuffleConfig
@@ -225,7 +227,8 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
         if segment.header.pass_index == len(measured):
             read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving, config.log_schema)
             state.model.eval()
-            measured.append(Measured(config.log_schema.tasks, job.popularity, GateUse(state.model)))
+            gates, drawn = GateUse(state.model), config.evaluation.bootstrap
+            measured.append(Measured(config.log_schema.tasks, job.popularity, gates, drawn))
         refused = _measure_part(job, segment, groups, pipeline, measured[-1])
         if refused is not None:
             return {"refused": refused}
@@ -269,13 +272,22 @@ class Measured:
         tasks: The declared tasks.
         popularity: The baseline, if there is one.
         gates: How the model's gates weigh its experts.
+        bootstrap: How intervals are drawn; None: there are none.
 
     Attributes:
         problem: Why a batch could not be measured, if one could not; the ranks go on together and tell each other then.
     """
 
-    def __init__(self, tasks: Sequence[TaskConfig], popularity: Popularity | None, gates: "GateUse") -> None:
+    def __init__(
+        self,
+        tasks: Sequence[TaskConfig],
+        popularity: Popularity | None,
+        gates: "GateUse",
+        bootstrap: BootstrapConfig | None = None,
+    ) -> None:
         self.problem: str | None = None
+        self._users = bootstrap.by if bootstrap else None
+        self._bootstrap = Bootstrap(bootstrap, tasks) if bootstrap else None
         self._tasks = tasks
         self._gates = gates
         self._popularity = popularity
@@ -297,10 +309,14 @@ class Measured:
         predicted = predictions_of(self._heads, outputs)
         raw = torch.split(outputs, [head.num_outputs for head in self._heads], dim=1)
         popular = self._popular(batch)
+        users = _ids(batch.sparse[self._users]) if self._users else None
         for index, task in enumerate(self._tasks):
             known = (batch.labels[:, index], batch.in_space[:, index], batch.weight[:, index])
             scores = raw[index] if task.kind == "multiclass" else raw[index].squeeze(1)
             self._model[index].update(predicted[task.name], scores, *known)
+            if self._bootstrap is not None and users is not None:
+                label, in_space, weight = known
+                self._bootstrap.update(index, users, in_space, predicted[task.name], scores, label, weight)
             if popular is not None:
                 _add_baseline(self._baseline[index], popular[:, index], *known)
             if batch.truth is not None and task.truth is not None:
@@ -324,6 +340,9 @@ class Measured:
             }
             for index, task in enumerate(self._tasks)
         ]
+        if self._bootstrap is not None:
+            for task, interval in zip(tasks, self._bootstrap.results(group), strict=True):
+                task["interval"] = interval
         means, deviations = self._gates.moments(group)
         return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
 
@@ -375,6 +394,14 @@ class GateUse:
             means[short] = mean.tolist()
             deviations[short] = (square - mean.square()).clamp(min=0).sqrt().tolist()
         return means, deviations
+
+
+def _ids(bags: JaggedTensor) -> Tensor:
+    """The one id of each row, -1 where there is none; shape (B,)."""
+    lengths = bags.lengths()
+    ids = torch.full_like(lengths, -1, dtype=torch.int64)
+    ids[lengths > 0] = bags.values().to(torch.int64)
+    return ids
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:

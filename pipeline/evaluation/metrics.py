@@ -38,12 +38,13 @@ class TaskMetrics:
 
     Args:
         task: Its name is in errors, its kind says which metrics there are.
+        capacity: Bins of the AUC's sketch.
     """
 
-    def __init__(self, task: TaskConfig) -> None:
+    def __init__(self, task: TaskConfig, capacity: int = 2**16) -> None:
         self.task = task
         self._sums = dict.fromkeys(_SUMS[task.kind], 0.0)
-        self._ranking = AucSketch()
+        self._ranking = AucSketch(capacity)
 
     def update(
         self,

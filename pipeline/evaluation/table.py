@@ -46,7 +46,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["task"],
         f"{model['rows']:,}",
         metric.upper(),
-        _number(model.get(metric), known=True),
+        _number(model.get(metric), known=True) + _interval(entry.get("interval")),
         _number(entry["popularity"].get(metric), known=bool(entry["popularity"]["rows"])),
         _number(entry["truth"].get(metric), known=bool(entry["truth"]["rows"])),
         "-" if share is None else f"{share:.2f}",
@@ -58,6 +58,12 @@ def _number(value: float | None, *, known: bool, digits: int = 4) -> str:
     if not known:
         return "-"
     return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(interval: dict[str, Any] | None) -> str:
+    if interval is None:
+        return ""
+    return " [-]" if interval["low"] is None else f" [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def _pad(cell: str, width: int, place: int) -> str:

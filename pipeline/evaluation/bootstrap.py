@@ -1,0 +1,116 @@
+"""Intervals by bootstrap over users: what a metric would be, had other users come.
+
+Rows of one user are alike, so whole users are drawn, not rows. Each of R resamples takes every user a number of times
+that is drawn from Poisson(1): in the limit of many users that is the bootstrap's drawing with replacement, and needs
+neither the users' number nor their rows together (Chamandy et al., "Estimating Uncertainty for Massive Data Streams",
+Google, 2012). The number is a pure function of (user, resample), so ranks need not talk, and two models measured on the
+same rows meet the same resamples.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from features.hashing import mix64, salt_of
+from features.schema import Declaration, Name, TaskConfig
+from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.table import metric_of
+
+_CAPACITY = 2**12  # bins of a resample's AUC: its error is far below what resampling itself leaves
+_ROWS = 2**14  # that wait until all resamples take them
+# Chances of at most 0, 1, 2, ... under Poisson(1); beyond 11 there are 7e-10 of them.
+_POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
+
+Known = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class BootstrapConfig(Declaration):
+    """Intervals of the metric that each task is judged by.
+
+    Args:
+        by: An id feature: the users. Those who share a row of its table count as one, as do all rows without an id.
+        resamples: How many are drawn.
+        level: Share of the resamples within the interval.
+    """
+
+    by: Name
+    resamples: int = Field(default=200, ge=20, le=10_000)
+    level: float = Field(default=0.95, gt=0, lt=1)
+
+
+class Bootstrap:
+    """Resampled metrics of several tasks, added up over batches.
+
+    Args:
+        config: What is drawn.
+        tasks: The tasks, in order.
+    """
+
+    def __init__(self, config: BootstrapConfig, tasks: Sequence[TaskConfig]) -> None:
+        self._config = config
+        self._salts = [salt_of(f"bootstrap/{number}") for number in range(config.resamples)]
+        self._metrics = [[TaskMetrics(task, _CAPACITY) for task in tasks] for _ in self._salts]
+        self._waiting: list[list[Known]] = [[] for _ in tasks]
+
+    def update(self, task: int, users: Int[Tensor, " batch"], in_space: Tensor, *known: Tensor) -> None:
+        """Add a batch of a task.
+
+        Args:
+            task: Its number.
+            users: Who the rows' users are.
+            in_space: Which rows are in the task's sample space; of the others nothing is kept.
+            known: Predictions, scores, labels and weights, as `TaskMetrics.update` has them.
+        """
+        chosen = in_space.cpu()
+        predictions, scores, labels, weight = (tensor.detach().cpu()[chosen] for tensor in known)
+        self._waiting[task].append((users[chosen], predictions, scores, labels, weight))
+        if sum(len(part[0]) for part in self._waiting[task]) >= _ROWS:
+            self._resample(task)
+
+    def _resample(self, task: int) -> None:
+        waiting, self._waiting[task] = self._waiting[task], []
+        if not waiting:
+            return
+        users, predictions, scores, labels, weight = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+        everyone = torch.ones(len(users), dtype=torch.bool)
+        for salt, metrics in zip(self._salts, self._metrics, strict=True):
+            counted = weight * torch.from_numpy(times_drawn(users.numpy(), salt))
+            metrics[task].update(predictions, scores, labels, everyone, counted)
+
+    def results(self, group: dist.ProcessGroup) -> list[dict[str, Any]]:
+        """The interval of each task's metric, over the rows of all ranks; collective, and ends it."""
+        for task in range(len(self._waiting)):
+            self._resample(task)
+        drawn: list[list[float]] = [[] for _ in self._waiting]
+        for metrics in self._metrics:
+            for values, merged in zip(drawn, merge_over_ranks(metrics, group), strict=True):
+                value = merged.result()[metric_of(merged.task.kind)]
+                values.extend([] if value is None else [float(value)])
+        tasks = [metrics.task for metrics in self._metrics[0]]
+        return [self._interval(task, values) for task, values in zip(tasks, drawn, strict=True)]
+
+    def _interval(self, task: TaskConfig, values: Sequence[float]) -> dict[str, Any]:
+        """Percentiles; none where the metric is not defined in a resample, of one class only for example."""
+        edge = (1 - self._config.level) / 2
+        whole = len(values) == self._config.resamples
+        low, high = np.quantile(values, [edge, 1 - edge]).tolist() if whole else (None, None)
+        named = {"metric": metric_of(task.kind), "low": low, "high": high}
+        return named | {"level": self._config.level, "resamples": self._config.resamples, "by": self._config.by}
+
+
+def times_drawn(users: np.ndarray, salt: int) -> Float[np.ndarray, " batch"]:
+    """How often a resample takes each row's user: Poisson(1), by the hash of the user.
+
+    Args:
+        users: int64, shape (B,).
+        salt: Of the resample.
+    """
+    uniform = mix64(users.astype(np.uint64), salt).astype(np.float64) / 2.0**64
+    return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
