@@ -1,7 +1,7 @@
 """One training batch: sparse ids, dense values, labels in their sample spaces, and where its rows came from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,16 @@ class RankingBatch(Pipelineable):
     def pin_memory(self) -> "RankingBatch":
         """The batch in page-locked memory, so that its copy to a GPU is asynchronous."""
         return self._each(lambda tensor: tensor.pin_memory())
+
+    def of_tasks(self, places: Sequence[int]) -> "RankingBatch":
+        """The batch of some of its tasks, by their numbers; what they do not concern is shared."""
+        if list(places) == list(range(self.labels.shape[1])):
+            return self
+        index = torch.tensor(places)
+        by_row = {name: getattr(self, name) for name in ("labels", "in_space", "weight", "truth")}
+        by_row = {name: None if tensor is None else tensor[:, index] for name, tensor in by_row.items()}
+        by_task = {name: getattr(self, name)[index] for name in ("denominators", "loss_weights")}
+        return replace(self, **by_row, **by_task)
 
     def _each(self, change: Callable[[Any], Any]) -> "RankingBatch":
         values: list[Any] = [getattr(self, field.name) for field in fields(self)]

@@ -23,10 +23,10 @@ from pipeline.comparison.candidates import (
 )
 from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows, verdicts
 from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
+from pipeline.comparison.trainings import Variant
 from pipeline.config import Config, load_config
-from pipeline.lineage.line import Line
+from pipeline.evaluation.evaluate import Measurement
 from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
-from pipeline.storage import Storage
 
 __all__ = ["logs"]  # a fixture
 
@@ -194,23 +194,26 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches hours of training that are lost because the disk is full when their measurement is written."""
-    many = trainings.Trainings(make_config(tmp_path, tmp_path), "many", keep_checkpoints=keep)
+    config = make_config(tmp_path, tmp_path)
+    many = trainings.Trainings(config, "many", keep_checkpoints=keep)
 
-    def trained(config: Config, days: Any, test_days: Any) -> dict[str, Any]:
-        Line.of(config.root, config.line).storage.write("checkpoints/day/weights", b"all of them")
-        return {"tasks": []}
+    def trained(work: Any) -> dict[str, Any]:
+        work.place.storage.write("checkpoints/day/weights", b"all of them")
+        return {"checkpoint": "day"}
 
-    def full(self: Storage, name: str, data: bytes) -> None:
+    def full(self: Any, name: str, inputs: Any, result: Any) -> Any:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(many, "_trained", trained)
+    monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
+    variants = [Variant("a", config, tuple(DAYS)), Variant("b", config, tuple(DAYS))]
     with monkeypatch.context() as patch:
-        patch.setattr(trainings.Steps, "done", lambda self, name, inputs, work: full(self, name, work()))
+        patch.setattr(trainings.Steps, "keep", full)
         with pytest.raises(OSError, match="No space left"):
-            many.measured("a", make_config(tmp_path, tmp_path), DAYS, ["2026-01-03"])
-    assert len(list(tmp_path.rglob("weights"))) == 1
-    assert many.measured("a", make_config(tmp_path, tmp_path), DAYS, ["2026-01-03"]) == {"tasks": []}
-    assert len(list(tmp_path.rglob("weights"))) == keep
+            many.measured(variants, ["2026-01-03"])
+    assert len(list(tmp_path.rglob("weights"))) == 2
+    assert [found["tasks"] for found in many.measured(variants, ["2026-01-03"])] == [[], []]
+    assert len(list(tmp_path.rglob("weights"))) == 2 * keep
 
 
 @pytest.mark.ray
@@ -218,6 +221,7 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     """Catches a comparison that begins again after it was cut off, or trains what it has measured."""
     config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
     trained: list[str] = []
+    said: list[str] = []
     train = trainings.train
 
     def counted(config: Config, days: Any, passes: int) -> dict[str, Any]:
@@ -225,13 +229,17 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
             trained.append("cut")
             raise RuntimeError("somebody pulls the plug")
         trained.append(config.line.rpartition("-")[0])
-        return train(config, days, passes)
+        found = train(config, days, passes)
+        said.append(found["result"])
+        return found
 
     monkeypatch.setattr(trainings, "train", counted)
     with pytest.raises(RuntimeError, match="pulls the plug"):
         Comparison(config, PLAN).run()
     outcomes = Comparison(config, PLAN).run()
-    assert trained == ["single-ctr", "single-vcr", "cut", "mmoe"]
+    # What is trained and not yet measured is looked at again, and found to be there: no step is made twice.
+    assert trained == ["single-ctr", "single-vcr", "cut", "single-ctr", "single-vcr", "mmoe"]
+    assert said == ["trained", "trained", "nothing to do", "nothing to do", "trained"]
     single, mmoe = outcomes
     assert [task["task"] for task in single.tasks] == [task["task"] for task in mmoe.tasks] == ["ctr", "vcr"]
     assert [t["model"]["rows"] for t in single.tasks] == [t["model"]["rows"] for t in mmoe.tasks]  # the same spaces
@@ -240,7 +248,7 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert all(0 < value < 0.5 for gate in use["deviation"] for value in gate)
     again = Comparison(config, PLAN).run()
     assert again == outcomes
-    assert len(trained) == 4
+    assert len(trained) == 6
     lines = Path(config.root) / "comparisons/test/lines"
     assert len(list(lines.iterdir())) == 3
     assert not list(lines.glob("*/checkpoints"))  # measured, and not asked to be kept

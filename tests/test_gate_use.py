@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.network import build_network
 from models.ple import PLEConfig
-from pipeline.evaluation.evaluate import GateUse
+from pipeline.evaluation.gate_use import GateUse
 
 ROWS, PADDING = 2500, 300  # on a CPU a batch of more than 1,024 rows is computed in slabs
 LEVEL = {"expert_layers": [4], "num_experts_per_task": 1, "num_shared_experts": 1}

@@ -1,5 +1,6 @@
 """Groups of tasks: the paper's example, the search against brute force, and configs that train accepts."""
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from features.errors import ConfigError
 from pipeline.comparison import group_tasks as grouping_runs
 from pipeline.comparison.group_tasks import GroupingPlan, group_tasks, relative_losses
 from pipeline.comparison.grouping import Group, Grouping, best_grouping, groups_to_measure, higher_order
-from pipeline.comparison.trainings import Trainings
+from pipeline.comparison.trainings import Trainings, Variant
 from pipeline.config import load_config, parse_config
 
 __all__ = ["logs"]  # a fixture
@@ -114,6 +115,14 @@ def test_what_cannot_be_grouped(changes: dict[str, Any], expected: str, tmp_path
         group_tasks(make_config(tmp_path, tmp_path), GroupingPlan(**(PLAN | {"budget": 1} | changes)))
 
 
+def _given(variant: Variant) -> dict[str, Any]:
+    parse_config(variant.config.model_dump(mode="json", by_alias=True), variant.name)
+    kinds = {task.name: task.kind for task in variant.config.log_schema.tasks}
+    keys = {"binary": "log_loss", "regression": "mse"}
+    loss = 0.5 if len(kinds) == 1 else 0.4
+    return {"tasks": [{"task": n, "kind": k, "model": {keys[k]: loss}} for n, k in kinds.items()]}
+
+
 def test_the_groups_configs_are_accepted(
     logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
@@ -121,13 +130,9 @@ def test_the_groups_configs_are_accepted(
     config = make_config(logs, tmp_path / "root")
     asked: list[str] = []
 
-    def measured(self: Trainings, name: str, of_group: Any, days: Any, test_days: Any) -> dict[str, Any]:
-        asked.append(name)
-        parse_config(of_group.model_dump(mode="json", by_alias=True), name)
-        kinds = {task.name: task.kind for task in of_group.log_schema.tasks}
-        keys = {"binary": "log_loss", "regression": "mse"}
-        loss = 0.5 if len(kinds) == 1 else 0.4
-        return {"tasks": [{"task": n, "kind": k, "model": {keys[k]: loss}} for n, k in kinds.items()]}
+    def measured(self: Trainings, variants: Sequence[Variant], test_days: Any) -> list[dict[str, Any]]:
+        asked.extend(variant.name for variant in variants)
+        return [_given(variant) for variant in variants]
 
     monkeypatch.setattr(grouping_runs.Trainings, "measured", measured)
     found = group_tasks(config, GroupingPlan(**PLAN, budget=2))

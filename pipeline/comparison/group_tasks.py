@@ -10,7 +10,7 @@ import yaml
 from features.errors import ConfigError
 from pipeline.comparison.candidates import head_parameters, sized, with_network, with_tasks
 from pipeline.comparison.grouping import Group, Grouping, best_grouping, groups_to_measure, higher_order
-from pipeline.comparison.trainings import Trainings
+from pipeline.comparison.trainings import Trainings, Variant
 from pipeline.config import Config
 from pipeline.session import ray_session
 
@@ -63,12 +63,16 @@ def group_tasks(config: Config, plan: GroupingPlan) -> dict[str, Any]:
     tasks = tuple(config.log_schema.task_names)
     trainings = Trainings(config, f"groupings/{plan.name}", keep_checkpoints=False)
     size = head_parameters(config)
-    losses: dict[Group, dict[str, float]] = {}
+    groups = list(groups_to_measure(tasks))
+    variants = [
+        Variant("+".join(group), _of_group(config, plan.model, group, size), plan.train_days) for group in groups
+    ]
     with ray_session(config):
-        for group in groups_to_measure(tasks):
-            of_group = _of_group(config, plan.model, group, size)
-            found = trainings.measured("+".join(group), of_group, plan.train_days, plan.test_days)["tasks"]
-            losses[group] = {task["task"]: _loss(task) for task in found}
+        found = trainings.measured(variants, plan.test_days)
+    losses = {
+        group: {task["task"]: _loss(task) for task in result["tasks"]}
+        for group, result in zip(groups, found, strict=True)
+    }
     relative = relative_losses(losses)
     chosen = best_grouping(tasks, higher_order(tasks, relative), plan.budget)
     files = {}

@@ -9,12 +9,14 @@ from typing import Any
 from features.errors import ConfigError
 from models.network import NetworkConfig
 from pipeline.comparison.candidates import SINGLE, Setting, given, settings_of, with_network, with_tasks
-from pipeline.comparison.trainings import Trainings
+from pipeline.comparison.trainings import Trainings, Variant
 from pipeline.config import Config
 from pipeline.lineage.checks import quality
 from pipeline.session import ray_session
 
 logger = logging.getLogger(__name__)
+
+_Entrant = tuple[str, Setting]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,49 +116,59 @@ class Comparison:
         Raises:
             DataError: The logs do not fit the configuration.
         """
-        plan = self._plan
+        plan, first = self._plan, self._config.seed
         with ray_session(self._config):
-            chosen = {model: self._chosen(model) for model in plan.models}
-            first = self._config.seed
+            chosen = self._chosen()
             return [
-                self._outcome(model, chosen[model], seed, plan.train_days, plan.test_days)
+                outcome
                 for seed in range(first, first + plan.seeds)
-                for model in plan.models
+                for outcome in self._outcomes(chosen, seed, plan.train_days, plan.test_days)
             ]
 
-    def _chosen(self, model: str) -> Setting:
-        """The setting that does best on the days to choose on: by the mean quality of the main tasks."""
-        settings = self._settings[model]
-        if len(settings) == 1:
-            return settings[0]
+    def _chosen(self) -> list[_Entrant]:
+        """Each model in the setting that does best on the days to choose on, by the mean quality of the main tasks."""
         plan = self._plan
-        days = plan.train_days[: -len(plan.choose_days)]
-        found = [self._outcome(model, setting, self._config.seed, days, plan.choose_days) for setting in settings]
-        best = max(range(len(settings)), key=lambda index: _mean_quality(found[index].tasks))
-        logger.info("%s: setting %d of %d, %s", model, best + 1, len(settings), found[best].setting)
-        return settings[best]
+        tried = [(model, setting) for model, settings in self._settings.items() for setting in settings]
+        if len(tried) == len(self._settings):
+            return tried
+        found = self._outcomes(tried, self._config.seed, plan.train_days[: -len(plan.choose_days)], plan.choose_days)
+        quality = [_mean_quality(outcome.tasks) for outcome in found]
+        best = []
+        for model in self._settings:
+            _, index = max((quality[index], -index) for index, (name, _) in enumerate(tried) if name == model)
+            logger.info("%s: %s", model, found[-index].setting)
+            best.append(tried[-index])
+        return best
 
-    def _outcome(
-        self, model: str, setting: Setting, seed: int, days: Sequence[str], test_days: Sequence[str]
-    ) -> Outcome:
-        config = with_network(self._config, setting.network).model_copy(update={"seed": seed})
-        names = config.log_schema.task_names if model == SINGLE else [""]
-        parts = [
-            self._trainings.measured(
-                f"{model}-{name}".rstrip("-"), with_tasks(config, [name]) if name else config, days, test_days
+    def _outcomes(
+        self, entrants: Sequence[_Entrant], seed: int, days: Sequence[str], test_days: Sequence[str]
+    ) -> list[Outcome]:
+        """Train models with one seed, and measure them together."""
+        variants = [self._variants(model, setting, seed, days) for model, setting in entrants]
+        found = iter(self._trainings.measured([part for parts in variants for part in parts], test_days))
+        outcomes = []
+        for (model, setting), parts in zip(entrants, variants, strict=True):
+            results = [next(found) for _ in parts]
+            network: NetworkConfig = setting.network
+            outcome = Outcome(
+                model=model,
+                seed=seed,
+                setting=network.model_dump(mode="json"),
+                parameters=setting.num_parameters,
+                tasks=[task for result in results for task in result["tasks"]],
+                rows_per_s=results[0]["rows"] / sum(result["seconds"] for result in results),
+                expert_use=results[0]["expert_use"] if len(results) == 1 else {},
             )
-            for name in names
-        ]
-        network: NetworkConfig = setting.network
-        return Outcome(
-            model=model,
-            seed=seed,
-            setting=network.model_dump(mode="json"),
-            parameters=setting.num_parameters,
-            tasks=[task for part in parts for task in part["tasks"]],
-            rows_per_s=parts[0]["rows"] / sum(part["seconds"] for part in parts),
-            expert_use=parts[0]["expert_use"] if len(parts) == 1 else {},
-        )
+            outcomes.append(outcome)
+        return outcomes
+
+    def _variants(self, model: str, setting: Setting, seed: int, days: Sequence[str]) -> list[Variant]:
+        """What is trained of a model: one variant, or one per task."""
+        config = with_network(self._config, setting.network).model_copy(update={"seed": seed})
+        if model != SINGLE:
+            return [Variant(model, config, tuple(days))]
+        names = config.log_schema.task_names
+        return [Variant(f"{model}-{name}", with_tasks(config, [name]), tuple(days)) for name in names]
 
 
 def _mean_quality(tasks: Sequence[dict[str, Any]]) -> float:

@@ -8,11 +8,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.comparison.candidates import head_parameters
 from pipeline.config import Config
-from pipeline.evaluation.evaluate import measure_days
+from pipeline.evaluation.evaluate import Measurement, Subject, measure_together
 from pipeline.fit import collect_statistics
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
@@ -20,11 +21,42 @@ from pipeline.lineage.seal import seal
 from pipeline.lineage.steps import Steps
 from pipeline.run import STATISTICS, of_run, train
 from pipeline.storage import Storage
+from pipeline.stream import whole_days
 from pipeline.units import check_days
 
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE = ("name", "root", "line", "checkpoint", "evaluation", "daily", "ray")  # they change no bit of a model
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is trained.
+
+    Args:
+        name: Of its line, to which a digest of all that it is made from is added.
+        config: With the features of the others; its tasks are theirs or some of them.
+        days: ISO dates in order, trained in one pass.
+    """
+
+    name: str
+    config: Config
+    days: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    config: Config
+    days: tuple[str, ...]
+    inputs: dict[str, Any]
+
+    @property
+    def line(self) -> str:
+        return self.config.line
+
+    @property
+    def place(self) -> Line:
+        return Line.of(self.config.root, self.config.line)
 
 
 class Trainings:
@@ -41,50 +73,62 @@ class Trainings:
         self.storage = Storage(config.root).under(folder)
         self._steps = Steps(self.storage, "results")
 
-    def measured(self, name: str, config: Config, days: Sequence[str], test_days: Sequence[str]) -> dict[str, Any]:
-        """Train one variant and measure it, or find that it has been; within a Ray session.
+    def measured(self, variants: Sequence[Variant], test_days: Sequence[str]) -> list[dict[str, Any]]:
+        """Train variants and measure them together, or find that it has been done; within a Ray session.
 
         Args:
-            name: Of its line, to which a digest of all that it is made from is added.
-            config: The variant.
-            days: ISO dates in order, trained in one pass.
+            variants: Of the configuration.
             test_days: ISO dates, measured together.
 
         Returns:
-            What `evaluate` says of its `tasks`; `rows` trained and `seconds` of that, start-up left out; `parameters`
-            of network and towers; by module of gates the mean and deviation of each expert's weight.
+            For each: what `evaluate` says of its `tasks`; `rows` trained and `seconds` of that, start-up left out;
+            `parameters` of network and towers; by module of gates the mean and deviation of each expert's weight.
 
         Raises:
             DataError: The logs do not fit the configuration.
         """
-        inputs = {key: part for key, part in declared(config).items() if key not in _ELSEWHERE}
-        inputs |= {"days": list(days), "test": list(test_days)}
-        on_line = config.model_copy(update={"root": self.storage.url, "line": f"{name}-{_digest(inputs)}"})
-        found = self._steps.done(on_line.line, inputs, lambda: self._trained(on_line, days, test_days))
-        if not self._keep:  # not before the measurement is kept
-            Line.of(on_line.root, on_line.line).storage.remove("checkpoints")
-        return found
+        works = [self._work(variant, test_days) for variant in variants]
+        missing = [work for work in works if self._steps.found(work.line, work.inputs) is None]
+        if missing:
+            trained = [self._trained(work) for work in missing]
+            subjects = [
+                Subject(work.config, work.place, one["checkpoint"]) for work, one in zip(missing, trained, strict=True)
+            ]
+            found = self._measure(subjects, test_days)
+            for work, one, measurement in zip(missing, trained, found, strict=True):
+                self._steps.keep(work.line, work.inputs, one | _figures(measurement))
+        for work in works if not self._keep else ():  # not before the measurements are kept
+            work.place.storage.remove("checkpoints")
+        kept = [self._steps.found(work.line, work.inputs) for work in works]
+        return [result for result in kept if result is not None]
 
-    def _trained(self, config: Config, days: Sequence[str], test_days: Sequence[str]) -> dict[str, Any]:
-        logger.info("%s: %d days, seed %d", config.line, len(days), config.seed)
-        line = Line.of(config.root, config.line)
+    def _work(self, variant: Variant, test_days: Sequence[str]) -> _Work:
+        inputs = {key: part for key, part in declared(variant.config).items() if key not in _ELSEWHERE}
+        inputs |= {"days": list(variant.days), "test": list(test_days)}
+        line = f"{variant.name}-{_digest(inputs)}"
+        return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
+
+    def _trained(self, work: _Work) -> dict[str, Any]:
+        line, config = work.place, work.config
+        logger.info("%s: %d days, seed %d", work.line, len(work.days), config.seed)
         if line.newest() is None:
-            self._fit(config, line, days)
-        trained = train(config, days, passes=1)
-        manifest = line.read_manifest(trained["checkpoint"])
+            self._fit(config, line, work.days)
+        checkpoint = train(config, work.days, passes=1)["checkpoint"]
+        manifest = line.read_manifest(checkpoint)
         assert manifest is not None
         parts = list(of_run(line, manifest))
-        measured = measure_days(config, line, trained["checkpoint"], test_days)
         return {
-            "tasks": measured.tasks,
+            "checkpoint": checkpoint,
             "rows": sum(part.content["rows"] for part in parts),
             "seconds": sum(part.content["seconds"] for part in parts),
             "parameters": head_parameters(config),
-            "expert_use": {
-                module: {"mean": means, "deviation": measured.expert_use_deviation[module]}
-                for module, means in measured.expert_use.items()
-            },
         }
+
+    def _measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
+        logger.info("measuring %d models on %s", len(subjects), ", ".join(test_days))
+        schema, logs = self._config.log_schema, Storage(self._config.logs.path)
+        listed = check_days(logs, test_days, self._config.ingest.unit.max_rows, schema, schema.columns(with_truth=True))
+        return measure_together(self._config, subjects, whole_days(listed))
 
     def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
         """Statistics of the training days: features are the same for all models, so they are collected once."""
@@ -99,6 +143,14 @@ class Trainings:
         common = self._steps.done(f"statistics-{_digest(inputs)}", inputs, collect)
         own = common | {"schema_fingerprint": config.log_schema.fingerprint()}
         line.storage.write(STATISTICS, seal(own))
+
+
+def _figures(measurement: Measurement) -> dict[str, Any]:
+    use = {
+        module: {"mean": means, "deviation": measurement.expert_use_deviation[module]}
+        for module, means in measurement.expert_use.items()
+    }
+    return {"tasks": measurement.tasks, "expert_use": use}
 
 
 def _digest(inputs: Any) -> str:

@@ -1,38 +1,28 @@
 """Evaluate a checkpoint on days: the model, what it has to beat and what it can at best reach, on the same rows."""
 
-import functools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineBase
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.holdout import Rows
-from features.schema import TaskConfig
 from features.statistics import Statistics
-from models.assembly import task_heads
-from models.batch import RankingBatch
-from models.experts import Gates
 from models.ranker import StepOutput
-from models.tasks import TaskHead, predictions_of
 from pipeline.admission import read_vocabularies
 from pipeline.batcher import Batcher
-from pipeline.checkpoint import read_checkpoint
+from pipeline.checkpoint import TrainState, read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.datasource import Parcel, read_columns
-from pipeline.evaluation.bootstrap import Bootstrap, BootstrapConfig
-from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.gate_use import GateUse
+from pipeline.evaluation.measured import Measured
 from pipeline.fit import Popularity, fit_popularity
 from pipeline.ingest import ShuffleConfig
 from pipeline.lineage.compatible import check_same_schema
@@ -46,7 +36,20 @@ from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_log
 
 logger = logging.getLogger(__name__)
 
-_PROBABILITY_EPS = 1e-7
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to measure.
+
+    Args:
+        config: Its configuration.
+        line: Where its checkpoint is.
+        checkpoint: As the line names it.
+    """
+
+    config: Config
+    line: Line
+    checkpoint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +57,15 @@ class EvaluateJob:
     """What every worker of an evaluation is given.
 
     Args:
-        config: The project's configuration.
-        line: Where the checkpoints are.
-        checkpoints: As the line names them; each is measured in a pass of its own over the same rows.
+        config: Whose features and tasks the rows are read with.
+        subjects: Each is measured in a pass of its own over the same rows.
         parts: What is read.
         popularity: The popularity baseline, if there is one.
         board: A `ProgressBoard`, or None.
     """
 
     config: Config
-    line: Line
-    checkpoints: tuple[str, ...]
+    subjects: tuple[Subject, ...]
     parts: tuple[Part, ...]
     popularity: Popularity | None
     board: Any
@@ -110,7 +111,9 @@ def measure_days(
 ) -> "Measurement":
     """Measure one checkpoint on days, all of them together; see `evaluate`."""
     with line.pinned(checkpoint, "evaluate"):
-        encoder = _encoder_of(config, line, complete_manifest(line, checkpoint))
+        manifest = complete_manifest(line, checkpoint)
+        check_same_schema(config, manifest)
+        encoder = _encoder(config, line, manifest)
         whole = whole_days(listed_days(config, encoder, days))
         history = listed_days(config, encoder, popularity_days)
         (measured,) = measure(config, line, [checkpoint], whole, rows, history)
@@ -159,18 +162,43 @@ def measure(
     Raises:
         DataError: The logs or a checkpoint do not fit the configuration.
     """
-    if config.log_schema.vocabularies and len(checkpoints) > 1:  # a row of a table is not the same id in both
-        return [measure(config, line, [name], parts, rows, history)[0] for name in checkpoints]
-    encoder = _encoder_of(config, line, complete_manifest(line, checkpoints[0]))
+    return measure_together(config, [Subject(config, line, name) for name in checkpoints], parts, rows, history)
+
+
+def measure_together(
+    config: Config,
+    subjects: Sequence[Subject],
+    parts: tuple[Part, ...],
+    rows: Rows = "all",
+    history: Sequence[DayLog] = (),
+) -> list[Measurement]:
+    """Measure models, which share features and statistics, on the same rows, read by one group of workers.
+
+    Args:
+        config: Whose features and tasks the rows are read with; each model has all of its tasks or some.
+        subjects: The models.
+        parts: What is read, with the tasks that are measured on it.
+        rows: All of them, or only those that are `held_out`.
+        history: Days of the popularity baseline.
+
+    Raises:
+        DataError: The logs or a checkpoint do not fit the configuration.
+    """
+    if config.log_schema.vocabularies and len(subjects) > 1:  # a row of a table is not the same id in both
+        return [measure_together(config, [subject], parts, rows, history)[0] for subject in subjects]
+    manifests = [complete_manifest(subject.line, subject.checkpoint) for subject in subjects]
+    for subject, manifest in zip(subjects, manifests, strict=True):
+        check_same_schema(subject.config, manifest)
+    encoder = _encoder(config, subjects[0].line, manifests[0])
     in_order = config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
     logs = Storage(config.logs.path)
     with ray_session(config):
         feature = config.evaluation.popularity
         popularity = fit_popularity(config, encoder, history, feature) if history and feature else None
         held = config.holdout if rows == "held_out" else None
-        plan = RunPlan(logs, parts, len(checkpoints), encoder, in_order, config.seed, Start, held, rows)
+        plan = RunPlan(logs, parts, len(subjects), encoder, in_order, config.seed, Start, held, rows)
         board = ProgressBoard.remote()
-        job = EvaluateJob(config, line, tuple(checkpoints), parts, popularity, board)
+        job = EvaluateJob(config, tuple(subjects), parts, popularity, board)
         reported = run_workers(config, plan, evaluate_worker, job, board)
     if reported.get("refused"):
         raise DataError(reported["refused"])
@@ -179,8 +207,7 @@ def measure(
     return [Measurement(**measured) for measured in reported["measured"]]
 
 
-def _encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:
-    check_same_schema(config, manifest)
+def _encoder(config: Config, line: Line, manifest: Manifest) -> Encoder:
     schema = config.log_schema
     known = read_vocabularies(*line.place(manifest.checkpoint), schema)
     frozen = manifest.content["statistics"]
@@ -218,21 +245,41 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     quiet_logs(ray.train.get_context().get_world_rank())
     groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
-    state = build_state(config, groups.training, device)
-    pipeline = build_train_pipeline(config, state, device)
+    loaded: _Loaded | None = None
     measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
     passed_over = _pass_over if config.ingest.on_bad_unit == "quarantine" else None
     for segment in read_segments(blocks, passed_over):
         if segment.header.pass_index == len(measured):
-            read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving, config.log_schema)
-            state.model.eval()
-            gates, drawn = GateUse(state.model), config.evaluation.bootstrap
-            measured.append(Measured(config.log_schema.tasks, job.popularity, gates, drawn))
-        refused = _measure_part(job, segment, groups, pipeline, measured[-1])
+            loaded = _load(job.subjects[len(measured)], loaded, groups, device)
+            if measured:
+                measured[-1].gates.stop()
+            drawn, gates = config.evaluation.bootstrap, GateUse(loaded.state.model)
+            measured.append(Measured(loaded.config.log_schema.tasks, job.popularity, gates, drawn))
+        assert loaded is not None
+        refused = _measure_part(job, segment, groups, loaded, measured[-1])
         if refused is not None:
             return {"refused": refused}
     return {"measured": [one.results(groups.counts) for one in measured]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    config: Config
+    state: TrainState
+    pipeline: TrainPipelineBase
+
+
+def _load(subject: Subject, before: _Loaded | None, groups: Groups, device: torch.device) -> _Loaded:
+    """A subject's model with its weights; collective. The one before it is used again where it is of the same shape."""
+    config = subject.config
+    loaded = before
+    if loaded is None or loaded.config != config:
+        state = build_state(config, groups.training, device)
+        loaded = _Loaded(config, state, build_train_pipeline(config, state, device))
+    read_checkpoint(loaded.state, *subject.line.place(subject.checkpoint), groups.saving, config.log_schema)
+    loaded.state.model.eval()
+    return loaded
 
 
 def _pass_over(parcel: Parcel) -> None:
@@ -241,14 +288,17 @@ def _pass_over(parcel: Parcel) -> None:
 
 @torch.no_grad()
 def _measure_part(
-    job: EvaluateJob, segment: Segment, groups: Groups, pipeline: TrainPipelineBase, measured: "Measured"
+    job: EvaluateJob, segment: Segment, groups: Groups, loaded: _Loaded, measured: "Measured"
 ) -> str | None:
     """Measure one part; returns why it could not be read, the same text on every rank."""
     log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
-    schema = job.config.log_schema
+    schema, pipeline = job.config.log_schema, loaded.pipeline
+    places = [schema.task_names.index(name) for name in loaded.config.log_schema.task_names]
     batcher = Batcher(schema, log.units, segment.parcels, job.config.ingest.batch_size, interleave=1)
-    none, ones = torch.zeros(len(schema.tasks)), torch.ones(len(schema.tasks))
-    batches = CountedBatches(batcher.next_batch, 0, lambda step: ones, none.clone, groups.counts)
+    none, ones = torch.zeros(len(places)), torch.ones(len(places))
+    batches = CountedBatches(
+        lambda step: batcher.next_batch(step).of_tasks(places), 0, lambda step: ones, none.clone, groups.counts
+    )
     board = job.board if dist.get_rank() == 0 else None
     reporter = ProgressReporter(board, f"evaluate {log.day}", log.num_rows)
     pipeline.reset()
@@ -263,158 +313,3 @@ def _measure_part(
     problem = str(batches.error) if batches.error else measured.problem
     dist.all_gather_object(reasons, problem, group=groups.control)
     return next((reason for reason in reasons if reason), None)
-
-
-class Measured:
-    """Metrics of the model, of popularity and of the truth, per task.
-
-    Args:
-        tasks: The declared tasks.
-        popularity: The baseline, if there is one.
-        gates: How the model's gates weigh its experts.
-        bootstrap: How intervals are drawn; None: there are none.
-
-    Attributes:
-        problem: Why a batch could not be measured, if one could not; the ranks go on together and tell each other then.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[TaskConfig],
-        popularity: Popularity | None,
-        gates: "GateUse",
-        bootstrap: BootstrapConfig | None = None,
-    ) -> None:
-        self.problem: str | None = None
-        self._users = bootstrap.by if bootstrap else None
-        self._bootstrap = Bootstrap(bootstrap, tasks) if bootstrap else None
-        self._tasks = tasks
-        self._gates = gates
-        self._popularity = popularity
-        self._heads: list[TaskHead] = task_heads(tasks)
-        self._model = [TaskMetrics(task) for task in tasks]
-        self._baseline = [TaskMetrics(task) for task in tasks]
-        self._truth = [TaskMetrics(task) for task in tasks]
-
-    def update(self, outputs: Tensor, batch: RankingBatch) -> None:
-        """Add a batch: the model's raw outputs, shape (B, sum of outputs), and what they are measured against."""
-        try:
-            self._update(outputs, batch)
-        except ValueError as error:
-            self.problem = self.problem or str(error)
-
-    def _update(self, outputs: Tensor, batch: RankingBatch) -> None:
-        self._gates.add(batch.cursor.num_rows)
-        outputs, batch = outputs.cpu(), batch.to(torch.device("cpu"))
-        predicted = predictions_of(self._heads, outputs)
-        raw = torch.split(outputs, [head.num_outputs for head in self._heads], dim=1)
-        popular = self._popular(batch)
-        users = _ids(batch.sparse[self._users]) if self._users else None
-        for index, task in enumerate(self._tasks):
-            known = (batch.labels[:, index], batch.in_space[:, index], batch.weight[:, index])
-            scores = raw[index] if task.kind == "multiclass" else raw[index].squeeze(1)
-            self._model[index].update(predicted[task.name], scores, *known)
-            if self._bootstrap is not None and users is not None:
-                label, in_space, weight = known
-                self._bootstrap.update(index, users, in_space, predicted[task.name], scores, label, weight)
-            if popular is not None:
-                _add_baseline(self._baseline[index], popular[:, index], *known)
-            if batch.truth is not None and task.truth is not None:
-                _add_baseline(self._truth[index], batch.truth[:, index], *known)
-
-    def _popular(self, batch: RankingBatch) -> Tensor | None:
-        if self._popularity is None:
-            return None
-        bags = batch.sparse[self._popularity.feature]
-        scores = self._popularity.scores(bags.values().numpy(), bags.lengths().numpy())
-        return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
-
-    def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
-        """The arguments of a `Measurement`, over the rows of all ranks; collective."""
-        merged = [merge_over_ranks(metrics, group) for metrics in (self._model, self._baseline, self._truth)]
-        tasks = [
-            {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
-            | {
-                name: _finite(m[index].result())
-                for name, m in zip(("model", "popularity", "truth"), merged, strict=True)
-            }
-            for index, task in enumerate(self._tasks)
-        ]
-        if self._bootstrap is not None:
-            for task, interval in zip(tasks, self._bootstrap.results(group), strict=True):
-                task["interval"] = interval
-        means, deviations = self._gates.moments(group)
-        return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
-
-
-class GateUse:
-    """How much each gate uses each expert: moments of its weights over the rows that are measured.
-
-    Args:
-        model: Its modules of kind `Gates` are watched.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._newest: dict[str, list[Tensor]] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._num_rows = 0
-        self._hooks = [
-            module.register_forward_hook(functools.partial(self._note, name))
-            for name, module in model.named_modules()
-            if isinstance(module, Gates)
-        ]
-
-    def _note(self, name: str, module: nn.Module, inputs: Any, weights: Tensor) -> None:
-        self._newest.setdefault(name, []).append(weights)  # once for each slab of a batch
-
-    def add(self, num_rows: int) -> None:
-        """Count the newest batch, without its padding.
-
-        Args:
-            num_rows: Rows of the batch that are none.
-        """
-        self._num_rows += num_rows
-        newest, self._newest = self._newest, {}
-        for name, slabs in newest.items():
-            weights = torch.cat(slabs)[:num_rows].to("cpu", torch.float64)
-            total = torch.stack([weights.sum(0), weights.square().sum(0)])
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-
-    def moments(self, group: dist.ProcessGroup) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Mean and deviation of each expert's weight, per module and gate, over all ranks; collective; ends it."""
-        for hook in self._hooks:
-            hook.remove()
-        count = torch.tensor(float(self._num_rows), dtype=torch.float64)
-        dist.all_reduce(count, group=group)
-        means, deviations = {}, {}
-        for name in sorted(self._sums):
-            dist.all_reduce(self._sums[name], group=group)
-            mean, square = self._sums[name] / count.clamp(min=1)
-            short = name.rpartition("head.")[2]
-            means[short] = mean.tolist()
-            deviations[short] = (square - mean.square()).clamp(min=0).sqrt().tolist()
-        return means, deviations
-
-
-def _ids(bags: JaggedTensor) -> Tensor:
-    """The one id of each row, -1 where there is none; shape (B,)."""
-    lengths = bags.lengths()
-    ids = torch.full_like(lengths, -1, dtype=torch.int64)
-    ids[lengths > 0] = bags.values().to(torch.int64)
-    return ids
-
-
-def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:
-    """Add probabilities or values that somebody else predicts; multiclass tasks have no such baseline."""
-    if metrics.task.kind == "binary":
-        values = values.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
-        metrics.update(values, torch.logit(values), labels, in_space, weight)
-    elif metrics.task.kind == "regression":
-        metrics.update(values, values, labels, in_space, weight)
-
-
-def _finite(result: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a metric that is not finite is not defined."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
-    }

@@ -32,11 +32,21 @@ class Steps:
             inputs: All that the result depends on, as JSON.
             work: Does the step; returns JSON.
         """
-        found = self._found(name, inputs)
-        if found is None:
-            found = {"inputs": _digest(inputs), "result": work()}
-            self.storage.write(self._path(name), seal(found))
-        return found["result"]
+        found = self.found(name, inputs)
+        return self.keep(name, inputs, work()) if found is None else found
+
+    def keep(self, name: str, inputs: Any, result: Any) -> Any:
+        """Keep what a step has found for these inputs, as JSON; returns it."""
+        self.storage.write(self._path(name), seal({"inputs": _digest(inputs), "result": result}))
+        return result
+
+    def found(self, name: str, inputs: Any) -> Any | None:
+        """What a step has found for these inputs; None if it has not been done."""
+        try:
+            kept = unseal(self.storage.read(self._path(name)))
+        except (FileNotFoundError, ValueError):  # a damaged one is made again
+            return None
+        return kept["result"] if kept["inputs"] == _digest(inputs) else None
 
     def accepted(self, name: str, inputs: Any, reason: str | None) -> str | None:
         """Why somebody has accepted what a check found, for these inputs; a reason given now is kept.
@@ -46,18 +56,8 @@ class Steps:
             inputs: What was looked at, as JSON.
             reason: Given now; None: nothing was said.
         """
-        if reason is not None:
-            self.storage.write(self._path(f"accept-{name}"), seal({"inputs": _digest(inputs), "result": reason}))
-            return reason
-        found = self._found(f"accept-{name}", inputs)
-        return found["result"] if found else None
-
-    def _found(self, name: str, inputs: Any) -> dict[str, Any] | None:
-        try:
-            found = unseal(self.storage.read(self._path(name)))
-        except (FileNotFoundError, ValueError):  # a damaged one is made again
-            return None
-        return found if found["inputs"] == _digest(inputs) else None
+        step = f"accept-{name}"
+        return self.found(step, inputs) if reason is None else self.keep(step, inputs, reason)
 
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name}.json"
