@@ -25,7 +25,7 @@ from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows,
 from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
 from pipeline.comparison.trainings import Variant
 from pipeline.config import Config, load_config
-from pipeline.evaluation.evaluate import Measurement
+from pipeline.evaluation.evaluate import Measurement, measure_days
 from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
 
 __all__ = ["logs"]  # a fixture
@@ -218,7 +218,7 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
 
 @pytest.mark.ray
 def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
-    """Catches a comparison that begins again after it was cut off, or trains what it has measured."""
+    """Catches a comparison that begins again after it was cut off, or measures a model by another task's labels."""
     config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
     trained: list[str] = []
     said: list[str] = []
@@ -236,7 +236,7 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(trainings, "train", counted)
     with pytest.raises(RuntimeError, match="pulls the plug"):
         Comparison(config, PLAN).run()
-    outcomes = Comparison(config, PLAN).run()
+    outcomes = Comparison(config, replace(PLAN, keep_checkpoints=True)).run()
     # What is trained and not yet measured is looked at again, and found to be there: no step is made twice.
     assert trained == ["single-ctr", "single-vcr", "cut", "single-ctr", "single-vcr", "mmoe"]
     assert said == ["trained", "trained", "nothing to do", "nothing to do", "trained"]
@@ -246,9 +246,24 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (use,) = mmoe.expert_use.values()
     assert all(sum(gate) == pytest.approx(1) for gate in use["mean"])
     assert all(0 < value < 0.5 for gate in use["deviation"] for value in gate)
+    lines = Path(config.root) / "comparisons/test/lines"
+    assert _alone(config, lines) == single.tasks[1:]
     again = Comparison(config, PLAN).run()
     assert again == outcomes
     assert len(trained) == 6
-    lines = Path(config.root) / "comparisons/test/lines"
     assert len(list(lines.iterdir())) == 3
     assert not list(lines.glob("*/checkpoints"))  # measured, and not asked to be kept
+
+
+def _alone(config: Config, lines: Path) -> list[dict[str, Any]]:
+    """The second task's single-task model, measured by itself.
+
+    Measured together with others, on rows that were read for all tasks, it has the same figures.
+    """
+    (folder,) = lines.glob("single-vcr-*")
+    line = Line.of(str(lines.parent), folder.name)
+    newest = line.newest()
+    assert newest is not None
+    own = with_network(with_tasks(config, ["vcr"]), settings_of(SINGLE, config, 1)[0].network)
+    on_line = own.model_copy(update={"root": str(lines.parent), "line": folder.name})
+    return measure_days(on_line, line, newest.checkpoint, PLAN.test_days).tasks
