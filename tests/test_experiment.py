@@ -52,6 +52,9 @@ def test_cases_are_the_base_with_their_settings(monkeypatch: pytest.MonkeyPatch)
     assert (first.config.log_schema.task_names, first.plan.models) == (["ctr", "vcr"], ("single", "ple"))
     assert (first.config.seed, second.config.seed, second.plan.models) == (1, 9, ("ple",))
     assert first.plan.test_days == ("2026-11-03",)
+    shared = EXPERIMENT | {"set": ["seed=5", "workers.num=1"]}
+    seeds = [(case.config.seed, case.config.workers.num) for case in cases_of(ExperimentConfig.model_validate(shared))]
+    assert seeds == [(5, 1), (9, 1)]
     (only,) = cases_of(ExperimentConfig.model_validate(EXPERIMENT), ["seed=4"], ["b"])
     assert (only.name, only.config.seed) == ("b", 4)
 

@@ -30,7 +30,7 @@ class CaseConfig(Declaration):
 
     Args:
         name: Of the case, and of its folder.
-        set: Settings that replace those of the base, as `--set` has them: dotted.key=value.
+        set: Settings that replace those of the base: dotted.key=value.
         tasks: Of the base, the only ones that it has; absent: all. Losses are then weighted by the schedule alone, and
             every task has a tower of its own.
         models: Instead of the experiment's.
@@ -48,6 +48,7 @@ class ExperimentConfig(Declaration):
     Args:
         name: Of its folder below ROOT/experiments.
         config: The base's file, from the project's root.
+        set: Settings that replace those of the file in all cases, as `--set` has them.
         models: Kinds of networks, and `single`.
         networks: By model, what it is, whatever its size; others are made as large as the base's network.
         train_days: A day, or a first and a last one: trained in one pass.
@@ -60,6 +61,7 @@ class ExperimentConfig(Declaration):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     config: str
+    set: list[str] = []
     models: list[str] = Field(min_length=1)
     networks: dict[str, NetworkConfig] = {}
     train_days: Days
@@ -149,7 +151,7 @@ def cases_of(experiment: ExperimentConfig, overrides: Sequence[str] = (), names:
 
 
 def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, overrides: Sequence[str]) -> Case:
-    config = load_config(experiment.config, [*case.set, *overrides])
+    config = load_config(experiment.config, [*experiment.set, *case.set, *overrides])
     if case.tasks is not None:
         unknown = sorted(set(case.tasks) - set(config.log_schema.task_names))
         if unknown:
