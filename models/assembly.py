@@ -6,8 +6,9 @@ import torch
 
 from features.schema import FeatureConfig, Schema, TaskConfig
 from models.around import AroundConfig
-from models.balancing import SCHEDULE, LossBalancingConfig, build_balancing, check_composed
+from models.balancing import build_balancing, check_composed
 from models.inputs import InputArch
+from models.joint import WEIGHTED_SUM, JointLoss
 from models.layout import Labels, Layout, layout_of
 from models.loss import UnionSpaceLoss
 from models.network import NetworkConfig, build_network
@@ -54,7 +55,7 @@ def build_ranker(
     towers: Sequence[int],
     dropout: float,
     autocast: torch.dtype | None,
-    balancing: LossBalancingConfig = SCHEDULE,
+    joint: JointLoss = WEIGHTED_SUM,
     ranks: Ranks = ALONE,
     around: AroundConfig = _NOTHING,
 ) -> RankerTrain:
@@ -66,7 +67,7 @@ def build_ranker(
         towers: Widths of the towers' hidden layers.
         dropout: Within the towers.
         autocast: The type of the head's matrix products; None: float32.
-        balancing: How the tasks' losses are balanced, beyond w_k(t).
+        joint: How the tasks' losses become one, beyond w_k(t).
         ranks: For what is summed over all of them within a step.
         around: What stands around the network.
 
@@ -88,9 +89,9 @@ def build_ranker(
     slot_bias = around.slot_bias.build(schema, towered) if around.slot_bias else None
     ranker = Ranker(tables, inputs, head, slot_bias, entire_space)
     if entire_space is not None:
-        check_composed(balancing)
+        check_composed(joint.balancing)
     dense = dict(ranker.dense_parameters())
-    balance = build_balancing(balancing, schema.tasks, dense, built, width, len(keys), ranks)
+    balance = build_balancing(joint.balancing, schema.tasks, dense, built, width, len(keys), ranks)
     return RankerTrain(ranker, UnionSpaceLoss(heads), balance)
 
 
@@ -98,7 +99,7 @@ def declared_layout(
     schema: Schema,
     network: NetworkConfig,
     towers: Sequence[int],
-    balancing: LossBalancingConfig = SCHEDULE,
+    joint: JointLoss = WEIGHTED_SUM,
     around: AroundConfig = _NOTHING,
 ) -> Layout:
     """Say what every number of a declared model's dense part belongs to, by the names that its parameters have.
@@ -109,11 +110,11 @@ def declared_layout(
         schema: Tables, features and tasks.
         network: The multi-task network.
         towers: Widths of the towers' hidden layers.
-        balancing: How the tasks' losses are balanced.
+        joint: How the tasks' losses become one.
         around: What stands around the network.
     """
     with torch.device("meta"):
-        model = build_ranker(schema, network, towers, 0.0, None, balancing, around=around)
+        model = build_ranker(schema, network, towers, 0.0, None, joint, around=around)
     dense = {name: parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name}
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)

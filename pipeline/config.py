@@ -17,6 +17,7 @@ from features.schema import Declaration, Schema
 from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.balancing import SCHEDULE, LossBalancingConfig
+from models.joint import JointLoss
 from models.loss import LossWeightConfig
 from models.network import NetworkConfig
 from models.sizes import Width
@@ -194,6 +195,11 @@ class Config(Declaration):
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
 
+    @property
+    def joint_loss(self) -> JointLoss:
+        """How the tasks' losses become one, beyond w_k(t)."""
+        return JointLoss(balancing=self.loss_balancing)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a configuration.
@@ -252,7 +258,7 @@ def _check_model(config: Config) -> None:
     model, schema = config.model, config.log_schema
     config.loss_weights.schedule(schema.task_names)
     with torch.device("meta"):
-        build_ranker(schema, model.network, model.towers, model.dropout, None, config.loss_balancing, around=model)
+        build_ranker(schema, model.network, model.towers, model.dropout, None, config.joint_loss, around=model)
 
 
 def _check_cluster(config: Config) -> None:

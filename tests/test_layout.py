@@ -16,6 +16,7 @@ from models import assembly
 from models.around import AroundConfig
 from models.assembly import build_ranker, declared_layout
 from models.fusion import FusionNetwork
+from models.joint import JointLoss
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, layout_of, match_layouts
 from models.network import NetworkConfig
 from models.ranker import RankerTrain
@@ -415,7 +416,7 @@ def test_what_is_not_declared_is_kept_if_its_shape_is(same: bool) -> None:
 
 def test_learned_weights_of_tasks_are_kept_by_their_names() -> None:
     """Catches an s_k that is lost, or goes to another task, when a task joins."""
-    uncertainty = UncertaintyConfig(kind="uncertainty")
+    uncertainty = JointLoss(balancing=UncertaintyConfig(kind="uncertainty"))
     old, new = (Built(CHANGES[name]("cgc")) for name in ("nothing", "tasks"))
     layouts = [declared_layout(of.schema, of.network, of.towers, uncertainty) for of in (old, new)]
     name = "balance.log_variances"

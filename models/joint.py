@@ -1,0 +1,20 @@
+"""How the tasks' losses become one, as a configuration names it, beyond the weights w_k(t)."""
+
+from dataclasses import dataclass
+
+from models.balancing import SCHEDULE, LossBalancingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointLoss:
+    """What a configuration says of the one loss that is made of the tasks'.
+
+    Args:
+        balancing: How they, or their gradients, are balanced.
+    """
+
+    balancing: LossBalancingConfig = SCHEDULE
+
+
+WEIGHTED_SUM = JointLoss()
+"""L = sum_k w_k(t) L_k, and nothing else."""
