@@ -92,7 +92,9 @@ def build_ranker(
         check_composed(joint.balancing)
     dense = dict(ranker.dense_parameters())
     balance = build_balancing(joint.balancing, schema.tasks, dense, built, width, len(keys), ranks)
-    return RankerTrain(ranker, UnionSpaceLoss(heads), balance)
+    composed = around.entire_space.probabilities if around.entire_space else {}
+    bounds = [bound.build(heads, composed) for bound in joint.bounds]
+    return RankerTrain(ranker, UnionSpaceLoss(heads), balance, bounds)
 
 
 def declared_layout(

@@ -1,8 +1,10 @@
 """How the tasks' losses become one, as a configuration names it, beyond the weights w_k(t)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.balancing import SCHEDULE, LossBalancingConfig
+from models.kl_bound import KLBoundConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,9 +13,11 @@ class JointLoss:
 
     Args:
         balancing: How they, or their gradients, are balanced.
+        bounds: What is added to hold tasks to each other.
     """
 
     balancing: LossBalancingConfig = SCHEDULE
+    bounds: Sequence[KLBoundConfig] = ()
 
 
 WEIGHTED_SUM = JointLoss()

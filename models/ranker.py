@@ -1,6 +1,6 @@
 """The whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from models.batch import RankingBatch
 from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
+from models.kl_bound import KLBound
 from models.loss import UnionSpaceLoss
-from models.meeting import GradientBalance, cut_off
+from models.meeting import GradientBalance, carry_over, cut_off
 from models.slot_bias import SlotBias
 from models.uncertainty import UncertaintyWeights
 
@@ -128,35 +129,50 @@ class RankerTrain(nn.Module):
         ranker: The servable model.
         loss: Over the union of the tasks' sample spaces.
         balance: What balances the tasks' losses or gradients, beyond w_k(t); None: nothing, and no bit is changed.
+        bounds: What is added to hold tasks to each other, whatever balances their losses.
     """
 
     def __init__(
-        self, ranker: Ranker, loss: UnionSpaceLoss, balance: UncertaintyWeights | GradientBalance | None = None
+        self,
+        ranker: Ranker,
+        loss: UnionSpaceLoss,
+        balance: UncertaintyWeights | GradientBalance | None = None,
+        bounds: Sequence[KLBound] = (),
     ) -> None:
         super().__init__()
         self.ranker = ranker
         self.loss = loss
         self.balance = balance
+        self.bounds = nn.ModuleList(bounds)
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, StepOutput]:
         """One forward pass.
 
         Returns:
-            The weighted loss with the network's penalty, a scalar, and what comes back with the step. The scalar's
-            gradient is the one to step with: where gradients are balanced, it is not that of the scalar's value.
+            The weighted loss with bounds and the network's penalty, a scalar, and what comes back with the step. The
+            scalar's gradient is the one to step with: where gradients are balanced, it is not that of its value.
         """
         # A batch that is traced is none: TorchRec traces a model to find its tables, and runs the model itself.
         if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
             total, outputs, losses = self._balanced(self.balance, batch)
         else:
-            outputs = self.ranker(batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
-            total, losses = self._losses(outputs, batch)
-        if isinstance(self.balance, UncertaintyWeights):
-            total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
+            total, outputs, losses = self._plain(batch)
         penalty = self.ranker.head.network.penalty()
         if penalty is not None:
             total = total + penalty
         return total, StepOutput(losses.detach(), outputs.detach(), batch)
+
+    def _plain(self, batch: RankingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = self.ranker(batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
+        total, losses = self._losses(outputs, batch)
+        if isinstance(self.balance, UncertaintyWeights):
+            total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
+        for bound in self._bounds(outputs, batch):
+            total = total + bound
+        return total, outputs, losses
+
+    def _bounds(self, outputs: Float[Tensor, "batch output"], batch: RankingBatch) -> list[Tensor]:
+        return [bound(outputs, batch.in_space, batch.weight, batch.denominators) for bound in self.bounds]
 
     def _losses(self, outputs: Float[Tensor, "batch output"], batch: RankingBatch) -> tuple[Tensor, Tensor]:
         return self.loss(outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights)
@@ -168,4 +184,7 @@ class RankerTrain(nn.Module):
         outputs = self.ranker.above(leaf, batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
         _, losses = self._losses(outputs, batch)
         dense = [parameter for _, parameter in self.ranker.dense_parameters()]
-        return balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense), outputs, losses
+        total = balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense)
+        for bound in self._bounds(outputs, batch):
+            total = total + carry_over(bound, (pooled, leaf))
+        return total, outputs, losses

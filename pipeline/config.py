@@ -18,6 +18,7 @@ from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.balancing import SCHEDULE, LossBalancingConfig
 from models.joint import JointLoss
+from models.kl_bound import KLBoundConfig
 from models.loss import LossWeightConfig
 from models.network import NetworkConfig
 from models.sizes import Width
@@ -165,6 +166,7 @@ class Config(Declaration):
         model: The dense part of the model.
         loss_weights: w_k(t) of each task.
         loss_balancing: How the tasks' losses are balanced beyond that.
+        kl_bounds: What is added to hold p(click) p(convert) to p(order).
         optimizer: Optimizers of tables and dense part.
         sharding: How tables are laid over the workers.
         ingest: How the log is read.
@@ -185,6 +187,7 @@ class Config(Declaration):
     model: ModelConfig
     loss_weights: LossWeightConfig = LossWeightConfig()
     loss_balancing: LossBalancingConfig = SCHEDULE
+    kl_bounds: list[KLBoundConfig] = []
     optimizer: OptimizerConfig
     sharding: ShardingConfig = ShardingConfig()
     ingest: IngestConfig = IngestConfig()
@@ -198,7 +201,7 @@ class Config(Declaration):
     @property
     def joint_loss(self) -> JointLoss:
         """How the tasks' losses become one, beyond w_k(t)."""
-        return JointLoss(balancing=self.loss_balancing)
+        return JointLoss(balancing=self.loss_balancing, bounds=self.kl_bounds)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
