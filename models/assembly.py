@@ -80,6 +80,9 @@ def build_ranker(
     dims = {table.name: table.dim for table in schema.tables}
     num_dense = len(schema.dense_features)
     fields = [*(dims[feature.table] for feature in schema.sparse_features), *([1] * num_dense)]
+    interaction = around.interaction.build(schema) if around.interaction else None
+    if interaction is not None:
+        fields = interaction.out_fields(num_dense)
     width = sum(fields)
     built = build_network(network, width, [tower.name for tower in towered], fields, ranks)
     head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in towered], dropout), autocast)
@@ -87,7 +90,7 @@ def build_ranker(
     tables = build_tables(schema, torch.device("meta"))
     entire_space = around.entire_space.build(heads) if around.entire_space else None
     slot_bias = around.slot_bias.build(schema, towered) if around.slot_bias else None
-    ranker = Ranker(tables, inputs, head, slot_bias, entire_space)
+    ranker = Ranker(tables, inputs, head, slot_bias, entire_space, interaction)
     if entire_space is not None:
         check_composed(joint.balancing)
     dense = dict(ranker.dense_parameters())
@@ -121,18 +124,21 @@ def declared_layout(
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)
     dims = {table.name: table.dim for table in schema.tables}
-    bags = [label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table])]
-    numbers = [label for feature in schema.dense_features for label in _columns(feature, 1)]
+    bags = tuple(label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table]))
+    numbers = tuple(label for feature in schema.dense_features for label in _columns(feature, 1))
     towered = around.tower_heads(task_heads(schema.tasks))
     names = [tower.name for tower in towered]
-    fused = head.network.parts((*bags, *numbers), names)
-    parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], tuple(numbers))
+    interaction = model.ranker.interaction
+    read = interaction.outputs(bags, numbers) if interaction else (*bags, *numbers)
+    fused = head.network.parts(read, names)
+    parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], numbers)
     if isinstance(model.balance, UncertaintyWeights):
         parts += model.balance.parts(schema.task_names)
     of_towers = head.towers.parts(names, fused, [_outputs(tower) for tower in towered])
     bias = model.ranker.slot_bias
     of_slots = around.slot_bias.parts(bias, schema) if around.slot_bias and bias else []
-    return layout_of(dense, [*parts, *fused.parts, *of_towers, *of_slots])
+    of_pairs = interaction.parts([feature.name for feature in schema.sparse_features], bags) if interaction else []
+    return layout_of(dense, [*parts, *of_pairs, *fused.parts, *of_towers, *of_slots])
 
 
 def _columns(feature: FeatureConfig, width: int) -> Labels:

@@ -14,6 +14,7 @@ from models.batch import RankingBatch
 from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
+from models.interaction import NFwFM
 from models.kl_bound import KLBound
 from models.loss import UnionSpaceLoss
 from models.meeting import GradientBalance, carry_over, cut_off
@@ -61,6 +62,7 @@ class Ranker(nn.Module):
         head: (B, d) -> (B, sum of the towers' outputs).
         slot_bias: Adds the slots' logits to the towers' outputs; None: there are none.
         entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
+        interaction: Makes what the head reads of the input; None: they are the same.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Ranker(nn.Module):
         head: Head,
         slot_bias: SlotBias | None = None,
         entire_space: EntireSpace | None = None,
+        interaction: NFwFM | None = None,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
@@ -77,6 +80,7 @@ class Ranker(nn.Module):
         self.head = head
         self.slot_bias = slot_bias
         self.entire_space = entire_space
+        self.interaction = interaction
 
     def forward(
         self,
@@ -101,14 +105,17 @@ class Ranker(nn.Module):
         is_real: Bool[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch output"]:
         """What comes after the tables."""
-        outputs = self.head(self.inputs(pooled, sparse, dense), is_real)
+        inputs = self.inputs(pooled, sparse, dense)
+        if self.interaction is not None:
+            inputs = self.interaction(inputs)
+        outputs = self.head(inputs, is_real)
         if self.slot_bias is not None:
             outputs = self.slot_bias(outputs, slot, sparse)
         return outputs if self.entire_space is None else self.entire_space(outputs)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything but the tables, with its names within the ranker."""
-        for part in ("inputs", "head", "slot_bias"):
+        for part in ("inputs", "interaction", "head", "slot_bias"):
             module = getattr(self, part)
             if module is not None:
                 yield from module.named_parameters(prefix=part)

@@ -200,7 +200,7 @@ def _grow(old: Built, new: Built) -> None:
         if ".gates." in name:
             # A gate above a layer reads what relus give: no column of it is always 1, but some are above 0.
             tensor[is_new_row.all(-1), slice(one, one + 1) if tensor.shape[-1] > one else slice(None)] = -1e4
-        elif ".slot_bias." not in name:  # which starts from 0
+        elif ".slot_bias." not in name and ".first_order" not in name:  # which start from 0
             tensor[is_new_row] = anything[name][is_new_row]
 
 
