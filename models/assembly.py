@@ -6,8 +6,9 @@ import torch
 
 from features.schema import FeatureConfig, Schema, TaskConfig
 from models.around import AroundConfig
-from models.balancing import SCHEDULE, LossBalancingConfig, build_balancing, check_composed
+from models.balancing import build_balancing, check_composed
 from models.inputs import InputArch
+from models.joint import WEIGHTED_SUM, JointLoss
 from models.layout import Labels, Layout, layout_of
 from models.loss import UnionSpaceLoss
 from models.network import NetworkConfig, build_network
@@ -54,7 +55,7 @@ def build_ranker(
     towers: Sequence[int],
     dropout: float,
     autocast: torch.dtype | None,
-    balancing: LossBalancingConfig = SCHEDULE,
+    joint: JointLoss = WEIGHTED_SUM,
     ranks: Ranks = ALONE,
     around: AroundConfig = _NOTHING,
 ) -> RankerTrain:
@@ -66,7 +67,7 @@ def build_ranker(
         towers: Widths of the towers' hidden layers.
         dropout: Within the towers.
         autocast: The type of the head's matrix products; None: float32.
-        balancing: How the tasks' losses are balanced, beyond w_k(t).
+        joint: How the tasks' losses become one, beyond w_k(t).
         ranks: For what is summed over all of them within a step.
         around: What stands around the network.
 
@@ -79,6 +80,9 @@ def build_ranker(
     dims = {table.name: table.dim for table in schema.tables}
     num_dense = len(schema.dense_features)
     fields = [*(dims[feature.table] for feature in schema.sparse_features), *([1] * num_dense)]
+    interaction = around.interaction.build(schema) if around.interaction else None
+    if interaction is not None:
+        fields = interaction.out_fields(num_dense)
     width = sum(fields)
     built = build_network(network, width, [tower.name for tower in towered], fields, ranks)
     head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in towered], dropout), autocast)
@@ -86,19 +90,21 @@ def build_ranker(
     tables = build_tables(schema, torch.device("meta"))
     entire_space = around.entire_space.build(heads) if around.entire_space else None
     slot_bias = around.slot_bias.build(schema, towered) if around.slot_bias else None
-    ranker = Ranker(tables, inputs, head, slot_bias, entire_space)
+    ranker = Ranker(tables, inputs, head, slot_bias, entire_space, interaction)
     if entire_space is not None:
-        check_composed(balancing)
+        check_composed(joint.balancing)
     dense = dict(ranker.dense_parameters())
-    balance = build_balancing(balancing, schema.tasks, dense, built, width, len(keys), ranks)
-    return RankerTrain(ranker, UnionSpaceLoss(heads), balance)
+    balance = build_balancing(joint.balancing, schema.tasks, dense, built, width, len(keys), ranks)
+    composed = around.entire_space.probabilities if around.entire_space else {}
+    bounds = [bound.build(heads, composed) for bound in joint.bounds]
+    return RankerTrain(ranker, UnionSpaceLoss(heads), balance, bounds)
 
 
 def declared_layout(
     schema: Schema,
     network: NetworkConfig,
     towers: Sequence[int],
-    balancing: LossBalancingConfig = SCHEDULE,
+    joint: JointLoss = WEIGHTED_SUM,
     around: AroundConfig = _NOTHING,
 ) -> Layout:
     """Say what every number of a declared model's dense part belongs to, by the names that its parameters have.
@@ -109,27 +115,30 @@ def declared_layout(
         schema: Tables, features and tasks.
         network: The multi-task network.
         towers: Widths of the towers' hidden layers.
-        balancing: How the tasks' losses are balanced.
+        joint: How the tasks' losses become one.
         around: What stands around the network.
     """
     with torch.device("meta"):
-        model = build_ranker(schema, network, towers, 0.0, None, balancing, around=around)
+        model = build_ranker(schema, network, towers, 0.0, None, joint, around=around)
     dense = {name: parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name}
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)
     dims = {table.name: table.dim for table in schema.tables}
-    bags = [label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table])]
-    numbers = [label for feature in schema.dense_features for label in _columns(feature, 1)]
+    bags = tuple(label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table]))
+    numbers = tuple(label for feature in schema.dense_features for label in _columns(feature, 1))
     towered = around.tower_heads(task_heads(schema.tasks))
     names = [tower.name for tower in towered]
-    fused = head.network.parts((*bags, *numbers), names)
-    parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], tuple(numbers))
+    interaction = model.ranker.interaction
+    read = interaction.outputs(bags, numbers) if interaction else (*bags, *numbers)
+    fused = head.network.parts(read, names)
+    parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], numbers)
     if isinstance(model.balance, UncertaintyWeights):
         parts += model.balance.parts(schema.task_names)
     of_towers = head.towers.parts(names, fused, [_outputs(tower) for tower in towered])
     bias = model.ranker.slot_bias
     of_slots = around.slot_bias.parts(bias, schema) if around.slot_bias and bias else []
-    return layout_of(dense, [*parts, *fused.parts, *of_towers, *of_slots])
+    of_pairs = interaction.parts([feature.name for feature in schema.sparse_features], bags) if interaction else []
+    return layout_of(dense, [*parts, *of_pairs, *fused.parts, *of_towers, *of_slots])
 
 
 def _columns(feature: FeatureConfig, width: int) -> Labels:

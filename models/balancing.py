@@ -85,7 +85,7 @@ def _blocks(
 ) -> list[ParameterBlock]:
     """Blocks of the network, and of what stands before it: that reaches all tasks, each parameter being one block."""
     tasks = tuple(range(num_tasks))
-    before = [(name, parameter) for name, parameter in dense.items() if name.startswith("inputs.")]
+    before = [(name, parameter) for name, parameter in dense.items() if name.startswith(("inputs.", "interaction."))]
     blocks = [ParameterBlock(name=n, start=0, stop=len(p), tasks=tasks) for n, p in before if len(p)]
     if any(parameter.is_meta for parameter in dense.values()):
         return blocks

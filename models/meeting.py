@@ -67,6 +67,19 @@ def cut_off(pooled: KeyedTensor) -> KeyedTensor:
     return KeyedTensor(pooled.keys(), pooled.length_per_key(), pooled.values().detach().requires_grad_())
 
 
+def carry_over(loss: Float[Tensor, ""], meeting: tuple[KeyedTensor, KeyedTensor]) -> Float[Tensor, ""]:
+    """Give a loss that is a function of what was cut off its gradient at what it was cut off from.
+
+    Args:
+        loss: One that no rule balances.
+        meeting: The pooled embeddings, and the same cut off.
+    """
+    pooled, leaf = meeting
+    (at_pooled,) = torch.autograd.grad(loss, leaf.values(), retain_graph=True, materialize_grads=True)
+    surrogate = (pooled.values() * at_pooled).sum()
+    return loss + (surrogate - surrogate.detach())
+
+
 class GradientBalance(nn.Module):
     """Replaces the sum of the tasks' gradients where they meet by what a rule makes of them.
 

@@ -1,6 +1,6 @@
 """The whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,10 @@ from models.batch import RankingBatch
 from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
 from models.inputs import InputArch
+from models.interaction import NFwFM
+from models.kl_bound import KLBound
 from models.loss import UnionSpaceLoss
-from models.meeting import GradientBalance, cut_off
+from models.meeting import GradientBalance, carry_over, cut_off
 from models.slot_bias import SlotBias
 from models.uncertainty import UncertaintyWeights
 
@@ -60,6 +62,7 @@ class Ranker(nn.Module):
         head: (B, d) -> (B, sum of the towers' outputs).
         slot_bias: Adds the slots' logits to the towers' outputs; None: there are none.
         entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
+        interaction: Makes what the head reads of the input; None: they are the same.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Ranker(nn.Module):
         head: Head,
         slot_bias: SlotBias | None = None,
         entire_space: EntireSpace | None = None,
+        interaction: NFwFM | None = None,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
@@ -76,6 +80,7 @@ class Ranker(nn.Module):
         self.head = head
         self.slot_bias = slot_bias
         self.entire_space = entire_space
+        self.interaction = interaction
 
     def forward(
         self,
@@ -100,14 +105,17 @@ class Ranker(nn.Module):
         is_real: Bool[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch output"]:
         """What comes after the tables."""
-        outputs = self.head(self.inputs(pooled, sparse, dense), is_real)
+        inputs = self.inputs(pooled, sparse, dense)
+        if self.interaction is not None:
+            inputs = self.interaction(inputs)
+        outputs = self.head(inputs, is_real)
         if self.slot_bias is not None:
             outputs = self.slot_bias(outputs, slot, sparse)
         return outputs if self.entire_space is None else self.entire_space(outputs)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything but the tables, with its names within the ranker."""
-        for part in ("inputs", "head", "slot_bias"):
+        for part in ("inputs", "interaction", "head", "slot_bias"):
             module = getattr(self, part)
             if module is not None:
                 yield from module.named_parameters(prefix=part)
@@ -128,35 +136,50 @@ class RankerTrain(nn.Module):
         ranker: The servable model.
         loss: Over the union of the tasks' sample spaces.
         balance: What balances the tasks' losses or gradients, beyond w_k(t); None: nothing, and no bit is changed.
+        bounds: What is added to hold tasks to each other, whatever balances their losses.
     """
 
     def __init__(
-        self, ranker: Ranker, loss: UnionSpaceLoss, balance: UncertaintyWeights | GradientBalance | None = None
+        self,
+        ranker: Ranker,
+        loss: UnionSpaceLoss,
+        balance: UncertaintyWeights | GradientBalance | None = None,
+        bounds: Sequence[KLBound] = (),
     ) -> None:
         super().__init__()
         self.ranker = ranker
         self.loss = loss
         self.balance = balance
+        self.bounds = nn.ModuleList(bounds)
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, StepOutput]:
         """One forward pass.
 
         Returns:
-            The weighted loss with the network's penalty, a scalar, and what comes back with the step. The scalar's
-            gradient is the one to step with: where gradients are balanced, it is not that of the scalar's value.
+            The weighted loss with bounds and the network's penalty, a scalar, and what comes back with the step. The
+            scalar's gradient is the one to step with: where gradients are balanced, it is not that of its value.
         """
         # A batch that is traced is none: TorchRec traces a model to find its tables, and runs the model itself.
         if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
             total, outputs, losses = self._balanced(self.balance, batch)
         else:
-            outputs = self.ranker(batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
-            total, losses = self._losses(outputs, batch)
-        if isinstance(self.balance, UncertaintyWeights):
-            total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
+            total, outputs, losses = self._plain(batch)
         penalty = self.ranker.head.network.penalty()
         if penalty is not None:
             total = total + penalty
         return total, StepOutput(losses.detach(), outputs.detach(), batch)
+
+    def _plain(self, batch: RankingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = self.ranker(batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
+        total, losses = self._losses(outputs, batch)
+        if isinstance(self.balance, UncertaintyWeights):
+            total = self.balance(losses, batch.loss_weights, batch.denominators > 0)
+        for bound in self._bounds(outputs, batch):
+            total = total + bound
+        return total, outputs, losses
+
+    def _bounds(self, outputs: Float[Tensor, "batch output"], batch: RankingBatch) -> list[Tensor]:
+        return [bound(outputs, batch.in_space, batch.weight, batch.denominators) for bound in self.bounds]
 
     def _losses(self, outputs: Float[Tensor, "batch output"], batch: RankingBatch) -> tuple[Tensor, Tensor]:
         return self.loss(outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights)
@@ -168,4 +191,7 @@ class RankerTrain(nn.Module):
         outputs = self.ranker.above(leaf, batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
         _, losses = self._losses(outputs, batch)
         dense = [parameter for _, parameter in self.ranker.dense_parameters()]
-        return balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense), outputs, losses
+        total = balance(losses, batch.loss_weights, batch.denominators > 0, (pooled, leaf), dense)
+        for bound in self._bounds(outputs, batch):
+            total = total + carry_over(bound, (pooled, leaf))
+        return total, outputs, losses

@@ -17,6 +17,8 @@ from features.schema import Declaration, Schema
 from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.balancing import SCHEDULE, LossBalancingConfig
+from models.joint import JointLoss
+from models.kl_bound import KLBoundConfig
 from models.loss import LossWeightConfig
 from models.network import NetworkConfig
 from models.sizes import Width
@@ -38,6 +40,7 @@ class ModelConfig(AroundConfig):
         entire_space: Tasks whose probabilities are composed of several towers', as in ESMM and ESM2; absent: each task
             has its own tower's.
         slot_bias: A logit for the slot, added to tasks' own in training; absent: none.
+        interaction: Products of every two sparse features' embeddings, before the network; absent: none.
         network: The multi-task network over pooled embeddings and dense values.
         towers: Widths of the hidden layers of every task's tower.
         dropout: Within the towers, in training.
@@ -167,6 +170,7 @@ class Config(Declaration):
         model: The dense part of the model.
         loss_weights: w_k(t) of each task.
         loss_balancing: How the tasks' losses are balanced beyond that.
+        kl_bounds: What is added to hold p(click) p(convert) to p(order).
         optimizer: Optimizers of tables and dense part.
         sharding: How tables are laid over the workers.
         ingest: How the log is read.
@@ -187,6 +191,7 @@ class Config(Declaration):
     model: ModelConfig
     loss_weights: LossWeightConfig = LossWeightConfig()
     loss_balancing: LossBalancingConfig = SCHEDULE
+    kl_bounds: list[KLBoundConfig] = []
     optimizer: OptimizerConfig
     sharding: ShardingConfig = ShardingConfig()
     ingest: IngestConfig = IngestConfig()
@@ -196,6 +201,11 @@ class Config(Declaration):
     daily: DailyConfig = DailyConfig()
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
+
+    @property
+    def joint_loss(self) -> JointLoss:
+        """How the tasks' losses become one, beyond w_k(t)."""
+        return JointLoss(balancing=self.loss_balancing, bounds=self.kl_bounds)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -255,7 +265,7 @@ def _check_model(config: Config) -> None:
     model, schema = config.model, config.log_schema
     config.loss_weights.schedule(schema.task_names)
     with torch.device("meta"):
-        build_ranker(schema, model.network, model.towers, model.dropout, None, config.loss_balancing, around=model)
+        build_ranker(schema, model.network, model.towers, model.dropout, None, config.joint_loss, around=model)
 
 
 def _check_cluster(config: Config) -> None:

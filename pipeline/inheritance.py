@@ -15,6 +15,7 @@ from features.errors import DataError
 from features.schema import Schema, TableConfig, VocabularyConfig
 from models.assembly import declared_layout
 from models.balancing import SCHEDULE, LossBalancingConfig
+from models.joint import JointLoss
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, match_layouts
 from pipeline.checkpoint import TrainState, load_tensors
 from pipeline.config import Config, ModelConfig
@@ -45,7 +46,9 @@ class Declared:
     def layout(self) -> Layout:
         """What every number of the dense part belongs to."""
         model = self.model
-        return declared_layout(self.log_schema, model.network, model.towers, self.balancing, around=model)
+        return declared_layout(
+            self.log_schema, model.network, model.towers, JointLoss(balancing=self.balancing), around=model
+        )
 
 
 def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tensor]) -> None:

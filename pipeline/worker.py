@@ -101,9 +101,9 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
     ranks = Ranks(group.size(), lambda tensor: differentiable.all_reduce(tensor, group=group))
-    declared, balancing = config.model, config.loss_balancing
+    declared = config.model
     network, towers, dropout = declared.network, declared.towers, declared.dropout
-    model = build_ranker(config.log_schema, network, towers, dropout, autocast, balancing, ranks, declared)
+    model = build_ranker(config.log_schema, network, towers, dropout, autocast, config.joint_loss, ranks, declared)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
     initialise_tables(sharded, config.log_schema, config.seed)
     logger.info("tables: %s", table_shardings(sharded))

@@ -9,6 +9,7 @@ import torch
 from test_train_step import SGD, LocalDenominators, Run, assert_tables_moved, make_config, relative_difference, whole
 
 from models.batch import RankingBatch
+from models.kl_bound import KLBound
 from pipeline.config import Config, parse_config
 
 SLOT_BIAS = {"tasks": ["click", "completion"], "num_slots": 3, "feature": "user_id", "dropout": 0.0}
@@ -23,6 +24,15 @@ SECTIONS: dict[str, dict[str, Any]] = {
         }
     },
     "slot bias": {"schema": {"slot": "slot"}, "model": {"slot_bias": SLOT_BIAS}},
+    # On rows that only some of the ranks have.
+    "kl bound": {"kl_bounds": [{"order": "share", "click": "click", "convert": "buy", "weight": 2.0}]},
+}
+SECTIONS["kl bound, pcgrad"] = SECTIONS["kl bound"]
+# What they are held against, with the section and without it; the plain configuration unless said.
+_THREE = {"schema": {"tasks": [{"name": name, "label": name} for name in ("click", "share", "buy")]}}
+BASES: dict[str, dict[str, Any]] = {
+    "kl bound": _THREE,
+    "kl bound, pcgrad": _THREE | {"loss_balancing": {"kind": "pcgrad"}},
 }
 # What draws from the process' generator: other workers draw other numbers.
 DROPPED: dict[str, dict[str, Any]] = {
@@ -30,9 +40,10 @@ DROPPED: dict[str, dict[str, Any]] = {
 }
 
 
-def _config(section: str, **more: Any) -> Config:
+def _config(section: str, *, with_it: bool = True, **more: Any) -> Config:
     data = make_config(**more).model_dump(mode="json", by_alias=True)
-    for key, value in (SECTIONS | DROPPED)[section].items():
+    changes = [*BASES.get(section, {}).items(), *((SECTIONS | DROPPED)[section].items() if with_it else ())]
+    for key, value in changes:
         data[key] = data[key] | value if isinstance(value, dict) else value
     return parse_config(data, "test")
 
@@ -70,10 +81,27 @@ def test_control_denominators_of_a_rank_differ(run_ranks: Any, one_rank: Any, se
     assert relative_difference(one_rank(section), run_ranks(run, 3)) > 1e-3
 
 
+def a_mean_of_its_own(bound: KLBound, outputs: Any, in_space: Any, weight: Any, denominators: Any) -> Any:
+    """A bound that every rank divides by the rows of its own."""
+    return _FORWARD(bound, outputs, in_space, weight, (in_space * weight).sum(0))
+
+
+_FORWARD = KLBound.forward
+
+
+@pytest.mark.parametrize("section", BASES)
+def test_control_a_bound_of_a_rank_s_own_rows_differs(run_ranks: Any, one_rank: Any, section: str) -> None:
+    """Shows that the first test can fail: all is divided by what it should be, but for the bound."""
+    patches = {"models.kl_bound.KLBound.forward": a_mean_of_its_own}
+    run = Shown(_config(section, **SGD), spaces="extreme", wide=True, patches=patches)
+    assert relative_difference(one_rank(section), run_ranks(run, 3)) > 1e-3
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_each_has_an_effect(run_ranks: Any, one_rank: Any, section: str) -> None:
     """Catches a section that is read and not built: the tests of what changes nothing would pass."""
-    without = whole(run_ranks(Shown(make_config(**SGD), spaces="extreme", wide=True), 1), "after")
+    config = _config(section, with_it=False, **SGD)
+    without = whole(run_ranks(Shown(config, spaces="extreme", wide=True), 1), "after")
     name = next(name for name in without if "embedding_bags.video" in name)
     assert not torch.allclose(whole(one_rank(section), "after")[name], without[name], atol=1e-3)
 

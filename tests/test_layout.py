@@ -16,6 +16,7 @@ from models import assembly
 from models.around import AroundConfig
 from models.assembly import build_ranker, declared_layout
 from models.fusion import FusionNetwork
+from models.joint import JointLoss
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, layout_of, match_layouts
 from models.network import NetworkConfig
 from models.ranker import RankerTrain
@@ -199,7 +200,7 @@ def _grow(old: Built, new: Built) -> None:
         if ".gates." in name:
             # A gate above a layer reads what relus give: no column of it is always 1, but some are above 0.
             tensor[is_new_row.all(-1), slice(one, one + 1) if tensor.shape[-1] > one else slice(None)] = -1e4
-        elif ".slot_bias." not in name:  # which starts from 0
+        elif ".slot_bias." not in name and ".first_order" not in name:  # which start from 0
             tensor[is_new_row] = anything[name][is_new_row]
 
 
@@ -415,7 +416,7 @@ def test_what_is_not_declared_is_kept_if_its_shape_is(same: bool) -> None:
 
 def test_learned_weights_of_tasks_are_kept_by_their_names() -> None:
     """Catches an s_k that is lost, or goes to another task, when a task joins."""
-    uncertainty = UncertaintyConfig(kind="uncertainty")
+    uncertainty = JointLoss(balancing=UncertaintyConfig(kind="uncertainty"))
     old, new = (Built(CHANGES[name]("cgc")) for name in ("nothing", "tasks"))
     layouts = [declared_layout(of.schema, of.network, of.towers, uncertainty) for of in (old, new)]
     name = "balance.log_variances"

@@ -102,6 +102,7 @@ def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
             "log_schema": schema.model_copy(update={"tasks": [task for task in schema.tasks if task.name in tasks]}),
             "loss_weights": weights.model_copy(update={"tasks": of_tasks}),
             "loss_balancing": SCHEDULE,
+            "kl_bounds": [],
         }
     )
 
