@@ -24,6 +24,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
         }
     },
     "slot bias": {"schema": {"slot": "slot"}, "model": {"slot_bias": SLOT_BIAS}},
+    "interaction": {"model": {"interaction": {"kind": "nfwfm"}}},
+    "interaction, pcgrad": {"model": {"interaction": {"kind": "nfwfm"}}},
     # On rows that only some of the ranks have.
     "kl bound": {"kl_bounds": [{"order": "share", "click": "click", "convert": "buy", "weight": 2.0}]},
 }
@@ -32,11 +34,13 @@ SECTIONS["kl bound, pcgrad"] = SECTIONS["kl bound"]
 _THREE = {"schema": {"tasks": [{"name": name, "label": name} for name in ("click", "share", "buy")]}}
 BASES: dict[str, dict[str, Any]] = {
     "kl bound": _THREE,
+    "interaction, pcgrad": {"loss_balancing": {"kind": "pcgrad"}},
     "kl bound, pcgrad": _THREE | {"loss_balancing": {"kind": "pcgrad"}},
 }
 # What draws from the process' generator: other workers draw other numbers.
 DROPPED: dict[str, dict[str, Any]] = {
     "slot bias, dropped": {"schema": {"slot": "slot"}, "model": {"slot_bias": SLOT_BIAS | {"dropout": 0.5}}},
+    "interaction, dropped": {"model": {"interaction": {"kind": "nfwfm", "dropout": 0.3}}},
 }
 
 
@@ -89,7 +93,7 @@ def a_mean_of_its_own(bound: KLBound, outputs: Any, in_space: Any, weight: Any, 
 _FORWARD = KLBound.forward
 
 
-@pytest.mark.parametrize("section", BASES)
+@pytest.mark.parametrize("section", [section for section in SECTIONS if "kl bound" in section])
 def test_control_a_bound_of_a_rank_s_own_rows_differs(run_ranks: Any, one_rank: Any, section: str) -> None:
     """Shows that the first test can fail: all is divided by what it should be, but for the bound."""
     patches = {"models.kl_bound.KLBound.forward": a_mean_of_its_own}
