@@ -37,6 +37,7 @@ class ModelConfig(AroundConfig):
         entire_space: Tasks whose probabilities are composed of several towers', as in ESMM and ESM2; absent: each task
             has its own tower's.
         slot_bias: A logit for the slot, added to tasks' own in training; absent: none.
+        user: The user's side, computed once for a user and scored against many items, as in DUPN; absent: none.
         network: The multi-task network over pooled embeddings and dense values.
         towers: Widths of the hidden layers of every task's tower.
         dropout: Within the towers, in training.

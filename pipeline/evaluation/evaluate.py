@@ -18,23 +18,21 @@ from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.holdout import Rows
 from features.schema import TaskConfig
-from features.statistics import Statistics
 from models.assembly import task_heads
 from models.batch import RankingBatch
 from models.experts import Gates
 from models.ranker import StepOutput
 from models.tasks import TaskHead, predictions_of
-from pipeline.admission import read_vocabularies
 from pipeline.batcher import Batcher
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.datasource import Parcel, read_columns
+from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.fit import Popularity, fit_popularity
 from pipeline.ingest import ShuffleConfig
-from pipeline.lineage.compatible import check_same_schema
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard, ProgressReporter
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
@@ -93,7 +91,7 @@ def evaluate(
     if rows == "held_out" and config.holdout is None:
         raise ConfigError("the hold-out is asked for, and the config has no section holdout")
     line = Line.of(config.root, config.line)
-    name = checkpoint or _published(line)
+    name = checkpoint or published(line)
     measured = measure_days(config, line, name, days, rows, popularity_days)
     return {"result": "evaluated", "checkpoint": name, "days": list(days), "tasks": measured.tasks}
 
@@ -108,7 +106,7 @@ def measure_days(
 ) -> "Measurement":
     """Measure one checkpoint on days, all of them together; see `evaluate`."""
     with line.pinned(checkpoint, "evaluate"):
-        encoder = _encoder_of(config, line, complete_manifest(line, checkpoint))
+        encoder = encoder_of(config, line, complete_manifest(line, checkpoint))
         whole = whole_days(listed_days(config, encoder, days))
         history = listed_days(config, encoder, popularity_days)
         (measured,) = measure(config, line, [checkpoint], whole, rows, history)
@@ -159,7 +157,7 @@ def measure(
     """
     if config.log_schema.vocabularies and len(checkpoints) > 1:  # a row of a table is not the same id in both
         return [measure(config, line, [name], parts, rows, history)[0] for name in checkpoints]
-    encoder = _encoder_of(config, line, complete_manifest(line, checkpoints[0]))
+    encoder = encoder_of(config, line, complete_manifest(line, checkpoints[0]))
     in_order = config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
     logs = Storage(config.logs.path)
     with ray_session(config):
@@ -177,38 +175,6 @@ def measure(
     return [Measurement(**measured) for measured in reported["measured"]]
 
 
-def _encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:
-    check_same_schema(config, manifest)
-    schema = config.log_schema
-    known = read_vocabularies(*line.place(manifest.checkpoint), schema)
-    frozen = manifest.content["statistics"]
-    statistics = Statistics.model_validate(frozen) if frozen else None
-    return Encoder(schema, statistics, with_truth=True, measuring=True, vocabularies=known)
-
-
-def _published(line: Line) -> str:
-    latest = line.latest()
-    if latest is None:
-        raise ConfigError(f"{line.storage.url} has nothing published: train first, or name a checkpoint")
-    return str(latest["checkpoint"])
-
-
-def complete_manifest(line: Line, checkpoint: str) -> Manifest:
-    """The manifest of a checkpoint that is there and intact.
-
-    Raises:
-        ConfigError: There is no such checkpoint.
-        DataError: Its files are not what the manifest says.
-    """
-    manifest = line.read_manifest(checkpoint)
-    if manifest is None:
-        raise ConfigError(f"{line.storage.url}/{checkpoint} has no intact manifest: it is no complete checkpoint")
-    problem = line.damage(manifest)
-    if problem is not None:
-        raise DataError(f"{line.storage.url}/{checkpoint} is damaged: {problem}")
-    return manifest
-
-
 def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     """Measure what the stream brings; runs on every worker of Ray Train, and returns the metrics over all ranks."""
     job = settings["job"]
@@ -220,27 +186,32 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     pipeline = build_train_pipeline(config, state, device)
     measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    passed_over = _pass_over if config.ingest.on_bad_unit == "quarantine" else None
+    passed_over = pass_over if config.ingest.on_bad_unit == "quarantine" else None
     for segment in read_segments(blocks, passed_over):
         if segment.header.pass_index == len(measured):
             read_checkpoint(state, *job.line.place(job.checkpoints[len(measured)]), groups.saving, config.log_schema)
             state.model.eval()
             measured.append(Measured(config.log_schema.tasks, job.popularity, GateUse(state.model)))
-        refused = _measure_part(job, segment, groups, pipeline, measured[-1])
+        refused = measure_part(job, segment, groups, pipeline, measured[-1])
         if refused is not None:
             return {"refused": refused}
     return {"measured": [one.results(groups.counts) for one in measured]}
 
 
-def _pass_over(parcel: Parcel) -> None:
+def pass_over(parcel: Parcel) -> None:
+    """Say of a unit that it could not be read."""
     logger.warning("not measured: %s", parcel.text)
 
 
 @torch.no_grad()
-def _measure_part(
-    job: EvaluateJob, segment: Segment, groups: Groups, pipeline: TrainPipelineBase, measured: "Measured"
+def measure_part(
+    job: EvaluateJob, segment: Segment, groups: Groups, pipeline: TrainPipelineBase, measured: Any
 ) -> str | None:
-    """Measure one part; returns why it could not be read, the same text on every rank."""
+    """Measure one part with a `Measured`, or what is used as one.
+
+    Returns:
+        Why it could not be read, the same text on every rank.
+    """
     log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
     schema = job.config.log_schema
     batcher = Batcher(schema, log.units, segment.parcels, job.config.ingest.batch_size, interleave=1)
