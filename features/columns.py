@@ -58,7 +58,7 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
         `ids[offsets[i]:offsets[i + 1]]`.
 
     Raises:
-        DataError: A null list; names column and row.
+        DataError: A null list, or a null in a list that is not pooled; names column and row.
     """
     if isinstance(feature, IdFeature):
         column = _without_dictionary_nulls(column)
@@ -76,6 +76,12 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
     ids = _without_dictionary_nulls(ids)
     if ids.null_count:
         nulls = pc.indices_nonzero(ids.is_null()).to_numpy()  # few, so each is looked for in the offsets
+        if feature.is_unpooled:
+            row = int(np.searchsorted(offsets, nulls[0], side="right")) - 1
+            raise DataError(
+                f"column {feature.source!r} has a null in the list of row {row}, and {len(nulls)} in all: feature "
+                f"{feature.name!r} is not pooled, so each entry is an event; write an id for what is not known"
+            )
         ids, offsets = ids.drop_null(), offsets - np.searchsorted(nulls, offsets)
     return ids, offsets.astype(np.int32)
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from features.columns import LARGEST, contiguous, dense_values, id_values, ragged_index
 from features.errors import ConfigError, DataError
+from features.events import check_events
 from features.expressions import as_boolean, parse_expression
 from features.hashing import map_hashes, salt_of, table_rows
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature, TableConfig, TaskConfig
@@ -197,6 +198,7 @@ class Encoder:
         """
         columns = contiguous(columns)
         num_rows = len(next(iter(columns.values())))
+        check_events(self.schema, columns)
         sparse = [self._encode_sparse(feature, columns[feature.source]) for feature in self.schema.sparse_features]
         dense = np.empty((num_rows, len(self.schema.dense_features)), np.float32)
         for index, feature in enumerate(self.schema.dense_features):

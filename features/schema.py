@@ -121,7 +121,9 @@ class IdFeature(_Column):
 
 
 class SequenceFeature(_Column):
-    """A list of ids per row, hashed into a table and pooled; nulls inside the list are skipped.
+    """A list of ids per row, hashed into a table and pooled, or left unpooled: its entries are then events, in order.
+
+    A null inside a list is skipped where it is pooled, and an error where it is not.
 
     Args:
         kind: `sequence`.
@@ -130,14 +132,23 @@ class SequenceFeature(_Column):
         table: The table it is looked up in.
         max_length: Longer lists are cut to this many ids.
         keep: Which end of a longer list stays.
-        pooling: How the looked-up rows become one vector; an empty bag gives zeros.
+        pooling: How the looked-up rows become one vector; an empty bag gives zeros. `none`: they stay one vector for
+            each entry, for `model.user`.
+        aligned_with: An unpooled feature of whose entries these are properties: in every row the lists are of one
+            length, and both are cut alike.
     """
 
     kind: Literal["sequence"]
     table: Name
     max_length: int = Field(ge=1, le=100_000)
     keep: Literal["first", "last"] = "last"
-    pooling: Literal["sum", "mean"] = "mean"
+    pooling: Literal["sum", "mean", "none"] = "mean"
+    aligned_with: Name | None = None
+
+    @property
+    def is_unpooled(self) -> bool:
+        """Whether every entry keeps a vector of its own."""
+        return self.pooling == "none"
 
 
 class DenseFeature(_Column):
@@ -327,6 +338,7 @@ class Schema(Declaration):
         if unused:
             raise ValueError(f"tables {sorted(unused)} are read by no feature: remove them")
         self._refuse_leaks()
+        self._check_alignment()
         if all(task.matures_after for task in self.tasks):
             raise ValueError("no task's labels are there at once: at least one has to train on a day's own rows")
         if all(task.role == "auxiliary" for task in self.tasks):
@@ -342,10 +354,32 @@ class Schema(Declaration):
                     "that sees it learns nothing else"
                 )
 
+    def _check_alignment(self) -> None:
+        unpooled = {feature.name: feature for feature in self.unpooled_features}
+        for feature in self.features:
+            if not isinstance(feature, SequenceFeature) or feature.aligned_with is None:
+                continue
+            of = unpooled.get(feature.aligned_with)
+            if not feature.is_unpooled or of is None or of.aligned_with is not None:
+                raise ValueError(
+                    f"feature {feature.name!r} is aligned with {feature.aligned_with!r}: both must be sequences with "
+                    "pooling none, and the latter not aligned itself"
+                )
+            if (feature.max_length, feature.keep) != (of.max_length, of.keep):
+                raise ValueError(
+                    f"feature {feature.name!r} is aligned with {of.name!r}, of which the {of.keep} {of.max_length} "
+                    f"entries are kept: keep the same of both, not the {feature.keep} {feature.max_length}"
+                )
+
     @property
     def sparse_features(self) -> list[SparseFeature]:
         """Features that are looked up in a table, in declared order: the keys of the KeyedJaggedTensor."""
         return [feature for feature in self.features if not isinstance(feature, DenseFeature)]
+
+    @property
+    def unpooled_features(self) -> list[SequenceFeature]:
+        """Sequences whose entries keep a vector each, in declared order."""
+        return [feature for feature in self.features if isinstance(feature, SequenceFeature) and feature.is_unpooled]
 
     @property
     def dense_features(self) -> list[DenseFeature]:

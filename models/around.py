@@ -1,12 +1,16 @@
 """What stands around a network, whichever it is, as a configuration names it."""
 
 from collections.abc import Sequence
+from typing import Self
+
+from pydantic import model_validator
 
 from features.schema import Declaration
 from models.entire_space import EntireSpaceConfig
 from models.interaction import NFwFMConfig
 from models.slot_bias import SlotBiasConfig
 from models.tasks import TaskHead
+from models.user import UserConfig
 
 
 class AroundConfig(Declaration):
@@ -16,12 +20,39 @@ class AroundConfig(Declaration):
         entire_space: Tasks whose probabilities are composed of several towers'.
         slot_bias: A logit for the slot, added to tasks' own in training.
         interaction: Products of every two features' embeddings, before the network.
+        user: The user's side, computed once for a user.
     """
 
     entire_space: EntireSpaceConfig | None = None
     slot_bias: SlotBiasConfig | None = None
     interaction: NFwFMConfig | None = None
+    user: UserConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_user(self) -> Self:
+        if self.user is None:
+            return self
+        if self.interaction is not None:
+            raise ValueError(
+                "model.interaction with model.user: products are of each feature's embedding, and of the user's side the "
+                "network reads one vector: leave one of them out"
+            )
+        composed = self.entire_space.probabilities if self.entire_space else {}
+        read = {name for probability in composed.values() for name in probability.names}
+        for name in self.user.without_tower:
+            if name in {*composed, *read, *(self.slot_bias.tasks if self.slot_bias else [])}:
+                raise ValueError(
+                    f"model.user: task {name!r} is read from the user's vector, so it has no tower that entire_space "
+                    "or slot_bias could name"
+                )
+        return self
+
+    def network_heads(self, heads: Sequence[TaskHead]) -> list[TaskHead]:
+        """Those of declared tasks that are the network's: all but those that are read from the user's vector."""
+        without = self.user.without_tower if self.user else []
+        return [head for head in heads if head.name not in without]
 
     def tower_heads(self, heads: Sequence[TaskHead]) -> Sequence[TaskHead]:
-        """The towers of declared tasks; the tasks themselves unless some are composed."""
+        """The towers of declared tasks; the network's tasks themselves unless some are composed."""
+        heads = self.network_heads(heads)
         return heads if self.entire_space is None else self.entire_space.tower_heads(heads)

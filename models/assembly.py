@@ -4,20 +4,22 @@ from collections.abc import Sequence
 
 import torch
 
-from features.schema import FeatureConfig, Schema, TaskConfig
+from features.errors import ConfigError
+from features.schema import DenseFeature, FeatureConfig, Schema, TaskConfig
 from models.around import AroundConfig
-from models.balancing import build_balancing, check_composed
+from models.balancing import LossBalancingConfig, build_balancing, check_composed, check_pooled
 from models.inputs import InputArch
 from models.joint import WEIGHTED_SUM, JointLoss
-from models.layout import Labels, Layout, layout_of
+from models.layout import Labels, Layout, Part, layout_of
 from models.loss import UnionSpaceLoss
 from models.network import NetworkConfig, build_network
 from models.ranker import Head, Ranker, RankerTrain
 from models.ranks import Ranks
-from models.tables import build_tables, mean_pooled
+from models.tables import build_sequences, build_tables, mean_pooled, table_of
 from models.tasks import TaskHead
 from models.towers import Towers
 from models.uncertainty import UncertaintyWeights
+from models.user import UserArch, pooled_features
 
 ALONE = Ranks()
 
@@ -77,20 +79,21 @@ def build_ranker(
     heads = task_heads(schema.tasks)
     towered = around.tower_heads(heads)
     keys = [feature.name for feature in schema.sparse_features]
-    dims = {table.name: table.dim for table in schema.tables}
     num_dense = len(schema.dense_features)
-    fields = [*(dims[feature.table] for feature in schema.sparse_features), *([1] * num_dense)]
     interaction = around.interaction.build(schema) if around.interaction else None
+    user = _build_user(schema, around, heads, joint.balancing)
+    fields = around.user.fields(schema) if around.user else _fields(schema)
     if interaction is not None:
         fields = interaction.out_fields(num_dense)
     width = sum(fields)
     built = build_network(network, width, [tower.name for tower in towered], fields, ranks)
     head = Head(built, Towers(built.out_features, list(towers), [h.num_outputs for h in towered], dropout), autocast)
-    inputs = InputArch(keys, mean_pooled(schema), num_dense)
-    tables = build_tables(schema, torch.device("meta"))
-    entire_space = around.entire_space.build(heads) if around.entire_space else None
+    inputs = InputArch(keys, mean_pooled(schema), num_dense, [feature.name for feature in schema.unpooled_features])
+    meta = torch.device("meta")
+    tables, sequences = build_tables(schema, meta), build_sequences(schema, meta)
+    entire_space = around.entire_space.build(around.network_heads(heads)) if around.entire_space else None
     slot_bias = around.slot_bias.build(schema, towered) if around.slot_bias else None
-    ranker = Ranker(tables, inputs, head, slot_bias, entire_space, interaction)
+    ranker = Ranker(tables, inputs, head, slot_bias, entire_space, interaction, sequences, user)
     if entire_space is not None:
         check_composed(joint.balancing)
     dense = dict(ranker.dense_parameters())
@@ -98,6 +101,22 @@ def build_ranker(
     composed = around.entire_space.probabilities if around.entire_space else {}
     bounds = [bound.build(heads, composed) for bound in joint.bounds]
     return RankerTrain(ranker, UnionSpaceLoss(heads), balance, bounds)
+
+
+def _build_user(
+    schema: Schema, around: AroundConfig, heads: Sequence[TaskHead], balancing: LossBalancingConfig
+) -> UserArch | None:
+    unpooled = [feature.name for feature in schema.unpooled_features]
+    if around.user is None and unpooled:
+        raise ConfigError(f"features {unpooled} have pooling none, and there is no model.user that reads them")
+    if around.user is not None:
+        check_pooled(balancing)
+    return around.user.build(schema, heads) if around.user else None
+
+
+def _fields(schema: Schema) -> list[int]:
+    dims = {table.name: table.dim for table in schema.tables}
+    return [*(dims[feature.table] for feature in schema.sparse_features), *([1] * len(schema.dense_features))]
 
 
 def declared_layout(
@@ -120,16 +139,20 @@ def declared_layout(
     """
     with torch.device("meta"):
         model = build_ranker(schema, network, towers, 0.0, None, joint, around=around)
-    dense = {name: parameter for name, parameter in model.named_parameters() if ".embedding_bags." not in name}
+    dense = {name: parameter for name, parameter in model.named_parameters() if table_of(name) is None}
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)
     dims = {table.name: table.dim for table in schema.tables}
-    bags = tuple(label for feature in schema.sparse_features for label in _columns(feature, dims[feature.table]))
-    numbers = tuple(label for feature in schema.dense_features for label in _columns(feature, 1))
-    towered = around.tower_heads(task_heads(schema.tasks))
-    names = [tower.name for tower in towered]
+    labels = {f.name: _columns(f, 1 if isinstance(f, DenseFeature) else dims[f.table]) for f in schema.features}
+    numbers = tuple(label for feature in schema.dense_features for label in labels[feature.name])
+    bags = tuple(label for feature in pooled_features(schema) for label in labels[feature.name])
     interaction = model.ranker.interaction
     read = interaction.outputs(bags, numbers) if interaction else (*bags, *numbers)
+    of_user: list[Part] = []
+    if around.user is not None and model.ranker.user is not None:
+        of_user, read = around.user.parts(model.ranker.user, schema, labels, read)
+    towered = around.tower_heads(task_heads(schema.tasks))
+    names = [tower.name for tower in towered]
     fused = head.network.parts(read, names)
     parts = inputs.missing_values.parts([feature.name for feature in schema.dense_features], numbers)
     if isinstance(model.balance, UncertaintyWeights):
@@ -138,7 +161,7 @@ def declared_layout(
     bias = model.ranker.slot_bias
     of_slots = around.slot_bias.parts(bias, schema) if around.slot_bias and bias else []
     of_pairs = interaction.parts([feature.name for feature in schema.sparse_features], bags) if interaction else []
-    return layout_of(dense, [*parts, *of_pairs, *fused.parts, *of_towers, *of_slots])
+    return layout_of(dense, [*parts, *of_pairs, *fused.parts, *of_towers, *of_slots, *of_user])
 
 
 def _columns(feature: FeatureConfig, width: int) -> Labels:

@@ -49,6 +49,19 @@ def check_composed(config: LossBalancingConfig) -> None:
         )
 
 
+def check_pooled(config: LossBalancingConfig) -> None:
+    """Refuse what does not go with sequences that are not pooled.
+
+    Raises:
+        ConfigError: Gradients would be balanced: that happens at pooled embeddings, and entries have none.
+    """
+    if not isinstance(config, ScheduleConfig | UncertaintyConfig):
+        raise ConfigError(
+            f"loss_balancing.kind {config.kind} with model.user: tasks' gradients meet at pooled embeddings, and those "
+            "of events are not pooled: use uncertainty or schedule"
+        )
+
+
 def build_balancing(
     config: LossBalancingConfig,
     tasks: Sequence[TaskConfig],

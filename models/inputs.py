@@ -1,13 +1,16 @@
 """From looked-up bags and dense values to the one vector per row that a network reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from models.layout import Labels, Part
+
+LookedUp = Sequence[Mapping[str, JaggedTensor]]
+"""What EmbeddingCollections have found, each by feature: a row's entries after those of the row before."""
 
 
 class MissingValueLayer(nn.Module):
@@ -49,31 +52,49 @@ class InputArch(nn.Module):
         keys: Names of the F sparse features, in schema order.
         means: Which of them are pooled by the mean; the others are sums.
         num_dense: Dense features D.
+        unpooled: Those of them that have no pooled embedding, and so no part here.
     """
 
-    def __init__(self, keys: Sequence[str], means: Sequence[bool], num_dense: int) -> None:
+    def __init__(
+        self, keys: Sequence[str], means: Sequence[bool], num_dense: int, unpooled: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.keys = list(keys)
         self.means = list(means)
+        self.unpooled = frozenset(unpooled)
         self.missing_values = MissingValueLayer(num_dense)
 
     def forward(
-        self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]
+        self,
+        pooled: KeyedTensor | None,
+        sparse: KeyedJaggedTensor,
+        dense: Float[Tensor, "batch dense"],
+        sequences: LookedUp = (),
     ) -> Float[Tensor, "batch input"]:
         """Build the network's input.
 
         Args:
-            pooled: `KeyedTensor` with the sums of the F features' bags.
+            pooled: `KeyedTensor` with the sums of the bags; None: no table is looked up by bags alone.
             sparse: The ids that were looked up, for their lengths.
             dense: (B, D), NaN where missing.
+            sequences: Entries that were looked up one by one; of features that are pooled the sums are taken here.
 
         Returns:
             Tensor of shape (B, sum of dims + D).
         """
-        by_key = pooled.to_dict()
+        by_key = {} if pooled is None else pooled.to_dict()
         lengths = sparse.lengths().view(len(self.keys), -1)
+        entries = {name: found.values() for looked_up in sequences for name, found in looked_up.items()}
         parts = []
         for index, (key, is_mean) in enumerate(zip(self.keys, self.means, strict=True)):
-            part = by_key[key]
+            if key in self.unpooled:
+                continue
+            part = sum_of_bags(entries[key], lengths[index]) if key in entries else by_key[key]
             parts.append(part / lengths[index].clamp(min=1).unsqueeze(1) if is_mean else part)
         return torch.cat([*parts, self.missing_values(dense).to(parts[0].dtype if parts else dense.dtype)], dim=1)
+
+
+def sum_of_bags(entries: Float[Tensor, "entry dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+    """Sum each row's entries, which stand one row's after another's; zeros where there are none."""
+    rows = torch.repeat_interleave(lengths)
+    return entries.new_zeros(len(lengths), entries.shape[1]).index_add(0, rows, entries)

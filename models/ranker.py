@@ -13,13 +13,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from models.batch import RankingBatch
 from models.entire_space import EntireSpace
 from models.fusion import FusionNetwork
-from models.inputs import InputArch
+from models.inputs import InputArch, LookedUp
 from models.interaction import NFwFM
 from models.kl_bound import KLBound
 from models.loss import UnionSpaceLoss
 from models.meeting import GradientBalance, carry_over, cut_off
 from models.slot_bias import SlotBias
 from models.uncertainty import UncertaintyWeights
+from models.user import UserArch
 
 
 class Head(nn.Module):
@@ -57,22 +58,26 @@ class Ranker(nn.Module):
     """Embedding tables, input and head.
 
     Args:
-        embeddings: The tables.
+        embeddings: The tables of which only bags are read; None: there are none.
         inputs: Makes (B, d) from pooled embeddings and dense values.
         head: (B, d) -> (B, sum of the towers' outputs).
         slot_bias: Adds the slots' logits to the towers' outputs; None: there are none.
         entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
         interaction: Makes what the head reads of the input; None: they are the same.
+        sequences: The tables that unpooled sequences read, in collections of one width each; None: there are none.
+        user: Makes a vector of what is the user's; None: the network reads all features as they are.
     """
 
     def __init__(
         self,
-        embeddings: EmbeddingBagCollection,
+        embeddings: EmbeddingBagCollection | None,
         inputs: InputArch,
         head: Head,
         slot_bias: SlotBias | None = None,
         entire_space: EntireSpace | None = None,
         interaction: NFwFM | None = None,
+        sequences: nn.ModuleDict | None = None,
+        user: UserArch | None = None,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
@@ -81,6 +86,8 @@ class Ranker(nn.Module):
         self.slot_bias = slot_bias
         self.entire_space = entire_space
         self.interaction = interaction
+        self.sequences = sequences
+        self.user = user
 
     def forward(
         self,
@@ -94,28 +101,49 @@ class Ranker(nn.Module):
         `models.tasks` turns them into probabilities and values. A slot is for training; what is to be scored has none.
         `is_real` is the head's, and matters in training only.
         """
-        return self.above(self.embeddings(sparse), sparse, dense, slot, is_real)
+        pooled, sequences = self.look_up(sparse)
+        return self.above(pooled, sparse, dense, slot, is_real, sequences)
+
+    def look_up(self, sparse: KeyedJaggedTensor) -> tuple[KeyedTensor | None, LookedUp]:
+        """The sums of bags, and the entries of what is looked up one by one."""
+        pooled = None if self.embeddings is None else self.embeddings(sparse)
+        return pooled, [] if self.sequences is None else [collection(sparse) for collection in self.sequences.values()]
 
     def above(
         self,
-        pooled: KeyedTensor,
+        pooled: KeyedTensor | None,
         sparse: KeyedJaggedTensor,
         dense: Float[Tensor, "batch dense"],
         slot: Int[Tensor, " batch"] | None,
         is_real: Bool[Tensor, " batch"] | None,
+        sequences: LookedUp = (),
     ) -> Float[Tensor, "batch output"]:
         """What comes after the tables."""
-        inputs = self.inputs(pooled, sparse, dense)
+        x = self.inputs(pooled, sparse, dense, sequences)
         if self.interaction is not None:
-            inputs = self.interaction(inputs)
-        outputs = self.head(inputs, is_real)
+            x = self.interaction(x)
+        vectors = None if self.user is None else self.user(x, sequences)
+        return self.beyond(x, vectors, sparse, slot, is_real)
+
+    def beyond(
+        self,
+        x: Float[Tensor, "batch input"],
+        vectors: Float[Tensor, "batch width"] | None,
+        sparse: KeyedJaggedTensor,
+        slot: Int[Tensor, " batch"] | None = None,
+        is_real: Bool[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch output"]:
+        """What comes after the users' vectors, if there are any; of the input it reads the item's side alone then."""
+        read = x if self.user is None or vectors is None else self.user.join(vectors, x)
+        outputs = self.head(read, is_real)
         if self.slot_bias is not None:
             outputs = self.slot_bias(outputs, slot, sparse)
-        return outputs if self.entire_space is None else self.entire_space(outputs)
+        outputs = outputs if self.entire_space is None else self.entire_space(outputs)
+        return outputs if self.user is None or vectors is None else self.user.read_out(outputs, vectors, x)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything but the tables, with its names within the ranker."""
-        for part in ("inputs", "interaction", "head", "slot_bias"):
+        for part in ("inputs", "interaction", "head", "slot_bias", "user"):
             module = getattr(self, part)
             if module is not None:
                 yield from module.named_parameters(prefix=part)
@@ -186,6 +214,7 @@ class RankerTrain(nn.Module):
 
     def _balanced(self, balance: GradientBalance, batch: RankingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
+        assert self.ranker.embeddings is not None  # where sequences are not pooled, no gradients are balanced
         pooled = self.ranker.embeddings(batch.sparse)
         leaf = cut_off(pooled)
         outputs = self.ranker.above(leaf, batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))

@@ -1,12 +1,13 @@
-"""Embedding tables: from the schema's declarations to an EmbeddingBagCollection, and how their rows start."""
+"""Embedding tables: from the schema's declarations to TorchRec's collections, and how their rows start."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from features.hashing import salt_of
 from features.schema import Schema, TableConfig
@@ -14,26 +15,79 @@ from features.schema import Schema, TableConfig
 _CHUNK_ROWS = 4096
 
 
-def build_tables(schema: Schema, device: torch.device) -> EmbeddingBagCollection:
-    """Declare the tables as TorchRec does; on the meta device nothing is allocated.
+# As EmbeddingBagCollection and EmbeddingCollection name them; a table's optimizer state has names that go on.
+_PARAMETER = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.(\w+)\.weight(?:\.|$)")
+
+
+def table_of(name: str) -> str | None:
+    """The table that a parameter, or what a checkpoint has of it, belongs to; None for the dense part's."""
+    found = _PARAMETER.search(name)
+    return found[1] if found else None
+
+
+def parameter_of(schema: Schema, table: TableConfig) -> str:
+    """The name of a table's parameter within a `models.ranker.RankerTrain`."""
+    if table.name in unpooled_tables(schema):
+        return f"ranker.sequences.{_width_key(table)}.embeddings.{table.name}.weight"
+    return f"ranker.embeddings.embedding_bags.{table.name}.weight"
+
+
+def unpooled_tables(schema: Schema) -> set[str]:
+    """Tables that an unpooled sequence reads, whatever else reads them: a table stands in one collection only."""
+    return {feature.table for feature in schema.unpooled_features}
+
+
+def build_tables(schema: Schema, device: torch.device) -> EmbeddingBagCollection | None:
+    """Declare the tables of which only bags are read, as TorchRec does; on the meta device nothing is allocated.
 
     Every table is summed over a bag: TorchRec pools per table, the schema per feature, so means are taken after
     the lookup (`models.inputs`).
+
+    Returns:
+        None where there is no such table.
     """
-    features: dict[str, list[str]] = {table.name: [] for table in schema.tables}
-    for feature in schema.sparse_features:
-        features[feature.table].append(feature.name)
     configs = [
         EmbeddingBagConfig(
             name=table.name,
             embedding_dim=table.dim,
             num_embeddings=table.num_rows,
-            feature_names=features[table.name],
+            feature_names=_features_of(schema, table),
             pooling=PoolingType.SUM,
         )
         for table in schema.tables
+        if table.name not in unpooled_tables(schema)
     ]
-    return EmbeddingBagCollection(tables=configs, device=device)
+    return EmbeddingBagCollection(tables=configs, device=device) if configs else None
+
+
+def build_sequences(schema: Schema, device: torch.device) -> nn.ModuleDict | None:
+    """Declare the tables that unpooled sequences read: one EmbeddingCollection for each width, as TorchRec asks.
+
+    Bags of the same tables, a candidate's for example, are looked up there too, and pooled by `models.inputs`.
+
+    Returns:
+        None where there is no such table.
+    """
+    configs: dict[str, list[EmbeddingConfig]] = {}
+    for table in schema.tables:
+        if table.name in unpooled_tables(schema):
+            config = EmbeddingConfig(
+                name=table.name,
+                embedding_dim=table.dim,
+                num_embeddings=table.num_rows,
+                feature_names=_features_of(schema, table),
+            )
+            configs.setdefault(_width_key(table), []).append(config)
+    built = {width: EmbeddingCollection(tables=tables, device=device) for width, tables in configs.items()}
+    return nn.ModuleDict(built) if built else None
+
+
+def _features_of(schema: Schema, table: TableConfig) -> list[str]:
+    return [feature.name for feature in schema.sparse_features if feature.table == table.name]
+
+
+def _width_key(table: TableConfig) -> str:
+    return f"dim_{table.dim}"
 
 
 def initial_rows(table: TableConfig, seed: int, rows: range, columns: range) -> Tensor:

@@ -41,6 +41,7 @@ class ModelConfig(AroundConfig):
             has its own tower's.
         slot_bias: A logit for the slot, added to tasks' own in training; absent: none.
         interaction: Products of every two sparse features' embeddings, before the network; absent: none.
+        user: The user's side, computed once for a user and scored against many items, as in DUPN; absent: none.
         network: The multi-task network over pooled embeddings and dense values.
         towers: Widths of the hidden layers of every task's tower.
         dropout: Within the towers, in training.

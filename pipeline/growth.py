@@ -1,6 +1,5 @@
 """Loading tables from a checkpoint in which they had fewer rows: the first rows are loaded, the others stay."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import STATE_DICT_TYPE, STORAGE_TYPES, Metadata, TensorStorageMetadata
 
 from features.errors import DataError
+from models.tables import table_of
 
 
 class GrowthLoadPlanner(DefaultLoadPlanner):
@@ -40,14 +40,14 @@ class GrowthLoadPlanner(DefaultLoadPlanner):
 
     def _as_now(self, name: str, saved: STORAGE_TYPES) -> STORAGE_TYPES:
         """What was saved of a tensor, with the number of rows that it has now where its table may have grown."""
-        found = re.search(r"\bembedding_bags\.(\w+)\.weight", name)
-        now = self._num_rows.get(found[1]) if found else None
-        if found is None or now is None or not isinstance(saved, TensorStorageMetadata):
+        table = table_of(name)
+        now = self._num_rows.get(table or "")
+        if now is None or not isinstance(saved, TensorStorageMetadata):
             return saved
         rows, *rest = saved.size
         if now < rows:
             raise DataError(
-                f"table {found[1]!r} was saved with {rows:,} rows, the config declares {now:,}: it can grow, not "
+                f"table {table!r} was saved with {rows:,} rows, the config declares {now:,}: it can grow, not "
                 "shrink; restore num_rows or start a new root"
             )
         return replace(saved, size=torch.Size([now, *rest]))

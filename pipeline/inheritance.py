@@ -3,7 +3,7 @@
 Optimizer state goes with the weights that it belongs to. What is not taken over stays as a fresh model has it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ from models.assembly import declared_layout
 from models.balancing import SCHEDULE, LossBalancingConfig
 from models.joint import JointLoss
 from models.layout import Comparison, Layout, compare_layouts, copy_matches, match_layouts
+from models.tables import parameter_of, table_of
 from pipeline.checkpoint import TrainState, load_tensors
 from pipeline.config import Config, ModelConfig
 from pipeline.storage import Storage
-
-_TABLES = ".embedding_bags."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,7 @@ def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tenso
     """
     expected = {f"model.{name}": parts[0].parameter.shape for name, parts in declared.layout().items()}
     for table in declared.log_schema.tables:
-        name = next((key for key in stored if key.endswith(f"{_TABLES}{table.name}.weight")), f"{table.name}.weight")
-        expected[name] = torch.Size([table.num_rows, table.dim])
+        expected[f"model.{parameter_of(declared.log_schema, table)}"] = torch.Size([table.num_rows, table.dim])
     for name, shape in expected.items():
         found = tuple(stored[name].shape) if name in stored else None
         if found != tuple(shape):
@@ -143,7 +141,7 @@ def inherit(
     live, before = state.tensors(), old.layout()
     weights = {name: torch.empty(parts[0].parameter.shape) for name, parts in before.items()}
     states = _states_like(weights, live.get("dense", {}))
-    kept = _of_tables(live, kept_tables(old, new))
+    kept = _of_tables(live, old, new)
     asked = {"model": kept["model"] | weights, "tables": kept["tables"], "dense": states}
     load_tensors({part: found for part, found in asked.items() if found}, line, checkpoint, group, new.log_schema)
     matches = match_layouts(before, new.layout())
@@ -160,7 +158,7 @@ def allocate_optimizers(state: TrainState) -> None:
     Torch allocates it by stepping once without a gradient, which counts as a step, and moves what has weight decay.
     """
     named = state.model.named_parameters()
-    dense = [parameter for name, parameter in named if _TABLES not in name]
+    dense = [parameter for name, parameter in named if table_of(name) is None]
     before = [parameter.clone() for parameter in dense]
     state.optimizer.materialise()
     for parameter, value in zip(dense, before, strict=True):
@@ -170,11 +168,18 @@ def allocate_optimizers(state: TrainState) -> None:
             tensor.zero_()
 
 
-def _of_tables(live: Mapping[str, Any], tables: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The live tensors of some tables: weights and optimizer state."""
-    endings = tuple(f"{_TABLES}{table}.weight" for table in tables)
+def _of_tables(live: Mapping[str, Any], old: Declared, new: Declared) -> dict[str, dict[str, Any]]:
+    """The live tensors of the tables that are kept, weights and optimizer state, by the names that they were saved by.
+
+    A table that an unpooled sequence reads now, or no longer, is in another collection and so has another name.
+    """
+    then, now = ({table.name: table for table in declared.log_schema.tables} for declared in (old, new))
+    saved = {
+        parameter_of(new.log_schema, now[name]): parameter_of(old.log_schema, then[name])
+        for name in kept_tables(old, new)
+    }
     return {
-        part: {name: tensors for name, tensors in live.get(part, {}).items() if name.endswith(endings)}
+        part: {saved[name]: tensors for name, tensors in live.get(part, {}).items() if name in saved}
         for part in ("model", "tables")
     }
 

@@ -11,6 +11,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from pydantic import Field
 from torch import nn
 from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
@@ -21,7 +22,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from features.errors import ConfigError
 from features.schema import Declaration, Schema, TableConfig
-from models.tables import initial_rows, initial_rows_at
+from models.tables import initial_rows, initial_rows_at, table_of, unpooled_tables
 from pipeline.optimizer import TableOptimizerConfig
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,16 @@ def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema:
             )
     if "data_parallel" in config.types:
         raise ConfigError("sharding.types has data_parallel: name such tables one by one in sharding.tables")
+    _check_tables(config, schema, num_workers)
+
+
+def _check_tables(config: ShardingConfig, schema: Schema, num_workers: int) -> None:
+    for name in sorted(unpooled_tables(schema)):
+        if config.tables.get(name) == "table_row_wise":
+            raise ConfigError(
+                f"sharding.tables has {name} table_row_wise, which TorchRec does not offer for tables that an unpooled "
+                "sequence reads: use row_wise or table_wise"
+            )
     for table in schema.tables:
         if table.dim % 4:
             raise ConfigError(f"table {table.name!r} has dim {table.dim}: FBGEMM's tables need a multiple of 4")
@@ -78,8 +89,8 @@ def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema:
             )
 
 
-class _Sharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which does not offer row-wise on CPU although it works there."""
+class _BagSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder of bags, which does not offer row-wise on CPU although it works there."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types = super().sharding_types(compute_device_type)
@@ -111,7 +122,7 @@ def shard_model(
     """Shard the model's tables over the ranks of a group; collective.
 
     Args:
-        model: With an EmbeddingBagCollection on the meta device.
+        model: Its tables are in collections on the meta device.
         schema: Declares the tables.
         config: Which shardings are allowed.
         tables: The tables' optimizer, fused into their backward pass.
@@ -119,32 +130,27 @@ def shard_model(
         device: Where this rank computes.
     """
     for name, parameter in model.named_parameters():
-        table = _table_of(name)
+        table = table_of(name)
         if table is not None and config.tables.get(table) != "data_parallel":
             apply_optimizer_in_backward(tables.fused_class, [parameter], tables.fused_arguments)
     constraints = {table.name: _constraint(config, table, group.size()) for table in schema.tables}
-    sharder = _Sharder()
+    # The one of sequences offers row-wise everywhere.
+    sharders: list[Any] = [_BagSharder(), EmbeddingCollectionSharder()]
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=get_local_size()),
         constraints=constraints,
     )
-    plan = planner.collective_plan(model, [sharder], group)  # pyright: ignore[reportArgumentType]
+    plan = planner.collective_plan(model, sharders, group)
     sharded = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=plan,
-        sharders=[sharder],  # pyright: ignore[reportArgumentType]
+        sharders=sharders,
         data_parallel_wrapper=_NoDataParallel(),
     )
     _check_optimizers(sharded, config, tables)
     return sharded
-
-
-def _table_of(parameter_name: str) -> str | None:
-    """The table of a parameter `...embedding_bags.<table>.weight`; None for every other parameter."""
-    parts = parameter_name.split(".")
-    return parts[-2] if len(parts) > 2 and parts[-3] == "embedding_bags" else None
 
 
 def _constraint(config: ShardingConfig, table: TableConfig, num_ranks: int) -> ParameterConstraints:
@@ -193,7 +199,7 @@ def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int
     """Give every row its start value, which depends on (seed, table, row) and not on the sharding."""
     declared = {table.name: table for table in schema.tables}
     for name, tensor in model.state_dict().items():
-        table = declared.get(_table_of(name) or "")
+        table = declared.get(table_of(name) or "")
         if table is None:
             continue
         for local, (first_row, first_column) in local_blocks(tensor):
@@ -216,7 +222,7 @@ def reset_rows(tensors: Mapping[str, Any], schema: Schema, seed: int, rows: Mapp
     """
     declared = {table.name: table for table in schema.tables}
     for name, weight in tensors["model"].items():
-        table = declared.get(_table_of(name) or "")
+        table = declared.get(table_of(name) or "")
         if table is None:
             continue
         for local, (first_row, first_column) in local_blocks(weight):
@@ -226,7 +232,7 @@ def reset_rows(tensors: Mapping[str, Any], schema: Schema, seed: int, rows: Mapp
     for name, state in tensors.get("tables", {}).items():
         for tensor in state.values():
             for local, (first_row, _) in local_blocks(tensor):
-                local[_held(rows.get(_table_of(name) or ""), first_row, local) - first_row] = 0
+                local[_held(rows.get(table_of(name) or ""), first_row, local) - first_row] = 0
 
 
 def _held(rows: np.ndarray | None, first_row: int, local: torch.Tensor) -> torch.Tensor:

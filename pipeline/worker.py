@@ -20,6 +20,7 @@ from features.hashing import salt_of
 from models.assembly import build_ranker
 from models.ranker import Head
 from models.ranks import Ranks
+from models.tables import table_of
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.optimizer import StepOptimizer
@@ -113,9 +114,9 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
 def build_optimizer(config: Config, sharded: DistributedModelParallel, group: dist.ProcessGroup) -> StepOptimizer:
     """The optimizers of a sharded model."""
     parameters = dict(sharded.named_parameters())
-    tables = {name for name in parameters if ".embedding_bags." in name}
+    tables = {name for name in parameters if table_of(name) is not None}
     replicated_tables = {name for name, kind in config.sharding.tables.items() if kind == "data_parallel"}
-    replicated = {name: parameters[name] for name in tables if name.split(".")[-2] in replicated_tables}
+    replicated = {name: parameters[name] for name in tables if table_of(name) in replicated_tables}
     dense = {name: parameter for name, parameter in parameters.items() if name not in tables}
     tables_optimizer = cast(KeyedOptimizer, sharded.fused_optimizer)
     return StepOptimizer(config.optimizer, tables_optimizer, dense, replicated, group, _rate_factors(sharded, dense))

@@ -151,6 +151,9 @@ def test_a_row_knows_the_days_before_its_own_and_no_more(source: Path) -> None:
     assert [row["long_viewed_video_id"] for row in days["2022-04-09"]] == [[10], [10]]
     assert [row["liked_video_id"] for row in days["2022-04-09"]] == [[11], [11]]
     assert days["2022-04-10"][0]["watched_video_id"] == [10, 11, 12, 10]
+    # What came of each: a long view, a like, nothing, nothing.
+    assert [row["watched_kind"] for row in days["2022-04-09"]] == [[1, 2], [1, 2]]
+    assert days["2022-04-10"][0]["watched_kind"] == [1, 2, 0, 0]
 
 
 def test_the_check_for_looking_ahead_finds_a_day_that_enters_too_early(
@@ -273,6 +276,7 @@ def test_sequences_start_the_past(source: Path) -> None:
     row = imported(source, [line(1, 10, "04-08 09:00")])["2022-04-08"][0]
     assert row["watched_video_id"] == [12, 10, 11, 10]
     assert (row["long_viewed_video_id"], row["liked_video_id"]) == ([11, 10], [12])
+    assert row["watched_kind"] == [2, 0, 1, 1]
     assert (row["past_user_impressions"], row["past_video_impressions"], row["past_video_tab_impressions"]) == (4, 2, 0)
     # Of the two exposures of video 10 the later one was the long view.
     assert row["past_video_long_view"] == pytest.approx((1 + 10 * 2 / 4) / 12)
@@ -468,7 +472,9 @@ def test_the_real_log_arrives_whole(real_days: dict[str, pa.Table], schema: Sche
     rates = {"is_click": 0.442, "long_view": 0.311, "is_profile_enter": 0.0185, "is_like": 0.0171, "is_hate": 0.0008}
     for name, rate in (rates | {"is_comment": 0.0025, "is_follow": 0.0013, "is_forward": 0.00085}).items():
         assert np.mean(table[name].to_numpy()) == pytest.approx(rate, abs=0.0005 if rate > 0.1 else 0.00005)
-    assert np.mean(pc.list_value_length(table["watched_video_id"]).to_numpy() > 0) > 0.979
+    lengths = [pc.list_value_length(table[name]).to_numpy() for name in ("watched_video_id", "watched_kind")]
+    assert np.mean(lengths[0] > 0) > 0.979
+    assert np.array_equal(*lengths)
     rows = encoded(schema, real_days["2022-05-08"])
     assert len(rows) == 15_747
     completion = rows.labels[:, schema.task_names.index("completion")]

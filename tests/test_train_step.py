@@ -17,6 +17,7 @@ import torch.distributed as dist
 from features.encoding import EncodedRows
 from models.batch import RankingBatch
 from models.ranker import Head
+from models.tables import table_of
 from pipeline.batcher import collate
 from pipeline.checkpoint import TrainState, read_checkpoint, write_checkpoint
 from pipeline.config import Config, parse_config
@@ -190,12 +191,16 @@ class Run:
         with pytest.raises(StopIteration):
             pipeline.progress(batches)
 
+    def make_rows(self, step: int) -> EncodedRows:
+        """The encoded rows of a global batch."""
+        return make_rows(step, ROWS_PER_STEP, self.spaces)
+
     def make_batch(self, rank: int, num_ranks: int, step: int) -> RankingBatch:
         """One rank's share of a global batch."""
         share = ROWS_PER_STEP // num_ranks
         slices = []
         if step in self.steps:
-            slices = [(make_rows(step, ROWS_PER_STEP, self.spaces), rank * share, (rank + 1) * share)]
+            slices = [(self.make_rows(step), rank * share, (rank + 1) * share)]
         batch = collate(self.config.log_schema, slices, share + self.padding)
         spans = (Span(0, 0, np.arange(share)),) if slices else ()
         batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy())
@@ -205,7 +210,7 @@ class Run:
 def widen(config: Config, state: TrainState, group: Any) -> TrainState:
     """The same model with its dense part in float64, so that only the tables are rounded to float32."""
     for name, parameter in state.model.named_parameters():
-        if ".embedding_bags." not in name:
+        if table_of(name) is None:
             parameter.data, parameter.grad = parameter.data.double(), None
     (head,) = (module for module in state.model.modules() if isinstance(module, Head))
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
@@ -240,7 +245,7 @@ def whole(results: list[dict[str, Any]], when: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in dict.fromkeys(name for result in results for name in result[when]):
         blocks = [block for result in results for block in result[when].get(name, [])]
-        if "embedding_bags" not in name:
+        if table_of(name.replace("/", ".")) is None:
             tensors[name] = blocks[0][1]
             continue
         unique = {offset: block.view(len(block), -1) for offset, block in blocks}
@@ -279,7 +284,7 @@ def one_rank_sgd(run_ranks: Any) -> Callable[[str], list[dict[str, Any]]]:
 
 def assert_tables_moved(results: list[dict[str, Any]]) -> None:
     start, end = whole(results, "before"), whole(results, "after")
-    for name in (name for name in start if "embedding_bags" in name and name.startswith("model:")):
+    for name in (name for name in start if table_of(name) and name.startswith("model:")):
         assert (end[name] - start[name]).abs().max() > 0.1, f"{name} has not moved: the test would see nothing"
 
 

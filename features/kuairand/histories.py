@@ -8,7 +8,7 @@ from features.kuairand.entities import id_index
 
 
 class Histories:
-    """The last videos of every user, the latest last.
+    """The last videos of every user, or what else is kept of each, the latest last.
 
     Args:
         length: Most videos that a user keeps.

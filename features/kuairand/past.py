@@ -25,6 +25,7 @@ UNKNOWN = -1
 _PRIOR_ROWS = 10.0
 _SEQUENCES = {"watched": "watch_seq", "long_viewed": "long_watch_seq", "liked": "like_seq"}
 _CHOSEN_BY = {"long_viewed": "long_view", "liked": "like"}
+SEEN, LONG_VIEWED, LIKED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,7 @@ class Past:
     def __init__(self, videos: Entities) -> None:
         self._videos = videos
         self._histories = {name: Histories(HISTORY_LENGTH) for name in _SEQUENCES}
+        self._kinds = Histories(HISTORY_LENGTH)  # of what was watched, entry by entry
         self._rates = {name: Rates(OUTCOMES, _PRIOR_ROWS) for name in ("user", "video", "author", "video_tab")}
         self._waiting: Impressions | None = None
 
@@ -125,6 +127,7 @@ class Past:
         outcomes = np.full((len(watched), len(OUTCOMES)), np.nan)
         for name, outcome in _CHOSEN_BY.items():
             outcomes[:, OUTCOMES.index(outcome)] = _is_chosen(lists["watched"], lists[name])
+        self._kinds.extend(owners["watched"], _kinds_of(outcomes))
         unknown = np.full(len(watched), UNKNOWN)
         self._count(
             Impressions(
@@ -150,15 +153,19 @@ class Past:
         for name, histories in self._histories.items():
             chosen = rows.take(rows.outcome(_CHOSEN_BY[name]) == 1) if name in _CHOSEN_BY else rows
             histories.extend(chosen.user_id, chosen.video_id)
+        self._kinds.extend(rows.user_id, _kinds_of(rows.outcomes))
 
     def columns(self, rows: Impressions) -> dict[str, pa.Array]:
         """Columns of N rows: lists `watched_video_id` and its like, counts and rates `past_*`.
+
+        `watched_kind` has for each of `watched_video_id` what came of it: SEEN, LONG_VIEWED or LIKED.
 
         The rows' own outcomes are not read.
         """
         columns: dict[str, pa.Array] = {
             f"{name}_video_id": histories.look_up(rows.user_id) for name, histories in self._histories.items()
         }
+        columns["watched_kind"] = self._kinds.look_up(rows.user_id)
         for name, keys in _keys(rows).items():
             found = self._rates[name].look_up(keys)
             columns |= {f"past_{name}_{outcome}": column for outcome, column in found.items()}
@@ -181,6 +188,16 @@ def _keys(rows: Impressions) -> dict[str, np.ndarray]:
         "author": rows.author_id,
         "video_tab": joint_key(rows.video_id, rows.tab),
     }
+
+
+def _kinds_of(outcomes: np.ndarray) -> np.ndarray:
+    """What came of impressions: SEEN, LONG_VIEWED or LIKED, the last of these where several hold; int64 of shape (N,).
+
+    Args:
+        outcomes: As of `Impressions`.
+    """
+    of = {name: outcomes[:, OUTCOMES.index(name)] == 1 for name in _CHOSEN_BY.values()}
+    return np.select([of["like"], of["long_view"]], [LIKED, LONG_VIEWED], SEEN).astype(np.int64)
 
 
 def _is_chosen(watched: pa.ListArray, chosen: pa.ListArray) -> np.ndarray:

@@ -13,20 +13,19 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.holdout import Rows
-from features.statistics import Statistics
 from models.ranker import StepOutput
-from pipeline.admission import read_vocabularies
 from pipeline.batcher import Batcher
 from pipeline.checkpoint import TrainState, read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.datasource import Parcel, read_columns
+from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
 from pipeline.evaluation.gate_use import GateUse
 from pipeline.evaluation.measured import Measured
 from pipeline.fit import Popularity, fit_popularity
 from pipeline.ingest import ShuffleConfig
 from pipeline.lineage.compatible import check_same_schema
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard, ProgressReporter
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
@@ -96,7 +95,7 @@ def evaluate(
     if rows == "held_out" and config.holdout is None:
         raise ConfigError("the hold-out is asked for, and the config has no section holdout")
     line = Line.of(config.root, config.line)
-    name = checkpoint or _published(line)
+    name = checkpoint or published(line)
     measured = measure_days(config, line, name, days, rows, popularity_days)
     return {"result": "evaluated", "checkpoint": name, "days": list(days), "tasks": measured.tasks}
 
@@ -113,7 +112,7 @@ def measure_days(
     with line.pinned(checkpoint, "evaluate"):
         manifest = complete_manifest(line, checkpoint)
         check_same_schema(config, manifest)
-        encoder = _encoder(config, line, manifest)
+        encoder = encoder_of(config, line, manifest)
         whole = whole_days(listed_days(config, encoder, days))
         history = listed_days(config, encoder, popularity_days)
         (measured,) = measure(config, line, [checkpoint], whole, rows, history)
@@ -189,7 +188,7 @@ def measure_together(
     manifests = [complete_manifest(subject.line, subject.checkpoint) for subject in subjects]
     for subject, manifest in zip(subjects, manifests, strict=True):
         check_same_schema(subject.config, manifest)
-    encoder = _encoder(config, subjects[0].line, manifests[0])
+    encoder = encoder_of(config, subjects[0].line, manifests[0])
     in_order = config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
     logs = Storage(config.logs.path)
     with ray_session(config):
@@ -207,37 +206,6 @@ def measure_together(
     return [Measurement(**measured) for measured in reported["measured"]]
 
 
-def _encoder(config: Config, line: Line, manifest: Manifest) -> Encoder:
-    schema = config.log_schema
-    known = read_vocabularies(*line.place(manifest.checkpoint), schema)
-    frozen = manifest.content["statistics"]
-    statistics = Statistics.model_validate(frozen) if frozen else None
-    return Encoder(schema, statistics, with_truth=True, measuring=True, vocabularies=known)
-
-
-def _published(line: Line) -> str:
-    latest = line.latest()
-    if latest is None:
-        raise ConfigError(f"{line.storage.url} has nothing published: train first, or name a checkpoint")
-    return str(latest["checkpoint"])
-
-
-def complete_manifest(line: Line, checkpoint: str) -> Manifest:
-    """The manifest of a checkpoint that is there and intact.
-
-    Raises:
-        ConfigError: There is no such checkpoint.
-        DataError: Its files are not what the manifest says.
-    """
-    manifest = line.read_manifest(checkpoint)
-    if manifest is None:
-        raise ConfigError(f"{line.storage.url}/{checkpoint} has no intact manifest: it is no complete checkpoint")
-    problem = line.damage(manifest)
-    if problem is not None:
-        raise DataError(f"{line.storage.url}/{checkpoint} is damaged: {problem}")
-    return manifest
-
-
 def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     """Measure what the stream brings; runs on every worker of Ray Train, and returns the metrics over all ranks."""
     job = settings["job"]
@@ -245,52 +213,63 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     quiet_logs(ray.train.get_context().get_world_rank())
     groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
-    loaded: _Loaded | None = None
+    loaded: Loaded | None = None
     measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    passed_over = _pass_over if config.ingest.on_bad_unit == "quarantine" else None
+    passed_over = pass_over if config.ingest.on_bad_unit == "quarantine" else None
     for segment in read_segments(blocks, passed_over):
         if segment.header.pass_index == len(measured):
-            loaded = _load(job.subjects[len(measured)], loaded, groups, device)
+            loaded = load(job.subjects[len(measured)], loaded, groups, device)
             if measured:
                 measured[-1].gates.stop()
             drawn, gates = config.evaluation.bootstrap, GateUse(loaded.state.model)
             measured.append(Measured(loaded.config.log_schema.tasks, job.popularity, gates, drawn))
         assert loaded is not None
-        refused = _measure_part(job, segment, groups, loaded, measured[-1])
+        refused = measure_part(job, segment, groups, loaded, measured[-1])
         if refused is not None:
             return {"refused": refused}
     return {"measured": [one.results(groups.counts) for one in measured]}
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
+    """A subject's model, and what runs it.
+
+    Args:
+        config: Its configuration.
+        state: The model.
+        pipeline: TorchRec's.
+    """
+
     config: Config
     state: TrainState
     pipeline: TrainPipelineBase
 
 
-def _load(subject: Subject, before: _Loaded | None, groups: Groups, device: torch.device) -> _Loaded:
+def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.device) -> Loaded:
     """A subject's model with its weights; collective. The one before it is used again where it is of the same shape."""
     config = subject.config
     loaded = before
     if loaded is None or loaded.config != config:
         state = build_state(config, groups.training, device)
-        loaded = _Loaded(config, state, build_train_pipeline(config, state, device))
+        loaded = Loaded(config, state, build_train_pipeline(config, state, device))
     read_checkpoint(loaded.state, *subject.line.place(subject.checkpoint), groups.saving, config.log_schema)
     loaded.state.model.eval()
     return loaded
 
 
-def _pass_over(parcel: Parcel) -> None:
+def pass_over(parcel: Parcel) -> None:
+    """Say of a unit that it could not be read."""
     logger.warning("not measured: %s", parcel.text)
 
 
 @torch.no_grad()
-def _measure_part(
-    job: EvaluateJob, segment: Segment, groups: Groups, loaded: _Loaded, measured: "Measured"
-) -> str | None:
-    """Measure one part; returns why it could not be read, the same text on every rank."""
+def measure_part(job: EvaluateJob, segment: Segment, groups: Groups, loaded: Loaded, measured: Any) -> str | None:
+    """Measure one part with a `Measured`, or what is used as one.
+
+    Returns:
+        Why it could not be read, the same text on every rank.
+    """
     log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
     schema, pipeline = job.config.log_schema, loaded.pipeline
     places = [schema.task_names.index(name) for name in loaded.config.log_schema.task_names]

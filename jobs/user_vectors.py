@@ -1,0 +1,30 @@
+"""Write the vector of each user of some days to Parquet, of a model that has a user's side."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs.command import add_config, command
+from pipeline.config import load_config
+from pipeline.evaluation.vectors import write_user_vectors
+from pipeline.units import parse_days
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD; a user's last row counts")
+    parser.add_argument("--out", required=True, help="an empty directory or s3:// prefix for the Parquet files")
+    parser.add_argument("--user-column", default="user_id", help="the log's column of users' ids; absent: user_id")
+    parser.add_argument("--checkpoint", help="a checkpoint below the line; absent: the newest published")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compute and write them."""
+    config = load_config(arguments.config, arguments.set)
+    days = parse_days(arguments.days)
+    return write_user_vectors(config, days, arguments.out, arguments.user_column, arguments.checkpoint)
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))

@@ -1,0 +1,242 @@
+"""DUPN's sequence part: a property-gated LSTM over a user's events, and attention by user and query.
+
+Source: Ni et al., "Perceive Your Users in Depth: Learning Universal User Representations from Multiple E-commerce
+Tasks", KDD 2018.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.layout import Labels, Part, units_of
+
+_GATES = ("input", "forget", "output", "candidate")
+_PATH = "events > property-gated LSTM"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The events of B rows in order of their place, for a recurrence: no place is padded, so none has to be masked.
+
+    Rows take part in order of decreasing length: those that go on are the first of those that were there before.
+
+    Args:
+        events: Which entry each of the E events is, of entries that stand row by row.
+        rows: Whose it is.
+        places: Its place within the row.
+        counts: How many events each place has, at least one place.
+    """
+
+    events: Int[Tensor, " event"]
+    rows: Int[Tensor, " event"]
+    places: Int[Tensor, " event"]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, lengths: Int[Tensor, " batch"]) -> "Steps":
+        """Order the events of rows of the given lengths."""
+        lengths = lengths.long()
+        order = lengths.argsort(descending=True, stable=True)
+        longest = max(1, int(lengths.max())) if len(lengths) else 1
+        goes_on = lengths[order] > torch.arange(longest, device=lengths.device).unsqueeze(1)
+        places, ranked = goes_on.nonzero(as_tuple=True)
+        rows = order[ranked]
+        starts = lengths.cumsum(0) - lengths
+        return cls(starts[rows] + places, rows, places, goes_on.sum(1).tolist())
+
+
+class PropertyGatedLSTM(nn.Module):
+    """An LSTM whose gates also see the event's properties, and whose candidate does not.
+
+        i_t = s(Wei e_t + Wpi p_t + Whi h_{t-1} + bi)          f_t, o_t alike
+        c_t = f_t * c_{t-1} + i_t * tanh(Wec e_t + Whc h_{t-1} + bc)
+        h_t = o_t * tanh(c_t)                                  h_0 = c_0 = 0
+
+    All steps' events are projected by one matrix product; what is left of a step is one product of h.
+
+    Args:
+        item_width: Of e_t.
+        property_width: Of p_t.
+        width: Of h_t and c_t.
+
+    Attributes:
+        items: (4 width, item_width), rows in the order input gate, forget gate, output gate, candidate.
+        properties: (3 width, property_width), of the gates alone.
+        hidden: (4 width, width).
+        bias: (4 width,).
+    """
+
+    def __init__(self, item_width: int, property_width: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.items = nn.Parameter(torch.empty(4 * width, item_width))
+        self.properties = nn.Parameter(torch.empty(3 * width, property_width))
+        self.hidden = nn.Parameter(torch.empty(4 * width, width))
+        self.bias = nn.Parameter(torch.empty(4 * width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all of it as nn.LSTM does."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+
+    def forward(
+        self, items: Float[Tensor, "event item"], properties: Float[Tensor, "event property"], counts: Sequence[int]
+    ) -> Float[Tensor, "event width"]:
+        """Compute h_t of every event.
+
+        Args:
+            items: e_t of all events, in the order of `Steps`.
+            properties: p_t of the same.
+            counts: As of `Steps`.
+        """
+        weight = torch.cat([self.items, F.pad(self.properties, (0, 0, 0, self.width))], dim=1)
+        projected = F.linear(torch.cat([items, properties], dim=1), weight, self.bias)
+        h = c = projected.new_zeros(counts[0], self.width)
+        states = []
+        for of_step in projected.split(list(counts)):
+            h, c = h[: len(of_step)], c[: len(of_step)]
+            i, f, o, candidate = (of_step + h @ self.hidden.t()).chunk(4, dim=1)
+            c = f.sigmoid() * c + i.sigmoid() * candidate.tanh()
+            h = o.sigmoid() * c.tanh()
+            states.append(h)
+        return torch.cat(states)
+
+    def parts(self, items: Labels, properties: Labels) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            items: Labels of e_t.
+            properties: Labels of p_t.
+        """
+        units = units_of(_PATH, self.width)
+        rows = tuple((f"{gate} gate of {_PATH}", unit) for gate in _GATES for _, unit in units)
+        owner = "property-gated LSTM"
+        return [
+            Part(self.items, 0, owner, "items", (rows, items)),
+            Part(self.properties, 0, owner, "properties", (rows[: 3 * self.width], properties)),
+            Part(self.hidden, 0, owner, "hidden", (rows, units)),
+            Part(self.bias, 0, owner, "bias", (rows,)),
+        ]
+
+
+class EventAttention(nn.Module):
+    """a_t = softmax_t(att(h_t, q, u, p_t)) over a row's own events; att is an MLP with ReLU and a scalar end.
+
+    Args:
+        event_width: Of h_t and p_t, side by side.
+        row_width: Of q and u, side by side; 0 where there are neither.
+        layers: Widths of the hidden layers, at least one.
+    """
+
+    def __init__(self, event_width: int, row_width: int, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.event_width = event_width
+        pairs = pairwise([event_width + row_width, *layers])
+        # A bias of the end would be the same for all events of a row, to which a softmax is blind.
+        end = nn.Linear([event_width + row_width, *layers][-1], 1, bias=False)
+        self.layers = nn.ModuleList([*(nn.Linear(*pair) for pair in pairs), end])
+
+    def forward(
+        self, events: Float[Tensor, "event event_width"], rows: Float[Tensor, "batch row_width"], steps: Steps
+    ) -> Float[Tensor, " event"]:
+        """Weigh the events: the weights of a row's own sum to 1."""
+        first, *rest = self.layers
+        assert isinstance(first, nn.Linear)
+        of_rows = F.linear(rows, first.weight[:, self.event_width :])  # once for each row, not for each event
+        values = F.linear(events, first.weight[:, : self.event_width], first.bias) + of_rows.index_select(0, steps.rows)
+        for layer in rest:
+            values = layer(values.relu())
+        where = (steps.rows, steps.places)
+        logits = values.new_full((len(rows), len(steps.counts)), -torch.inf).index_put(where, values.squeeze(1))
+        # A row without events would be a softmax over nothing, NaN in the gradient of what nobody reads.
+        is_empty = torch.ones_like(logits[:, 0], dtype=torch.bool).index_fill(0, steps.rows, 0)
+        return logits.masked_fill(is_empty.unsqueeze(1), 0).softmax(1)[where]
+
+    def parts(self, events: Labels, rows: Labels) -> list[Part]:
+        """Name the parts; see `models.layout`.
+
+        Args:
+            events: Labels of h_t and p_t.
+            rows: Labels of q and u.
+        """
+        found, inputs, path = [], (*events, *rows), f"{_PATH} > attention"
+        for number, layer in enumerate(self.layers, start=1):
+            width = len(layer.get_parameter("weight"))
+            path += f" > {width}"
+            units = units_of(path, width)
+            for name, parameter in layer.named_parameters():
+                axes = (units, inputs) if name == "weight" else (units,)
+                found.append(Part(parameter, 0, "attention over events", f"layer {number} {name}", axes))
+            inputs = units
+        return found
+
+
+class DUPN(nn.Module):
+    """rep_s = sum_t a_t h_t: a user's events as one vector; zeros where there are none.
+
+    Args:
+        item_width: Of an item's embedding e_t.
+        property_width: Of its properties' embeddings p_t, side by side.
+        user_width: Of u, what is known of the user.
+        query_width: Of q, what is asked for.
+        hidden: Width of h_t, and of rep_s.
+        attention: Widths of the attention's hidden layers.
+    """
+
+    def __init__(
+        self,
+        item_width: int,
+        property_width: int,
+        user_width: int,
+        query_width: int,
+        hidden: int = 128,
+        attention: Sequence[int] = (128, 64),
+    ) -> None:
+        super().__init__()
+        self.lstm = PropertyGatedLSTM(item_width, property_width, hidden)
+        self.attention = EventAttention(hidden + property_width, query_width + user_width, attention)
+
+    def forward(
+        self,
+        items: Float[Tensor, "entry item"],
+        properties: Float[Tensor, "entry property"],
+        lengths: Int[Tensor, " batch"],
+        query: Float[Tensor, "batch query"],
+        user: Float[Tensor, "batch user"],
+    ) -> Float[Tensor, "batch hidden"]:
+        """Represent the users of B rows.
+
+        Args:
+            items: Embeddings of all rows' events, each row's in order of time, one row's after another's.
+            properties: Those of their properties.
+            lengths: How many events each row has.
+            query: q.
+            user: u.
+        """
+        # Also without any event all of it is computed, of none: every rank's backward pass has the same collectives.
+        steps = Steps.of(lengths)
+        properties = properties.index_select(0, steps.events)
+        states = self.lstm(items.index_select(0, steps.events), properties, steps.counts)
+        rows = torch.cat([query, user], dim=1)
+        shares = self.attention(torch.cat([states, properties], dim=1), rows, steps)
+        return states.new_zeros(len(rows), states.shape[1]).index_add(0, steps.rows, shares.unsqueeze(1) * states)
+
+    def parts(self, items: Labels, properties: Labels, query: Labels, user: Labels) -> tuple[list[Part], Labels]:
+        """Name the parts, and label what comes out; see `models.layout`.
+
+        Args:
+            items: Labels of e_t.
+            properties: Labels of p_t.
+            query: Labels of q.
+            user: Labels of u.
+        """
+        states = units_of(_PATH, self.lstm.width)
+        of_attention = self.attention.parts((*states, *properties), (*query, *user))
+        return self.lstm.parts(items, properties) + of_attention, states

@@ -1,0 +1,161 @@
+"""DUPN in the real train step: sharded unpooled tables, whatever the workers, pipelines and checkpoints."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_resharding import FIRST, NONE, SECOND, assert_equal
+from test_train_step import (
+    SGD,
+    LocalDenominators,
+    Run,
+    assert_tables_moved,
+    largest_difference,
+    make_config,
+    relative_difference,
+    whole,
+)
+
+from features.encoding import EncodedRows
+from models.tables import table_of
+from pipeline.config import Config, parse_config
+
+USER = {
+    "kind": "dupn",
+    "events": {"item": "watched", "properties": ["watched_kind", "watched_tab"]},
+    "profile": ["user_id", "age"],
+    "query": ["tab"],
+    "hidden": 8,
+    "attention": [8, 4],
+    "learning_to_rank": {"tasks": ["share"], "features": ["price"]},
+}
+KINDS = {"user": "row_wise", "video": "row_wise", "kind": "row_wise", "tab": "row_wise"}
+
+
+def make_dupn_config(sharding: dict[str, str] | None = None, **more: Any) -> Config:
+    """The test's project with events: videos that share the candidate's table, and two properties of other widths."""
+    data = make_config(**more).model_dump(mode="json", by_alias=True)
+    schema = data["schema"]
+    schema["tables"] += [{"name": "kind", "num_rows": 5, "dim": 4}, {"name": "tab", "num_rows": 7, "dim": 8}]
+    unpooled = {"kind": "sequence", "max_length": 6, "pooling": "none"}
+    aligned = unpooled | {"aligned_with": "watched"}
+    user, video, _, age = schema["features"]
+    schema["features"] = [
+        user,
+        video,
+        unpooled | {"name": "watched", "table": "video"},
+        aligned | {"name": "watched_kind", "table": "kind"},
+        age,
+        # The candidate's table is read by a pooled sequence, too.
+        {"kind": "sequence", "name": "liked", "table": "video", "max_length": 6},
+        {"kind": "id", "name": "tab", "table": "tab"},
+        aligned | {"name": "watched_tab", "table": "tab"},
+        {"kind": "dense", "name": "price", "standardise": False},
+    ]
+    data["model"]["user"] = USER
+    data["sharding"]["tables"] = KINDS if sharding is None else sharding
+    return parse_config(data, "test")
+
+
+class Watched(Run):
+    """With events of three lists, and a second number."""
+
+    def make_rows(self, step: int) -> EncodedRows:
+        rows = super().make_rows(step)
+        user, video, watched = rows.ids
+        single, _, lists = rows.offsets
+        random = np.random.default_rng(1000 + step)
+        kinds, tabs = ((watched * 7 + np.arange(len(watched))) % size for size in (5, 7))
+        tab = random.integers(0, 7, len(user))
+        price = random.normal(size=(len(user), 1))
+        ids = [user, video, watched, kinds, watched[::-1], tab, tabs]
+        return replace(
+            rows,
+            ids=[of.astype(np.int32) for of in ids],
+            offsets=[single, single, lists, lists, lists, single, lists],
+            dense=np.concatenate([rows.dense, price], axis=1).astype(np.float32),
+        )
+
+
+@pytest.fixture(scope="module")
+def one_rank(run_ranks: Any) -> Callable[[str], list[dict[str, Any]]]:
+    """What one rank makes of the global batches."""
+    return functools.cache(lambda spaces: run_ranks(Watched(make_dupn_config(**SGD), spaces=spaces, wide=True), 1))
+
+
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise"])
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_agree(run_ranks: Any, one_rank: Any, num_ranks: int, sharding: str) -> None:
+    """Catches events that are another row's after the exchange, a gradient that is divided by another number of ranks
+    than those of bags, and a term of the loss that depends on how rows are spread.
+    """
+    config = make_dupn_config(dict.fromkeys(KINDS, sharding), **SGD)
+    results = run_ranks(Watched(config, spaces="extreme", wide=True), num_ranks)
+    assert {chosen["sharding_type"] for chosen in results[0]["plan"].values()} == {sharding}
+    assert set(results[0]["plan"]) == set(KINDS)
+    assert_tables_moved(one_rank("extreme"))
+    assert relative_difference(one_rank("extreme"), results) < 1e-6
+
+
+def test_control_denominators_of_a_rank_differ(run_ranks: Any, one_rank: Any) -> None:
+    """Shows that the test above can fail: each rank divides by the rows of its own."""
+    run = Watched(make_dupn_config(**SGD), spaces="extreme", wide=True, batches_class=LocalDenominators)
+    assert relative_difference(one_rank("extreme"), run_ranks(run, 3)) > 1e-3
+
+
+def test_padding_changes_nothing(run_ranks: Any, one_rank: Any) -> None:
+    """Catches padding rows that are counted or learned from."""
+    results = run_ranks(Watched(make_dupn_config(**SGD), spaces="extreme", padding=32, wide=True), 1)
+    assert relative_difference(one_rank("extreme"), results) < 1e-6
+
+
+class Uneven(Watched):
+    """Only the first rows of a global batch have events, so one rank has none at all."""
+
+    def make_rows(self, step: int) -> EncodedRows:
+        rows = super().make_rows(step)
+        lengths = np.diff(rows.offsets[2])
+        lengths[len(lengths) // 2 :] = 0
+        lists = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        ids = [of[: lists[-1]] if index in (2, 3, 6) else of for index, of in enumerate(rows.ids)]
+        offsets = [lists if index in (2, 3, 6) else of for index, of in enumerate(rows.offsets)]
+        return replace(rows, ids=ids, offsets=offsets)
+
+
+def test_a_rank_without_events_keeps_in_step(run_ranks: Any) -> None:
+    """Catches a rank that leaves out the exchange of the gradients of what it has not looked up: the others would wait
+    for it.
+    """
+    results = [run_ranks(Uneven(make_dupn_config(**SGD), spaces="extreme", wide=True), ranks) for ranks in (1, 2)]
+    assert relative_difference(*results) < 1e-6
+
+
+def test_train_pipelines_are_bit_equal(run_ranks: Any) -> None:
+    """Catches what TorchRec cannot trace, and what it moves to another step."""
+    base, sparse = (
+        whole(run_ranks(Watched(make_dupn_config(pipeline=kind)), 2), "after") for kind in ("base", "sparse_dist")
+    )
+    assert set(base) == set(sparse)
+    for name, tensor in base.items():
+        assert torch.equal(tensor, sparse[name]), name
+
+
+@pytest.mark.parametrize("changed", [{}, {"video": "data_parallel"}])
+def test_two_ranks_train_it_and_three_go_on(run_ranks: Any, tmp_path: Path, changed: dict[str, str]) -> None:
+    """Catches unpooled tables, or their optimizer's state, that no checkpoint holds or that do not reshard."""
+    config, folder = make_dupn_config(), str(tmp_path)
+    first = run_ranks(Watched(config, steps=FIRST, save=folder), 2)
+    start, end = whole(first, "before"), whole(first, "after")
+    assert {table_of(name.replace("/", ".")) for name in end if name.startswith("tables:")} == set(KINDS)
+    assert [name for name in end if name.startswith("model:") and torch.equal(start[name], end[name])] == []
+    loaded = make_dupn_config(KINDS | changed)
+    gone = run_ranks(Watched(loaded, steps=NONE, load=folder), 3)
+    assert_equal(end, whole(gone, "before"))
+    undisturbed = whole(run_ranks(Watched(config), 2), "after")
+    went_on = whole(run_ranks(Watched(config, steps=SECOND, load=folder), 3), "after")
+    assert largest_difference(undisturbed, went_on, "model:") < 5e-6
