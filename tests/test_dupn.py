@@ -13,9 +13,10 @@ from features.errors import ConfigError
 from features.schema import Schema
 from models.around import AroundConfig
 from models.assembly import build_ranker, declared_layout, task_heads
-from models.balancing import LossBalancingConfig
+from models.balancing import SCHEDULE, LossBalancingConfig
 from models.dupn import DUPN, PropertyGatedLSTM, Steps
 from models.inputs import sum_of_bags
+from models.joint import JointLoss
 from models.layout import match_layouts
 from models.loss import UnionSpaceLoss
 from models.pcgrad import PCGradConfig
@@ -447,7 +448,7 @@ def test_what_reads_no_events_or_balances_gradients_is_refused() -> None:
 
     def build(around: AroundConfig, balancing: LossBalancingConfig | None = None) -> None:
         with torch.device("meta"):
-            build_ranker(_schema(), NETWORK, [3], 0.0, None, *([balancing] if balancing else []), around=around)
+            build_ranker(_schema(), NETWORK, [3], 0.0, None, JointLoss(balancing=balancing or SCHEDULE), around=around)
 
     with pytest.raises(ConfigError, match=r"have pooling none, and there is no model.user"):
         build(AroundConfig())
