@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_growth import GrownLoad
+from test_migrate import Migrate
+from test_reset_rows import ResetRun
 from test_resharding import FIRST, NONE, SECOND, assert_equal
 from test_train_step import (
     SGD,
@@ -22,7 +25,7 @@ from test_train_step import (
 )
 
 from features.encoding import EncodedRows
-from models.tables import table_of
+from models.tables import parameter_of, table_of
 from pipeline.config import Config, parse_config
 
 USER = {
@@ -159,3 +162,62 @@ def test_two_ranks_train_it_and_three_go_on(run_ranks: Any, tmp_path: Path, chan
     undisturbed = whole(run_ranks(Watched(config), 2), "after")
     went_on = whole(run_ranks(Watched(config, steps=SECOND, load=folder), 3), "after")
     assert largest_difference(undisturbed, went_on, "model:") < 5e-6
+
+
+TABLES = {table.name: table for table in make_dupn_config().log_schema.tables}
+
+
+def _names(table: str) -> tuple[str, str]:
+    """A table's weight and its accumulators."""
+    name = parameter_of(make_dupn_config().log_schema, TABLES[table])
+    return f"model:{name}", f"tables:{name}/{table}.momentum1"
+
+
+def test_a_table_is_kept_where_its_sequence_is_no_longer_pooled(run_ranks: Any, tmp_path: Path) -> None:
+    """Catches a table that is new, or is not found, since another collection of TorchRec holds it now."""
+    old = whole(run_ranks(Run(make_config(), steps=FIRST, save=str(tmp_path)), 2), "after")
+    results = run_ranks(Migrate(make_config(), make_dupn_config(), str(tmp_path)), 2)
+    fresh, after = whole(results, "fresh"), whole(results, "after")
+    weight, accumulators = _names("video")
+    bags = "ranker.embeddings.embedding_bags.video.weight"
+    assert not torch.equal(fresh[weight], after[weight])
+    assert torch.equal(after[weight], old[f"model:{bags}"])
+    assert torch.equal(after[accumulators], old[f"tables:{bags}/video.momentum1"])
+    assert torch.equal(after[_names("kind")[0]], fresh[_names("kind")[0]])
+
+
+def test_an_unpooled_table_grows(run_ranks: Any, tmp_path: Path) -> None:
+    """Catches ids that lose their rows when such a table grows, or a table that cannot."""
+
+    def grown(num_rows: int) -> Config:
+        data = make_dupn_config().model_dump(mode="json", by_alias=True)
+        vocabulary = {"kind": "vocabulary", "min_count": 1, "keep_days": 1, "tail_rows": 1}
+        data["schema"]["tables"][1] |= {"num_rows": num_rows, "id_mapping": vocabulary}
+        return parse_config(data, "test")
+
+    then = whole(run_ranks(Watched(grown(50), steps=FIRST, save=str(tmp_path)), 2), "after")
+    loaded = run_ranks(GrownLoad(grown(77), str(tmp_path)), 2)
+    fresh, now = whole(loaded, "before"), whole(loaded, "after")
+    for name in _names("video"):
+        assert torch.equal(now[name][:50], then[name])
+        assert torch.equal(now[name][50:], fresh[name][50:] if name.startswith("model:") else now[name][50:] * 0)
+    assert len(now[_names("video")[0]]) == 77
+
+
+class ResetWatched(Watched, ResetRun):
+    """With events, and rows that are reset after the last step."""
+
+
+def test_nothing_is_left_of_an_evicted_row(run_ranks: Any) -> None:
+    """Catches an id that inherits the vector or the accumulator of the id that had its row before."""
+    rows = np.array([3, 24, 25, 49])
+    results = run_ranks(ResetWatched(make_dupn_config(), steps=FIRST, rows={"video": rows}), 2)
+    start, trained, reset = (whole(results, when) for when in ("before", "after", "reset"))
+    others = np.setdiff1d(np.arange(50), rows)
+    weight, accumulators = _names("video")
+    assert (trained[weight][rows] != start[weight][rows]).any(1).all()
+    assert torch.equal(reset[weight][rows], start[weight][rows])
+    assert not reset[accumulators][rows].any()
+    for name in (weight, accumulators):
+        assert torch.equal(reset[name][others], trained[name][others])
+    assert torch.equal(reset[_names("kind")[0]], trained[_names("kind")[0]])
