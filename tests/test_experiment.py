@@ -41,7 +41,7 @@ EXPERIMENT: dict[str, Any] = {
     "train_days": "2026-11-01..2026-11-02",
     "test_days": "2026-11-03",
     "seeds": 2,
-    "cases": [{"name": "a", "tasks": ["ctr", "vcr"]}, {"name": "b", "set": ["seed=9"], "models": ["ple"]}],
+    "cases": [{"name": "a", "tasks": ["ctr", "vcr"]}, {"name": "b", "set": ["seed=9"], "models": ["ple"], "seeds": 1}],
 }
 
 
@@ -51,6 +51,7 @@ def test_cases_are_the_base_with_their_settings(monkeypatch: pytest.MonkeyPatch)
     first, second = cases_of(ExperimentConfig.model_validate(EXPERIMENT))
     assert (first.config.log_schema.task_names, first.plan.models) == (["ctr", "vcr"], ("single", "ple"))
     assert (first.config.seed, second.config.seed, second.plan.models) == (1, 9, ("ple",))
+    assert (first.plan.seeds, second.plan.seeds) == (2, 1)
     assert first.plan.test_days == ("2026-11-03",)
     shared = EXPERIMENT | {"set": ["seed=5", "workers.num=1"]}
     seeds = [(case.config.seed, case.config.workers.num) for case in cases_of(ExperimentConfig.model_validate(shared))]

@@ -34,12 +34,14 @@ class CaseConfig(Declaration):
         tasks: Of the base, the only ones that it has; absent: all. Losses are then weighted by the schedule alone, and
             every task has a tower of its own.
         models: Instead of the experiment's.
+        seeds: Instead of the experiment's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$")
     set: list[str] = []
     tasks: list[str] | None = None
     models: list[str] | None = None
+    seeds: int | None = Field(default=None, ge=1)
 
 
 class ExperimentConfig(Declaration):
@@ -161,7 +163,7 @@ def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, 
         config = with_tasks(config, case.tasks)
     models = tuple(case.models) if case.models else plan.models
     networks = {model: network for model, network in plan.networks.items() if model in models}
-    return Case(case.name, config, replace(plan, models=models, networks=networks))
+    return Case(case.name, config, replace(plan, models=models, networks=networks, seeds=case.seeds or plan.seeds))
 
 
 def run_cases(cases: Sequence[Case]) -> list[CaseResult]:
@@ -187,8 +189,8 @@ def mean_gains(results: Sequence[CaseResult]) -> dict[str, dict[str, Spread]]:
     Args:
         results: Of cases with the same tasks and seeds; otherwise there is nothing to say.
     """
-    tasks = [tuple(result.rows[0].metrics) for result in results]
-    if len(results) < 2 or len(set(tasks)) > 1:
+    alike = {(tuple(result.rows[0].metrics), result.case.plan.seeds) for result in results}
+    if len(results) < 2 or len(alike) > 1:
         return {}
     gains: dict[str, dict[str, list[tuple[float | None, ...]]]] = {}
     for row in (row for result in results for row in result.rows if row.gains):

@@ -8,12 +8,18 @@ from pipeline.report.comparison import markdown_table, signed, span, table_of, w
 
 def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> str:
     """One table a case, then the gains over all cases."""
-    seeds = "1 seed" if experiment.seeds == 1 else f"{experiment.seeds} seeds, mean ± standard deviation"
     plan = results[0].case.plan
     lines = [f"# Experiment {experiment.name}", ""]
-    lines += [f"Trained on {span(plan.train_days)} in one pass, measured on {span(plan.test_days)}; {seeds}.", ""]
+    lines += [f"Trained on {span(plan.train_days)} in one pass, measured on {span(plan.test_days)}.", ""]
     for result in results:
-        lines += [f"## {result.case.name}", "", markdown_table(table_of(result.rows, _kinds(result))), ""]
+        lines += [
+            f"## {result.case.name}",
+            "",
+            _seeds(result.case.plan.seeds),
+            "",
+            markdown_table(table_of(result.rows, _kinds(result))),
+            "",
+        ]
         lines += [f"* {row.model}: `{row.setting}`" for row in result.rows] + [""]
     gains = mean_gains(results)
     if gains:
@@ -22,6 +28,10 @@ def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResu
         cells = [[model, *(signed(found[task]) for task in tasks)] for model, found in gains.items()]
         lines += ["## Mean gains over all cases", "", markdown_table([head, *cells]), ""]
     return "\n".join(lines)
+
+
+def _seeds(count: int) -> str:
+    return "1 seed." if count == 1 else f"{count} seeds, mean ± standard deviation."
 
 
 def write_experiment(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> dict[str, str]:
