@@ -52,6 +52,16 @@ def test_all_sizes_have_as_many_parameters(model: str, file: str, monkeypatch: p
     assert len({setting.network.model_dump_json() for setting in settings}) == 4
 
 
+def test_a_task_by_itself_has_a_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a task that is read from the user's vector, and that no network would be left for by itself."""
+    monkeypatch.chdir(ROOT)
+    config = load_config(ROOT / "jobs/configs/kuairand_dupn.yaml")
+    alone = with_tasks(config, ["worth"])
+    assert alone.model.user is not None
+    assert alone.model.user.without_tower == []
+    assert head_parameters(alone) > 0
+
+
 def test_a_network_without_sizes_is_compared_as_declared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Catches a network of somebody's own that can be trained and not be compared."""
     config = make_config(tmp_path, tmp_path)

@@ -300,7 +300,7 @@ def test_pooled_features_of_an_unpooled_table_are_its_bags_sums() -> None:
     for name, parameter in ranker.named_parameters():
         table = table_of(name)
         if table:
-            bags.embedding_bags[table].weight.data = parameter.data
+            bags.embedding_bags[table].get_parameter("weight").data = parameter.data
     sparse, dense = _batch()
     x = ranker.inputs(ranker.look_up(sparse)[0], sparse, dense, ranker.look_up(sparse)[1])
     sums = bags(sparse).to_dict()
@@ -446,9 +446,9 @@ def test_a_wrong_declaration_is_refused(declared: dict[str, Any], schema: dict[s
 def test_what_reads_no_events_or_balances_gradients_is_refused() -> None:
     """Catches a table that nothing looks up, and gradients that meet where there is nothing pooled."""
 
-    def build(around: AroundConfig, balancing: LossBalancingConfig | None = None) -> None:
+    def build(around: AroundConfig, balancing: LossBalancingConfig = SCHEDULE) -> None:
         with torch.device("meta"):
-            build_ranker(_schema(), NETWORK, [3], 0.0, None, JointLoss(balancing=balancing or SCHEDULE), around=around)
+            build_ranker(_schema(), NETWORK, [3], 0.0, None, JointLoss(balancing=balancing), around=around)
 
     with pytest.raises(ConfigError, match=r"have pooling none, and there is no model.user"):
         build(AroundConfig())

@@ -95,10 +95,12 @@ def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
     schema, bias, weights = config.log_schema, config.model.slot_bias, config.loss_weights
     kept = [name for name in (bias.tasks if bias else ()) if name in tasks]
     biased = bias.model_copy(update={"tasks": kept}) if bias and kept else None
+    user = config.model.user
+    towered = user.model_copy(update={"learning_to_rank": None, "alone": []}) if user else None
     of_tasks = {name: weight for name, weight in weights.tasks.items() if name in tasks}
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"entire_space": None, "slot_bias": biased}),
+            "model": config.model.model_copy(update={"entire_space": None, "slot_bias": biased, "user": towered}),
             "log_schema": schema.model_copy(update={"tasks": [task for task in schema.tasks if task.name in tasks]}),
             "loss_weights": weights.model_copy(update={"tasks": of_tasks}),
             "loss_balancing": SCHEDULE,

@@ -1,6 +1,5 @@
 """Users' vectors as Parquet: one row for each user of some days, computed by a checkpoint that has a user's side."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,8 +28,6 @@ from pipeline.storage import Storage
 from pipeline.stream import SHARD, Part, RunPlan, Start, read_segments, receive_blocks, whole_days
 from pipeline.units import Unit, check_days
 from pipeline.worker import Groups, quiet_logs, set_device
-
-logger = logging.getLogger(__name__)
 
 Place = tuple[int, int, int]
 """Where a row stands: part, unit, row within it."""
