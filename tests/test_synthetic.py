@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from features.errors import ConfigError
 from features.synthetic.logs import SCHEMA, SyntheticConfig, make_day, make_part, write_day
 from features.synthetic.outcomes import AUTOPLAY_STARTS, SCENES, Impressions, WatchLaw, outcomes, true_columns
 from features.synthetic.streams import ColumnStreams, keyed_uniform
@@ -393,7 +394,7 @@ def test_a_day_that_is_there_is_not_replaced(tmp_path):
     log = tmp_path / "dt=2026-03-01" / "part-00000.parquet"
     log.parent.mkdir()
     log.write_text("somebody's log")
-    with pytest.raises(FileExistsError, match="dt=2026-03-01 is there already"):
+    with pytest.raises(ConfigError, match=r"has \['2026-03-01'\] already"):
         write_day(SMALL, FIRST_DAY, tmp_path)
     assert list(tmp_path.rglob("*")) == [log.parent, log]
     assert log.read_text() == "somebody's log"

@@ -8,23 +8,20 @@ a tab's weight is the log's own. In the past they count once.
 """
 
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from features.errors import ConfigError, DataError
+from features.errors import DataError
 from features.kuairand.entities import Entities, read_users, read_videos
 from features.kuairand.past import Past, impressions_of
 from features.kuairand.source import LOG_COLUMNS, Source, find_source, read_log
+from features.whole_days import published_whole, refuse_days_that_are_there, write_parts
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +59,17 @@ def import_kuairand(source: str | Path, logs: str | Path, *, with_random: bool =
     users, videos = read_users(files.users), read_videos(files.videos)
     rows: dict[str, int] = {}
     num_repeated = 0
-    with _published_whole(Path(logs)) as (staging, spill):
-        days = _split_by_day(files, spill)
-        _check_days(days, files, Path(logs))
+    with published_whole(Path(logs)) as staging:
+        days = _split_by_day(files, staging)
+        refuse_days_that_are_there(days, Path(logs))
         past = _past_before(days[0], files, videos)
         for day in days:
-            log = _read_day(spill, day)
+            log = _read_day(staging, day)
             impressions = impressions_of(log, videos)
             past.begin_day(int(impressions.time_ms[0]))
             table = _join(log, day, users, videos, past.columns(impressions))
             past.add_day(impressions)
-            _write_day(table, staging / f"dt={day}")
-            rows[day.isoformat()] = len(table)
+            rows[day.isoformat()] = write_parts([table], staging / f"dt={day}", _ROW_GROUP_ROWS, "zstd")
             num_repeated += len(table) - len(np.unique(impressions.keys))
             logger.info("%s: %d rows", day, len(table))
     return Imported(rows, num_repeated)
@@ -108,7 +104,7 @@ def _past_before(first: date, files: Source, videos: Entities) -> Past:
 
 
 def _split_by_day(files: Source, spill: Path) -> list[date]:
-    """Sort the rows of all files into one Arrow file a day; upstream is in order of users."""
+    """Sort the rows of all files into one Arrow file a day, which is read once; upstream is in order of users."""
     writers: dict[date, pa.ipc.RecordBatchFileWriter] = {}
     with ExitStack() as open_files:
         for path in files.logs:
@@ -119,6 +115,8 @@ def _split_by_day(files: Source, spill: Path) -> list[date]:
                         file = pa.ipc.new_file(_spilled(spill, day), block.schema)
                         writers[day] = open_files.enter_context(file)
                     writers[day].write_table(block.filter(pc.equal(block["date"], number)))
+    if not writers:
+        raise DataError(f"{files.logs[0]} has no rows, nor has any other file of the log")
     return sorted(writers)
 
 
@@ -139,38 +137,3 @@ def _read_day(spill: Path, day: date) -> pa.Table:
         log = reader.read_all()
     _spilled(spill, day).unlink()
     return log.take(np.argsort(log["time_ms"].to_numpy(), kind="stable")).combine_chunks()
-
-
-def _write_day(table: pa.Table, folder: Path) -> None:
-    folder.mkdir()
-    pq.write_table(table, folder / "part-00000.parquet", row_group_size=_ROW_GROUP_ROWS, compression="zstd")
-
-
-def _check_days(days: list[date], files: Source, logs: Path) -> None:
-    if not days:
-        raise DataError(f"{files.logs[0]} has no rows, nor has any other file of the log")
-    there = [day.isoformat() for day in days if (logs / f"dt={day}").exists()]
-    if there:
-        raise ConfigError(f"{logs} has {there} already: remove them first, or write to another directory")
-
-
-@contextmanager
-def _published_whole(logs: Path) -> Iterator[tuple[Path, Path]]:
-    """A directory for the days, which move to `logs` at the end, and one for what is needed on the way."""
-    new = not logs.exists()
-    # Readers of data sets skip names that begin with a dot.
-    hidden = logs / f".import-{uuid4().hex}"
-    staging, spill = hidden / "days", hidden / "spill"
-    try:
-        staging.mkdir(parents=True)
-        spill.mkdir()
-        yield staging, spill
-        with ExitStack() as undo:
-            for folder in sorted(staging.iterdir()):
-                undo.callback(shutil.rmtree, folder.rename(logs / folder.name))
-            undo.pop_all()
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if new:
-            with suppress(OSError):  # the days are in it, unless something failed
-                logs.rmdir()

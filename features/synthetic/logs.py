@@ -5,22 +5,18 @@ file. A column draws from a random stream of its own, so adding one changes no o
 `features.synthetic.outcomes.true_columns` says: no model may read them, and none can beat them.
 """
 
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features.synthetic.dense import user_counters, video_counters
 from features.synthetic.history import history_columns
 from features.synthetic.outcomes import DEVICES, SCENES, Impressions, outcomes, true_columns
 from features.synthetic.streams import ColumnStreams, Floats, Ints, keyed_uniform
 from features.synthetic.world import SyntheticConfig, Users, catalogue, cell_affinity, user_latents, user_shares
+from features.whole_days import write_whole_day
 
 NUM_SLOTS = 10
 _CHUNK_ROWS = 16_384
@@ -101,47 +97,9 @@ def make_part(config: SyntheticConfig, day: date, part: int) -> pa.Table:
 
 
 def write_day(config: SyntheticConfig, day: date, directory: str | Path) -> list[Path]:
-    """Write a day, all of it or nothing; see `write_parts`."""
+    """Write a day, all of it or nothing; see `features.whole_days.write_whole_day`."""
     parts = (make_part(config, day, part) for part in range(config.files_per_day))
-    return write_parts(parts, day, directory, config.row_group_rows)
-
-
-def write_parts(parts: Iterable[pa.Table], day: date, directory: str | Path, row_group_rows: int) -> list[Path]:
-    """Write a day as `dt=YYYY-MM-DD/part-00000.parquet` and so on, all of it or nothing.
-
-    Args:
-        parts: The rows of each file.
-        day: The day of the log.
-        directory: Local directory of the days; made if it is not there.
-        row_group_rows: Rows of a row group.
-
-    Returns:
-        The files, in order.
-
-    Raises:
-        FileExistsError: The day is there already; it is never replaced, since it may be somebody's real log.
-    """
-    target = Path(directory) / f"dt={day.isoformat()}"
-    with _published_whole(target) as staging:
-        for number, part in enumerate(parts):
-            path = staging / f"part-{number:05d}.parquet"
-            pq.write_table(part, path, row_group_size=row_group_rows, write_page_checksum=True)
-    return sorted(target.glob("part-*.parquet"))
-
-
-@contextmanager
-def _published_whole(target: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `target` at the end, and vanishes if anything fails before."""
-    if target.exists():
-        raise FileExistsError(f"{target} is there already: remove it first, or write to another directory")
-    # Readers of datasets skip names that begin with a dot.
-    staging = target.parent / f".{target.name}.{uuid4().hex}"
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return write_whole_day(parts, day, Path(directory), config.row_group_rows)
 
 
 def _make_rows(config: SyntheticConfig, day_index: int, streams: ColumnStreams, number: Ints) -> pa.Table:

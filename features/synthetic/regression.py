@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from features.synthetic.logs import write_parts
 from features.synthetic.streams import ColumnStreams, Floats
+from features.whole_days import write_whole_day
 
 NUM_TASKS = 2
 
@@ -85,6 +85,6 @@ def make_part(config: RegressionConfig, day: date, part: int) -> pa.Table:
 
 
 def write_day(config: RegressionConfig, day: date, directory: str | Path) -> list[Path]:
-    """Write a day, all of it or nothing; see `features.synthetic.logs.write_parts`."""
+    """Write a day, all of it or nothing; see `features.whole_days.write_whole_day`."""
     parts = (make_part(config, day, part) for part in range(config.files_per_day))
-    return write_parts(parts, day, directory, config.row_group_rows)
+    return write_whole_day(parts, day, Path(directory), config.row_group_rows)

@@ -1,0 +1,32 @@
+"""Import Ali-CCP, a public log of clicks and purchases, into the day partitions that jobs/configs/aliccp.yaml reads."""
+
+import argparse
+import sys
+from typing import Any
+
+from features.aliccp.partitions import import_aliccp
+from jobs.command import command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.epilog = "NOT RUN HERE: the data set was not on the machine on which this was written."
+    parser.add_argument("--source", required=True, help="directory with the data set's four CSV files, unpacked")
+    parser.add_argument("--logs", required=True, help="local directory to write the two days to")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write both days, or none."""
+    imported = import_aliccp(arguments.source, arguments.logs)
+    days = list(imported.rows)
+    return {
+        "logs": arguments.logs,
+        "days": f"{days[0]}..{days[-1]}",
+        "rows": sum(imported.rows.values()),
+        "impossible_rows": imported.num_impossible,
+        "rows_with_unknown_fields": imported.unknown_fields,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(command(add_arguments, run))
