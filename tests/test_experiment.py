@@ -96,7 +96,8 @@ def test_a_case_that_is_not_there(tmp_path: Path) -> None:
 def test_gains_over_cases_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a spread over cases, which differ anyway, where that over seeds is meant."""
     monkeypatch.chdir(ROOT)
-    experiment = ExperimentConfig.model_validate(EXPERIMENT)
+    cases = [{"name": name, "tasks": ["ctr", "vcr"]} for name in ("a", "b")]
+    experiment = ExperimentConfig.model_validate(EXPERIMENT | {"cases": cases})
     gains = {"a": (0.01, 0.03), "b": (0.03, 0.07)}
     results = []
     for case in cases_of(experiment):
