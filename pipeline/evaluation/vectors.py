@@ -39,11 +39,13 @@ class VectorsJob:
 
     Args:
         reading: The pass over the days.
+        logs: The logs; made where the command runs, since a relative path means another place in a worker.
         column: The log's column of users' ids.
         out: Where the files go.
     """
 
     reading: EvaluateJob
+    logs: Storage
     column: str
     out: Storage
 
@@ -97,7 +99,7 @@ def _in_order(config: Config) -> IngestConfig:
 def _compute(config: Config, plan: RunPlan, reading: EvaluateJob, column: str, out: Storage) -> dict[str, Any]:
     with ray_session(config):
         board = ProgressBoard.remote()
-        job = VectorsJob(replace(reading, board=board), column, out)
+        job = VectorsJob(replace(reading, board=board), plan.logs, column, out)
         reported = run_workers(config, plan, vectors_worker, job, board)
     if reported.get("refused"):
         raise DataError(reported["refused"])
@@ -114,7 +116,7 @@ def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
     groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
     loaded = load(reading.subjects[0], None, groups, device)
-    found = UserVectors(loaded.state.model, Storage(config.logs.path), job.column)
+    found = UserVectors(loaded.state.model, job.logs, job.column)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
     for segment in read_segments(blocks, pass_over if config.ingest.on_bad_unit == "quarantine" else None):
         part = next(part for part in reading.parts if part.key == (segment.header.day, segment.header.log_day))
