@@ -158,7 +158,7 @@ def test_what_one_seed_and_no_positives_say() -> None:
     rows = model_rows([_outcome("single", 1, None, 0.1), _outcome("ple", 1, 0.7, 0.1)])
     said = verdicts(rows)
     assert "not defined" in said["ctr"]
-    assert "one seed says nothing of the spread" in said["vcr"]
+    assert said["vcr"] == "vcr: ple gains +0.0000; one seed says nothing of the spread: ask for 3"
     assert str(rows[0].metrics["ctr"]) == "undefined"
     assert verdicts(model_rows([_outcome("ple", 1, 0.7, 0.1)])) == {}
 
@@ -170,6 +170,14 @@ def test_collapsed_experts_are_named() -> None:
     outcome = _outcome("ple", 1, 0.7, 0.1, expert_use=use)
     assert collapsed(outcome, ["ctr", "vcr"]) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
     assert gate_names(outcome, "levels.0.gates", ["ctr", "vcr"]) == ["ctr", "vcr", "shared"]
+
+
+def test_gates_of_several_levels_in_one_module() -> None:
+    """Catches the tasks' gates of an ML-MMoE named as those of experts: they are the module's last."""
+    use = {"gates": {"mean": [[0.3] * 6] * 5, "deviation": [[0.0] * 6] * 5}}
+    outcome = _outcome("ml_mmoe", 1, 0.7, 0.1, expert_use=use)
+    names = ["expert 0 above", "expert 1 above", "expert 2 above", "ctr", "vcr"]
+    assert gate_names(outcome, "gates", ["ctr", "vcr"]) == names
 
 
 def test_the_tables_say_the_same() -> None:

@@ -121,7 +121,7 @@ def _verdict(task: str, rows: Sequence[ModelRow]) -> str:
     gain, model = max(known, key=lambda pair: pair[0].mean or 0.0)
     assert gain.mean is not None
     if gain.deviation is None:
-        return f"{model} gains {gain.mean:+.4f}; one seed says nothing of the spread: ask for 3"
+        return f"{task}: {model} gains {gain.mean:+.4f}; one seed says nothing of the spread: ask for 3"
     if gain.mean < -gain.deviation:
         return f"transfer is negative for {task}, {model} at {gain.mean:+.4f} ± {gain.deviation:.4f}: train it alone"
     if gain.mean > gain.deviation:
@@ -153,4 +153,7 @@ def gate_names(outcome: Outcome, module: str, task_names: Sequence[str]) -> list
         return [*task_names, "shared"]
     if is_last and count == 1:
         return ["all tasks"]
+    if outcome.setting["kind"] == "ml_mmoe":  # one module has the gates of all levels, the tasks' last
+        above = [f"expert {index} above" for index in range(count - len(task_names))]
+        return [*above, *task_names]
     return [f"expert {index} above" for index in range(count)]

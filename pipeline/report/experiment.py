@@ -1,6 +1,7 @@
 """An experiment's cases as one Markdown file, each case with a page of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.comparison.experiment import CaseResult, ExperimentConfig, mean_gains
 from pipeline.report.comparison import markdown_table, signed, span, table_of, write_report
@@ -38,7 +39,9 @@ def write_experiment(experiment: ExperimentConfig, results: Sequence[CaseResult]
     """Write the file, and each case's table and page; where the file is."""
     storage = results[0].storage
     for result in results:
-        write_report(storage.under(result.case.name), result.outcomes, result.rows, _kinds(result), result.case.plan)
+        name = result.case.name
+        plan = replace(result.case.plan, name=f"{experiment.name}, {name}")
+        write_report(storage.under(name), result.outcomes, result.rows, _kinds(result), plan)
     storage.write("table.md", experiment_markdown(experiment, results).encode())
     return {"markdown": f"{storage.url}/table.md"}
 
