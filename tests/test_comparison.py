@@ -26,6 +26,7 @@ from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
 from pipeline.comparison.trainings import Variant
 from pipeline.config import Config, load_config
 from pipeline.evaluation.evaluate import Measurement, measure_days
+from pipeline.lineage.line import Line
 from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
 
 __all__ = ["logs"]  # a fixture
