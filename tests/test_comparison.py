@@ -25,6 +25,7 @@ from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows,
 from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
 from pipeline.comparison.trainings import Variant
 from pipeline.config import Config, load_config
+from pipeline.evaluation.bootstrap import BootstrapConfig
 from pipeline.evaluation.evaluate import Measurement, measure_days
 from pipeline.lineage.line import Line
 from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
@@ -233,6 +234,18 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     assert len(list(tmp_path.rglob("weights"))) == 2
     assert [found["tasks"] for found in many.measured(variants, ["2026-01-03"])] == [[], []]
     assert len(list(tmp_path.rglob("weights"))) == 2 * keep
+
+
+def test_a_measurement_without_intervals_is_another_one(tmp_path: Path) -> None:
+    """Catches intervals that were asked for, and a table that was measured before without them."""
+    plain = make_config(tmp_path, tmp_path)
+    id_feature = next(feature.name for feature in plain.log_schema.features if feature.kind == "id")
+    drawn = plain.evaluation.model_copy(update={"bootstrap": BootstrapConfig(by=id_feature)})
+    variant, lines = Variant("a", plain, tuple(DAYS)), []
+    for config in (plain, plain, plain.model_copy(update={"evaluation": drawn})):
+        many = trainings.Trainings(config, "many", keep_checkpoints=True)
+        lines.append(many._work(variant, ["2026-01-03"]).line)
+    assert lines[0] == lines[1] != lines[2]
 
 
 @pytest.mark.ray

@@ -230,7 +230,7 @@ def test_the_network_of_ten_lines_in_the_docs() -> None:
     config = {"kind": "alone", "width": 4}
     with pytest.raises(ValidationError, match="'alone'"):
         _from_config(config)  # without its line in the union
-    union = Annotated[NetworkConfig | defined["AloneConfig"], Field(discriminator="kind")]
+    union = Annotated[NetworkConfig | defined["AloneConfig"], Field(discriminator="kind")]  # noqa: F821
     network = _from_config(config, union)
     assert network(torch.randn(2, IN_FEATURES)).shape == (2, len(TASKS), network.out_features)
     assert (network.penalty(), network.gate_weights(torch.randn(2, IN_FEATURES))) == (None, [])

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.comparison.candidates import head_parameters
 from pipeline.config import Config
-from pipeline.evaluation.evaluate import Measurement, Subject, measure_together
+from pipeline.evaluation.evaluate import Measurement, Subject, listed_days, measure_together
 from pipeline.fit import collect_statistics
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
@@ -88,23 +88,24 @@ class Trainings:
             DataError: The logs do not fit the configuration.
         """
         works = [self._work(variant, test_days) for variant in variants]
-        missing = [work for work in works if self._steps.found(work.line, work.inputs) is None]
+        results: dict[str, Any] = {work.line: self._steps.found(work.line, work.inputs) for work in works}
+        missing = [work for work in works if results[work.line] is None]
         if missing:
             trained = [self._trained(work) for work in missing]
-            subjects = [
-                Subject(work.config, work.place, one["checkpoint"]) for work, one in zip(missing, trained, strict=True)
-            ]
-            found = self._measure(subjects, test_days)
-            for work, one, measurement in zip(missing, trained, found, strict=True):
-                self._steps.keep(work.line, work.inputs, one | _figures(measurement))
+            pairs = zip(missing, trained, strict=True)
+            subjects = [Subject(work.config, work.place, one["checkpoint"]) for work, one in pairs]
+            for work, one, measurement in zip(missing, trained, self._measure(subjects, test_days), strict=True):
+                results[work.line] = self._steps.keep(work.line, work.inputs, one | _figures(measurement))
         for work in works if not self._keep else ():  # not before the measurements are kept
             work.place.storage.remove("checkpoints")
-        kept = [self._steps.found(work.line, work.inputs) for work in works]
-        return [result for result in kept if result is not None]
+        return [results[work.line] for work in works]
 
     def _work(self, variant: Variant, test_days: Sequence[str]) -> _Work:
         inputs = {key: part for key, part in declared(variant.config).items() if key not in _ELSEWHERE}
         inputs |= {"days": list(variant.days), "test": list(test_days)}
+        bootstrap = self._config.evaluation.bootstrap
+        if bootstrap is not None:  # a measurement without intervals is another one
+            inputs["bootstrap"] = bootstrap.model_dump(mode="json")
         line = f"{variant.name}-{_digest(inputs)}"
         return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
 
@@ -126,9 +127,7 @@ class Trainings:
 
     def _measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
         logger.info("measuring %d models on %s", len(subjects), ", ".join(test_days))
-        schema, logs = self._config.log_schema, Storage(self._config.logs.path)
-        listed = check_days(logs, test_days, self._config.ingest.unit.max_rows, schema, schema.columns(with_truth=True))
-        return measure_together(self._config, subjects, whole_days(listed))
+        return measure_together(self._config, subjects, whole_days(listed_days(self._config, test_days)))
 
     def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
         """Statistics of the training days: features are the same for all models, so they are collected once."""

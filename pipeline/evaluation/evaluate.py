@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 
-from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.holdout import Rows
 from models.ranker import StepOutput
@@ -23,7 +22,7 @@ from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
 from pipeline.evaluation.gate_use import GateUse
 from pipeline.evaluation.measured import Measured
 from pipeline.fit import Popularity, fit_popularity
-from pipeline.ingest import ShuffleConfig
+from pipeline.ingest import IngestConfig, ShuffleConfig
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard, ProgressReporter
@@ -110,19 +109,20 @@ def measure_days(
 ) -> "Measurement":
     """Measure one checkpoint on days, all of them together; see `evaluate`."""
     with line.pinned(checkpoint, "evaluate"):
-        manifest = complete_manifest(line, checkpoint)
-        check_same_schema(config, manifest)
-        encoder = encoder_of(config, line, manifest)
-        whole = whole_days(listed_days(config, encoder, days))
-        history = listed_days(config, encoder, popularity_days)
+        whole, history = whole_days(listed_days(config, days)), listed_days(config, popularity_days)
         (measured,) = measure(config, line, [checkpoint], whole, rows, history)
     return measured
 
 
-def listed_days(config: Config, encoder: Encoder, days: Sequence[str]) -> list[DayLog]:
-    """The units of days, whose files have what the encoder reads."""
-    columns = read_columns(encoder.columns, config.holdout)
+def listed_days(config: Config, days: Sequence[str], further: Sequence[str] = ()) -> list[DayLog]:
+    """The units of days, whose files have what is read to measure, and further columns."""
+    columns = [*read_columns(config.log_schema.columns(with_truth=True), config.holdout), *further]
     return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
+
+
+def in_order(config: Config) -> IngestConfig:
+    """How a log is read that is not trained on: as it stands."""
+    return config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +189,12 @@ def measure_together(
     for subject, manifest in zip(subjects, manifests, strict=True):
         check_same_schema(subject.config, manifest)
     encoder = encoder_of(config, subjects[0].line, manifests[0])
-    in_order = config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
     logs = Storage(config.logs.path)
     with ray_session(config):
         feature = config.evaluation.popularity
         popularity = fit_popularity(config, encoder, history, feature) if history and feature else None
         held = config.holdout if rows == "held_out" else None
-        plan = RunPlan(logs, parts, len(subjects), encoder, in_order, config.seed, Start, held, rows)
+        plan = RunPlan(logs, parts, len(subjects), encoder, in_order(config), config.seed, Start, held, rows)
         board = ProgressBoard.remote()
         job = EvaluateJob(config, tuple(subjects), parts, popularity, board)
         reported = run_workers(config, plan, evaluate_worker, job, board)

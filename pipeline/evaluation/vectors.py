@@ -18,15 +18,14 @@ from models.user import UserArch
 from pipeline.config import Config
 from pipeline.datasource import read_unit
 from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
-from pipeline.evaluation.evaluate import EvaluateJob, Subject, load, measure_part, pass_over
-from pipeline.ingest import IngestConfig, ShuffleConfig
+from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_days, load, measure_part, pass_over
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
 from pipeline.stream import SHARD, Part, RunPlan, Start, read_segments, receive_blocks, whole_days
-from pipeline.units import Unit, check_days
+from pipeline.units import Unit
 from pipeline.worker import Groups, quiet_logs, set_device
 
 Place = tuple[int, int, int]
@@ -83,17 +82,11 @@ def write_user_vectors(
         manifest = complete_manifest(line, name)
         check_same_schema(config, manifest)
         encoder = encoder_of(config, line, manifest)
-        columns, logs = [*dict.fromkeys([*encoder.columns, column])], Storage(config.logs.path)
-        parts = whole_days(check_days(logs, days, config.ingest.unit.max_rows, config.log_schema, columns))
-        plan = RunPlan(logs, parts, 1, encoder, _in_order(config), config.seed, Start, None, "all")
-        written = _compute(
-            config, plan, EvaluateJob(config, (Subject(config, line, name),), parts, None, None), column, target
-        )
+        parts, logs = whole_days(listed_days(config, days, [column])), Storage(config.logs.path)
+        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, Start, None, "all")
+        reading = EvaluateJob(config, (Subject(config, line, name),), parts, None, None)
+        written = _compute(config, plan, reading, column, target)
     return {"result": "written", "checkpoint": name, "days": list(days), "out": target.url} | written
-
-
-def _in_order(config: Config) -> IngestConfig:
-    return config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
 
 
 def _compute(config: Config, plan: RunPlan, reading: EvaluateJob, column: str, out: Storage) -> dict[str, Any]:
