@@ -14,6 +14,7 @@ from torch import nn
 from features.errors import ConfigError
 from models.around import AroundConfig
 from models.fusion import FusionNetwork
+from models.kl_bound import KLBoundConfig
 from models.mmoe import MMoE, SharedExperts
 from models.mran import MRAN
 from models.network import NetworkConfig, build_network
@@ -214,7 +215,10 @@ def _blocks(language: str) -> list[str]:
 def test_the_docs_show_every_kind_as_it_can_be_written() -> None:
     """Catches a network without an example, and an example that a configuration would refuse; all end equally wide."""
     block, *around = _blocks("yaml")
-    assert all(AroundConfig.model_validate(yaml.safe_load(part)).model_fields_set for part in around)
+    shown = [yaml.safe_load(part) for part in around]
+    bounds = [bound for part in shown for bound in part.pop("kl_bounds", [])]  # of the whole project, not of the model
+    assert bounds and all(KLBoundConfig.model_validate(bound) for bound in bounds)
+    assert all(AroundConfig.model_validate(part).model_fields_set for part in shown if part)
     networks = [_from_config(config) for config in yaml.safe_load(block)]
     assert {config["kind"] for config in yaml.safe_load(block)} == _kinds()
     assert {network.out_features for network in networks} == {128, 2 * 128, 192}
