@@ -217,7 +217,8 @@ def test_the_docs_show_every_kind_as_it_can_be_written() -> None:
     block, *around = _blocks("yaml")
     shown = [yaml.safe_load(part) for part in around]
     bounds = [bound for part in shown for bound in part.pop("kl_bounds", [])]  # of the whole project, not of the model
-    assert bounds and all(KLBoundConfig.model_validate(bound) for bound in bounds)
+    assert bounds
+    assert all(KLBoundConfig.model_validate(bound) for bound in bounds)
     assert all(AroundConfig.model_validate(part).model_fields_set for part in shown if part)
     networks = [_from_config(config) for config in yaml.safe_load(block)]
     assert {config["kind"] for config in yaml.safe_load(block)} == _kinds()
