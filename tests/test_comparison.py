@@ -7,9 +7,12 @@ from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_runs import DAYS, logs, make_config
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError
+from models.batch import RankingBatch
 from models.network import NetworkConfig
 from pipeline.comparison import trainings
 from pipeline.comparison.candidates import (
@@ -246,6 +249,33 @@ def test_a_measurement_without_intervals_is_another_one(tmp_path: Path) -> None:
         many = trainings.Trainings(config, "many", keep_checkpoints=True)
         lines.append(many._work(variant, ["2026-01-03"]).line)
     assert lines[0] == lines[1] != lines[2]
+
+
+def test_a_batch_of_some_tasks() -> None:
+    """Catches a model that is measured by another task's labels, and weights or truths that stay where they were."""
+    tasks = torch.arange(3.0).expand(2, 3)
+    ids = KeyedJaggedTensor.empty()
+    batch = RankingBatch(
+        sparse=ids,
+        dense=torch.zeros(2, 1),
+        labels=tasks + 10,
+        in_space=tasks > 0,
+        weight=tasks + 20,
+        slot=torch.zeros(2, dtype=torch.int32),
+        denominators=tasks[0] + 30,
+        loss_weights=tasks[0] + 40,
+        truth=tasks + 50,
+        cursor="the rows",
+    )
+    some = batch.of_tasks([2, 0])
+    assert some.labels.tolist() == [[12, 10]] * 2
+    assert some.in_space.tolist() == [[True, False]] * 2
+    assert some.weight.tolist() == [[22, 20]] * 2
+    assert some.truth is not None
+    assert some.truth.tolist() == [[52, 50]] * 2
+    assert (some.denominators.tolist(), some.loss_weights.tolist()) == ([32, 30], [42, 40])
+    assert (some.sparse, some.cursor) == (ids, "the rows")
+    assert batch.of_tasks([0, 1, 2]) is batch
 
 
 @pytest.mark.ray
