@@ -116,7 +116,8 @@ def measure_days(
 
 def listed_days(config: Config, days: Sequence[str], further: Sequence[str] = ()) -> list[DayLog]:
     """The units of days, whose files have what is read to measure, and further columns."""
-    columns = [*read_columns(config.log_schema.columns(with_truth=True), config.holdout), *further]
+    read = read_columns(config.log_schema.columns(with_truth=True), config.holdout)
+    columns = list(dict.fromkeys([*read, *further]))
     return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
 
 
