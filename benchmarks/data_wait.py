@@ -12,11 +12,11 @@ from models.batch import RankingBatch
 from pipeline.admission import Admission
 from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
-from pipeline.run import load_statistics
 from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
 from pipeline.stream import RunPlan, Start, whole_days
 from pipeline.train import train_worker
+from pipeline.train_group import load_statistics
 from pipeline.train_job import TrainJob
 
 _ROWS, _QUICK_ROWS = 2**18, 2**16
@@ -51,17 +51,18 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
     with project(rows, 2**14, 20_000) as folder:
         config, encoder, day = load(folder, model=head)
         line = Line.of(config.root, config.line)
-        plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, Start)
+        plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, (Start,))
         with ray_session(config):
             board = ProgressBoard.remote()
             attempt, _ = line.begin_attempt([str(DAY)], {"run": "a"}, lambda _: None)
-            plan = replace(plan, start=partial(Start, attempt))
+            plan = replace(plan, starts=(partial(Start, attempt),))
             statistics, nothing_new = load_statistics(config, line), ray.put(Admission({}, {}, {}))
-            job = TrainJob(config, statistics, line, (day.day,), whole_days([day]), 1, nothing_new, board)
-            return run_workers(config, plan, _train_and_time, job, board)
+            parts, schema = whole_days([day]), config.log_schema
+            job = TrainJob(config, statistics, line, (day.day,), parts, 1, schema, nothing_new, board)
+            return run_workers(config, plan, _train_and_time, [job], board)
 
 
-def _train_and_time(settings: dict[str, TrainJob]) -> dict[str, Any]:
+def _train_and_time(settings: dict[str, list[TrainJob]]) -> dict[str, Any]:
     """`train_worker`, with a watch on the function that makes the next batch."""
     from pipeline import train
 

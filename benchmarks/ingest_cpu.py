@@ -71,7 +71,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumers: list[Any]) -> int:
-    plan = RunPlan(Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, Start)
+    plan = RunPlan(Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, (Start,))
     shards = plan.dataset(WORKERS).streaming_split(WORKERS, equal=False)
     return sum(ray.get([c.consume.remote(s, config, day) for c, s in zip(consumers, shards, strict=True)]))
 

@@ -15,8 +15,8 @@ from features.statistics import StatisticsAccumulator
 from features.synthetic.logs import SyntheticConfig, make_part, write_day
 from pipeline.config import Config, parse_config
 from pipeline.lineage.seal import seal
-from pipeline.run import STATISTICS
 from pipeline.storage import Storage
+from pipeline.train_group import STATISTICS
 from pipeline.units import DayLog, list_days
 
 DAY = date(2026, 11, 5)  # the fifth day, when most users have the views of a full history behind them
@@ -121,7 +121,7 @@ def load(folder: Path, **sections: dict[str, Any]) -> tuple[Config, Encoder, Day
         sections: Sections of the config to replace.
     """
     from pipeline.lineage.line import Line
-    from pipeline.run import load_statistics
+    from pipeline.train_group import load_statistics
 
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()) | sections, "benchmark")
     encoder = Encoder(config.log_schema, load_statistics(config, Line.of(config.root, config.line)))

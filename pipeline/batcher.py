@@ -1,6 +1,6 @@
 """From a lane's encoded units to batches of one fixed size, as a function of the lane and the cursor alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,16 +38,24 @@ class Batcher:
         parcels: The lane's units, in order.
         batch_size: Rows of every batch; one that has fewer is padded.
         interleave: Open units to mix.
+        tasks: Names of the only tasks that batches have; None: all of the schema's.
     """
 
     def __init__(
-        self, schema: Schema, units: tuple[Unit, ...], parcels: Iterator[Parcel], batch_size: int, interleave: int
+        self,
+        schema: Schema,
+        units: tuple[Unit, ...],
+        parcels: Iterator[Parcel],
+        batch_size: int,
+        interleave: int,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         self._schema = schema
         self._units = units
         self._parcels = parcels
         self._batch_size = batch_size
         self._interleave = interleave
+        self._places = [schema.task_names.index(name) for name in tasks or schema.task_names]
         self._open: list[_OpenUnit] = []
 
     def next_batch(self, step: int) -> RankingBatch:
@@ -72,7 +80,7 @@ class Batcher:
             if stop > start
         )
         slices = [(opened.rows, start, stop) for opened, start, stop in pieces if stop > start]
-        batch = collate(self._schema, slices, self._batch_size)
+        batch = collate(self._schema, slices, self._batch_size).of_tasks(self._places)
         held = sum(int(rows.held[start:stop].sum()) for rows, start, stop in slices if rows.held is not None)
         batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy(), held)
         return batch

@@ -14,9 +14,9 @@ from features.statistics import Statistics, StatisticsAccumulator
 from pipeline.config import Config
 from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal
-from pipeline.run import STATISTICS
 from pipeline.session import ray_session
 from pipeline.storage import Storage
+from pipeline.train_group import STATISTICS
 from pipeline.unit_pass import map_units
 from pipeline.unit_work import ObserveUnit, SumLabels
 from pipeline.units import DayLog, check_days

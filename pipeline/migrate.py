@@ -244,7 +244,7 @@ def _write(
     tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
     empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
     encoder = Encoder(config.log_schema, statistics, vocabularies=empty)
-    plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, start=Start)
+    plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, starts=(Start,))
     record = {"run": run, "migrates": parent.checkpoint}
     attempt, _ = line.begin_attempt([parent.day], record, lambda _: parent, held=True)
     name = f"checkpoints/{parent.day}/{attempt}/{parent.step:010d}-migrated"

@@ -1,63 +1,17 @@
-"""A training run as the command sees it: check all that can be checked, start Ray, train, say what came out."""
+"""A training run as the command sees it: hold the line, train, publish, say what came out."""
 
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ray
-
-from features.encoding import Encoder, check_statistics
-from features.errors import ConfigError, DataError, Interrupted
-from features.statistics import Statistics
-from pipeline.admission import Admission, admit, read_vocabularies
 from pipeline.config import Config
-from pipeline.datasource import read_columns
-from pipeline.failures import RunFailed
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger, config_hash
 from pipeline.lineage.line import Line, Manifest
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.seal import unseal
-from pipeline.lineage.start import Beginning, ends_day, is_last, start_of
-from pipeline.parts import late_days, parts_of
-from pipeline.progress import ProgressBoard
-from pipeline.session import ray_session, run_workers
-from pipeline.storage import Storage
-from pipeline.stream import Part, RunPlan
-from pipeline.train import train_worker
-from pipeline.train_job import TrainJob
-from pipeline.units import check_days
-
-STATISTICS = "statistics.json"
-
-
-def load_statistics(config: Config, line: Line) -> Statistics | None:
-    """The line's statistics, as `jobs.fit_features` wrote them; None where the schema needs none.
-
-    Raises:
-        ConfigError: They are missing, or were made for another schema.
-    """
-    schema = config.log_schema
-    try:
-        statistics = Statistics.model_validate(unseal(line.storage.read(STATISTICS)))
-    except ValueError as error:
-        raise ConfigError(
-            f"{line.storage.url}/{STATISTICS} is damaged ({' '.join(str(error).split())}): restore it, or run "
-            "jobs.fit_features again if the line has no checkpoints"
-        ) from error
-    except FileNotFoundError:
-        try:
-            check_statistics(schema, None)
-        except ConfigError as error:
-            raise ConfigError(f"{line.storage.url}/{STATISTICS} is missing: {error}") from error
-        return None
-    if statistics.schema_fingerprint != schema.fingerprint():
-        raise ConfigError(
-            f"{line.storage.url}/{STATISTICS} was made for schema {statistics.schema_fingerprint}, the config has "
-            f"{schema.fingerprint()}: run jobs.fit_features again, on a new root or line if this one has checkpoints"
-        )
-    return statistics
+from pipeline.lineage.start import ends_day, start_of
+from pipeline.train_group import HeldLine, train_days
 
 
 def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
@@ -76,126 +30,71 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
         DataError: The logs, or what the line has trained already, do not fit; or another job holds the line.
         Interrupted: SIGTERM came; the workers have saved where they were.
     """
+    return train_together(config, [config], days, passes)[0]
+
+
+def train_together(read: Config, configs: Sequence[Config], days: Sequence[str], passes: int) -> list[dict[str, Any]]:
+    """Train models one after the other in one group of workers, each to the bits that it would have alone.
+
+    A model costs no start of Ray Train and of its workers then, which take longer than a small log does.
+
+    Args:
+        read: What rows are read with: the features, seed and reading that all of the models have, and all their tasks.
+        configs: The models, on lines of their own. Where ids have vocabularies, or labels come late, what is read
+            follows from a line: one model, then.
+        days: ISO dates in order.
+        passes: Passes over all of them.
+
+    Returns:
+        Of each model the figures of `train`.
+
+    Raises:
+        ConfigError: A configuration cannot be carried out.
+        DataError: The logs, or what a line has trained already, do not fit; or another job holds a line.
+        Interrupted: SIGTERM came; the workers have saved where they were.
+    """
+    results = [_nothing_to_do(config, days, passes) for config in configs]
+    places = [place for place, result in enumerate(results) if result is None]
+    with contextlib.ExitStack() as stack:
+        lines = [_take(configs[place], days, stack) for place in places]
+        serials = [held.line.state()["serial"] for held in lines]
+        trained = train_days(read, lines, days, passes) if lines else []
+        for place, held, serial, (finished, new) in zip(places, lines, serials, trained, strict=True):
+            results[place] = _publish(held, serial, finished, passes) | ({} if new else {"result": "nothing to do"})
+    return [result for result in results if result is not None]
+
+
+def _nothing_to_do(config: Config, days: Sequence[str], passes: int) -> dict[str, Any] | None:
+    """The result for a line whose days are trained and published."""
     line = Line.of(config.root, config.line)
-    start = start_of(declared(config), line, days, passes)
-    latest = line.latest()
-    if (
-        start is not None
-        and latest is not None
-        and start.checkpoint == latest["checkpoint"]
-        and latest["day"] == days[-1]
-    ):
-        return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
-    with lease(line, f"jobs.train {days[0]}..{days[-1]}", config.daily.lease_s) as run:
-        serial = line.state()["serial"]
-        finished, trained = train_days(config, line, days, passes, run)
-        manifests = list(of_run(line, finished))
-        parent = Ledger(line).newest()
-        for manifest in reversed(manifests):
-            if ends_day(manifest, passes):
-                parent = Ledger(line).enter(described(line, manifest, run) | {"kind": "train"}, parent, serial)
-        assert parent is not None
-        line.publish(parent.content, serial, run)
+    start, latest = start_of(declared(config), line, days, passes), line.latest()
+    if start is None or latest is None or start.checkpoint != latest["checkpoint"] or latest["day"] != days[-1]:
+        return None
+    return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
+
+
+def _take(config: Config, days: Sequence[str], stack: contextlib.ExitStack) -> HeldLine:
+    line = Line.of(config.root, config.line)
+    run = stack.enter_context(lease(line, f"jobs.train {days[0]}..{days[-1]}", config.daily.lease_s))
+    return HeldLine(config, line, run)
+
+
+def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> dict[str, Any]:
+    """Enter the days of a finished run into the ledger, and publish the last."""
+    line, manifests = held.line, list(of_run(held.line, finished))
+    parent = Ledger(line).newest()
+    for manifest in reversed(manifests):
+        if ends_day(manifest, passes):
+            parent = Ledger(line).enter(described(line, manifest, held.run) | {"kind": "train"}, parent, serial)
+    assert parent is not None
+    line.publish(parent.content, serial, held.run)
     return {
-        "result": "trained" if trained else "nothing to do",
+        "result": "trained",
         "checkpoint": finished.checkpoint,
         "step": finished.step,
         "rows": sum(manifest.content["rows"] for manifest in manifests),
         "quarantined": quarantined(manifests),
     }
-
-
-def train_days(config: Config, line: Line, days: Sequence[str], passes: int, run: str) -> tuple[Manifest, bool]:
-    """Train days to their end, publishing nothing.
-
-    Args:
-        config: The project's configuration.
-        line: The line.
-        days: ISO dates in order.
-        passes: Passes over all of them.
-        run: The run that holds the line.
-
-    Returns:
-        The last day's checkpoint, and whether anything was left to train.
-
-    Raises:
-        ConfigError: The configuration cannot be carried out.
-        DataError: The logs, or what the line has trained already, do not fit.
-        Interrupted: SIGTERM came; the workers have saved where they were.
-    """
-    start = start_of(declared(config), line, days, passes)
-    if start is not None and is_last(start, days, passes):
-        return start, False
-    statistics = _frozen_statistics(config, line, start)
-    logs = Storage(config.logs.path)
-    parts = parts_to_train(config, line, days)
-    trusted = start.checkpoint if start else None
-    record = {"run": run, "passes": passes}
-    begin = Beginning(declared(config), line, tuple(days), record, trusted)
-    with ray_session(config):
-        admission = _admission(config, line, start, {"days": list(days), "passes": passes}, parts)
-        encoder = Encoder(config.log_schema, statistics, vocabularies=admission.vocabularies)
-        plan = RunPlan(logs, parts, passes, encoder, config.ingest, config.seed, begin, config.holdout)
-        board = ProgressBoard.remote()
-        job = TrainJob(config, statistics, line, tuple(days), parts, passes, ray.put(admission), board)
-        try:
-            reported = run_workers(config, plan, train_worker, job, board)
-        except BaseException as error:
-            reason = " ".join(str(error).split())[:500]
-            with contextlib.suppress(OSError, DataError):  # a storage that is away may be why
-                line.end_attempts(days, run, {"result": "failed", "reason": reason})
-            raise
-    return _finished(line, days, record, reported), True
-
-
-def _admission(
-    config: Config, line: Line, start: Manifest | None, run: dict[str, Any], parts: Sequence[Part]
-) -> Admission:
-    """Which ids have which rows in this run: as its own checkpoint says, or yesterday's with the days' new ids."""
-    logs = [part.log for part in parts if part.is_last]
-    if start is None or not config.log_schema.vocabularies:
-        return admit(config, {}, logs)
-    known = read_vocabularies(*line.place(start.checkpoint), config.log_schema)
-    if start.content["run"] == run:
-        return Admission(known, None, start.content["new_ids"])
-    return admit(config, known, logs)
-
-
-def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Part, ...]:
-    """What is read for days; of the late labels, those of days that the line has trained, or trains now.
-
-    Raises:
-        DataError: A log is missing, damaged, or has not the declared columns.
-    """
-    schema = config.log_schema
-    late, known = late_days(schema, days), set(days)
-    if late:
-        known |= {entry.day for entry in Ledger(line).chain() if "skipped" not in entry.content}
-    listed = sorted({*(day for day in late if day in known), *days})
-    columns = read_columns(schema.columns(), config.holdout)
-    found = check_days(Storage(config.logs.path), listed, config.ingest.unit.max_rows, schema, columns)
-    return parts_of(schema, days, {log.day: log for log in found})
-
-
-def _finished(line: Line, days: Sequence[str], record: dict[str, Any], reported: dict[str, Any]) -> Manifest:
-    """Write down how the workers ended, and what they finished."""
-    run = record["run"]
-    if reported.get("refused"):
-        line.end_attempts(days, run, {"result": "refused", "reason": reported["refused"]})
-        raise DataError(reported["refused"])
-    if reported.get("interrupted"):
-        line.end_attempts(days, run, {"result": "interrupted"})
-        raise Interrupted(
-            f"stopped by SIGTERM at step {reported['step']}, saved as {reported['checkpoint']}: start the same command "
-            "again to go on"
-        )
-    finished = line.read_manifest(reported["checkpoint"]) if reported.get("checkpoint") else line.newest()
-    if finished is None or not is_last(finished, days, record["passes"]):
-        raise RunFailed("the last day's checkpoint is gone or damaged: start the same command again")
-    line.end_attempts(days, run, {"result": "done"})
-    if reported["asked_to_stop"]:
-        raise Interrupted(f"stopped by SIGTERM after {finished.day} was trained: start the same command again to go on")
-    return finished
 
 
 def of_run(line: Line, finished: Manifest) -> Iterator[Manifest]:
@@ -248,10 +147,3 @@ def _late(part: Manifest) -> dict[str, Any]:
     return {key: part.content[key] for key in ("tasks", "rows", "rows_in_space")} | {
         "logs": part.content["files_of_log"]
     }
-
-
-def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> Statistics | None:
-    if start is None:
-        return load_statistics(config, line)
-    frozen = start.content["statistics"]
-    return Statistics.model_validate(frozen) if frozen else None

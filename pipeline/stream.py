@@ -6,6 +6,7 @@ is sent cannot come from different checkpoints, and two starts never write into 
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -23,6 +24,8 @@ from pipeline.deal import Lanes, deal, rounds, unit_order
 from pipeline.ingest import IngestConfig
 from pipeline.storage import Storage
 from pipeline.units import DayLog
+
+logger = logging.getLogger(__name__)
 
 SHARD = "log"
 
@@ -114,8 +117,9 @@ class Header:
         log_day: Of the day whose log is read.
         lanes: Indices of units per rank.
         seen: Rows that the model had seen when the stream was planned, as `DayCursor.to_json`.
-        checkpoint: What to restore before the first batch; only in the stream's first segment.
+        checkpoint: What to restore before the first batch; only in a model's first segment.
         attempt: The fencing number of this start of the workers.
+        model: Whose segment it is, of the models that a run works on one after the other.
     """
 
     pass_index: int
@@ -125,6 +129,7 @@ class Header:
     seen: CursorJson = field(default_factory=dict)
     checkpoint: str | None = None
     attempt: str | None = None
+    model: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,8 @@ class RunPlan:
         encoder: How rows are encoded.
         ingest: Sizes, shuffling and bounds.
         seed: The run's seed.
-        start: Says where to start; called at every start of the workers.
+        starts: By model: says where to start. Called at every start of the workers; models are brought all that is left
+            of theirs one after the other.
         holdout: Which rows are never trained.
         rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
     """
@@ -149,7 +155,7 @@ class RunPlan:
     encoder: Encoder
     ingest: IngestConfig
     seed: int
-    start: Callable[[], Start]
+    starts: tuple[Callable[[], Start], ...]
     holdout: HoldoutConfig | None = None
     rows: Rows = "trained"
 
@@ -159,11 +165,14 @@ class RunPlan:
         Raises:
             DataError: The log has changed since the checkpoint was written.
         """
-        start = self.start()
+        begun = enumerate([start() for start in self.starts])
+        return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
+
+    def _of_model(self, model: int, start: Start, num_ranks: int) -> list[tuple[Part, Header]]:
         left = self._left(start.resume, num_ranks)
         checkpoint = start.resume.checkpoint if start.resume and left else None
         first = [(part, replace(header, checkpoint=checkpoint)) for part, header in left[:1]]
-        return [(part, replace(header, attempt=start.attempt)) for part, header in first + left[1:]]
+        return [(part, replace(header, attempt=start.attempt, model=model)) for part, header in first + left[1:]]
 
     def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[Part, Header]]:
         todo = [(pass_index, part) for pass_index in range(self.passes) for part in self.parts]
@@ -304,10 +313,12 @@ class Segment:
     Args:
         header: Its first parcel's header.
         parcels: Its units, in lane order.
+        bad: By unit, why it could not be read or encoded; filled while the parcels are read.
     """
 
     header: Header
     parcels: Iterator[Parcel]
+    bad: dict[int, str] = field(default_factory=dict)
 
 
 def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[Any]:
@@ -322,19 +333,20 @@ def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[
     return iter(shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=prefetch_units))
 
 
-def read_segments(blocks: Iterator[Any], on_bad: Callable[[Parcel], None] | None = None) -> Iterator[Segment]:
+def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[Segment]:
     """Cut a rank's blocks into segments; each has to be read to its end before the next.
 
     Args:
         blocks: A rank's blocks, as `receive_blocks` gives them.
-        on_bad: Takes a unit that could not be read or encoded, which is then passed over; None: that is an error.
+        on_bad: What the log says of a unit that could not be read or encoded, which is noted in its segment and passed
+            over; None: that is an error.
 
     Raises:
         DataError: While the parcels are read: a unit could not be read or encoded.
     """
     waiting: list[Parcel] = []
 
-    def parcels() -> Iterator[Parcel]:
+    def parcels(bad: dict[int, str]) -> Iterator[Parcel]:
         for block in blocks:
             parcel = Parcel.from_block(block)
             if parcel.kind == "start":
@@ -343,12 +355,13 @@ def read_segments(blocks: Iterator[Any], on_bad: Callable[[Parcel], None] | None
             if parcel.kind == "bad":
                 if on_bad is None or parcel.unit < 0:
                     raise DataError(parcel.text)
-                on_bad(parcel)
+                bad[parcel.unit] = parcel.text
+                logger.warning("%s %s", on_bad, parcel.text)
             if parcel.kind == "unit":
                 yield parcel
 
-    for _ in parcels():
+    for _ in parcels({}):
         raise AssertionError("a lane begins with the start of a segment")
     while waiting:
-        header = Header(**json.loads(waiting.pop().text))
-        yield Segment(header, parcels())
+        bad: dict[int, str] = {}
+        yield Segment(Header(**json.loads(waiting.pop().text)), parcels(bad), bad)

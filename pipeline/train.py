@@ -1,8 +1,9 @@
 """One training worker, top to bottom: build, restore, read, step, save."""
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -19,7 +20,6 @@ from pipeline.batcher import Batcher
 from pipeline.checkpoint import Saver, TrainState, check_finite, read_checkpoint
 from pipeline.counts import CountedBatches
 from pipeline.cursor import DayCursor, check_audit, check_quarantine, union
-from pipeline.datasource import Parcel
 from pipeline.lineage.manifest import describe
 from pipeline.progress import ProgressReporter
 from pipeline.sharding import reset_rows, table_shardings
@@ -32,34 +32,57 @@ from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_log
 logger = logging.getLogger(__name__)
 
 
-def train_worker(settings: dict[str, TrainJob]) -> dict[str, Any]:
-    """Train what the stream brings; runs on every worker of Ray Train.
+def train_worker(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
+    """Train what the stream brings, one model after the other; runs on every worker of Ray Train.
 
-    No checkpoint is handed to Ray: they are ours, and a restarted group finds the newest one by itself.
+    No checkpoint is handed to Ray: they are ours, and a restarted group finds the newest ones by itself.
 
     Returns:
-        The newest checkpoint and its step, when the first step was made, and why the run ended before its end.
+        What each model has `reached`, nothing of one that was at its end; and why the run ended before its own.
     """
-    job = settings["job"]
-    config = job.config
+    jobs = settings["job"]
+    config = jobs[0].config
     quiet_logs(ray.train.get_context().get_world_rank())
     groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
     device = set_device(config, ray.train.get_context().get_local_rank())
-    state = build_state(config, groups.training, device)
-    trainer = Trainer(job, groups, state, device)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    on_bad = trainer.quarantine if config.ingest.on_bad_unit == "quarantine" else None
+    segments = read_segments(blocks, "quarantined" if config.ingest.on_bad_unit == "quarantine" else None)
+    reached: list[dict[str, Any]] = [{} for _ in jobs]
     ended: dict[str, Any] = {}
     try:
-        for segment in read_segments(blocks, on_bad):
-            trainer.restore(segment.header)
-            trainer.train_part(segment)
-        trainer.saver.wait()
+        for model, own in itertools.groupby(segments, lambda segment: segment.header.model):
+            train_model(jobs[model], own, groups, device, reached[model])
     except DataError as error:  # raised on all ranks together: nothing hangs, and nothing is tried again
         ended = {"refused": str(error)}
     except Interrupted:
         ended = {"interrupted": True}
-    return ended | {"step": trainer.step, "checkpoint": trainer.newest, "first_step_at": trainer.first_step_at}
+    return ended | {"reached": reached}
+
+
+def train_model(
+    job: TrainJob, segments: Iterable[Segment], groups: Groups, device: torch.device, reached: dict[str, Any]
+) -> None:
+    """Train one model on its segments.
+
+    Args:
+        job: The model.
+        segments: Its own.
+        groups: Process groups.
+        device: Where this rank computes.
+        reached: Takes the newest `checkpoint` and its `step`, and `first_step_at`, in seconds since the epoch.
+
+    Raises:
+        DataError: On all ranks: why the run has to stop.
+        Interrupted: On all ranks: it was asked to end, and is saved.
+    """
+    trainer = Trainer(job, groups, build_state(job.config, groups.training, device), device)
+    try:
+        for segment in segments:
+            trainer.restore(segment.header)
+            trainer.train_part(segment)
+        trainer.saver.wait()
+    finally:
+        reached |= {"step": trainer.step, "checkpoint": trainer.newest, "first_step_at": trainer.first_step_at}
 
 
 class Trainer:
@@ -111,11 +134,6 @@ class Trainer:
         self.newest = header.checkpoint
         logger.info("attempt %s goes on from %s, on %d workers", header.attempt, self.newest, dist.get_world_size())
 
-    def quarantine(self, parcel: Parcel) -> None:
-        """Note a unit of this rank that could not be read; it is passed over."""
-        self._stepped.quarantined[parcel.unit] = parcel.text
-        logger.warning("quarantined %s", parcel.text)
-
     def train_part(self, segment: Segment) -> None:
         """Train one part of one pass, and save it.
 
@@ -129,8 +147,9 @@ class Trainer:
         if header.day != self._day:
             self._day = header.day
             self._state.optimizer.begin_day()
-        self._units, self._stepped = log.units, DayCursor()
-        batcher = Batcher(config.log_schema, log.units, segment.parcels, ingest.batch_size, ingest.shuffle.interleave)
+        self._units, self._stepped = log.units, DayCursor(quarantined=segment.bad)
+        rows, tasks, interleave = self._job.read, config.log_schema.task_names, ingest.shuffle.interleave
+        batcher = Batcher(rows, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
         batches = CountedBatches(
             lambda step: self._next_batch(batcher, step),
             self.step,
@@ -140,7 +159,7 @@ class Trainer:
             self._signals,
         )
         before = DayCursor.from_json(header.seen, log.units)
-        reporter = ProgressReporter(self._board, f"train {log.day}", log.num_rows)
+        reporter = ProgressReporter(self._board, f"{self._job.what} {log.day}", log.num_rows)
         started, every = time.monotonic(), config.checkpoint.every_steps
         self._pipeline.reset()
         while (output := self._next_step(batches)) is not None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from features.schema import Schema
 from features.statistics import Statistics
 from pipeline.config import Config
 from pipeline.lineage.line import Line
@@ -11,7 +12,7 @@ from pipeline.stream import Part
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """What every worker of a training run is given.
+    """What every worker of a training run is given to train one model.
 
     Args:
         config: The project's configuration.
@@ -20,8 +21,10 @@ class TrainJob:
         days: ISO dates of the days of the run.
         parts: What is read for them, in order.
         passes: Passes over all of it.
+        read: What rows are read with: the features of the configuration, and at least its tasks.
         admission: Reference to an `Admission` in the object store, which the workers of a node read without copies.
         board: A `ProgressBoard`, or None.
+        what: What its progress is called.
     """
 
     config: Config
@@ -30,8 +33,10 @@ class TrainJob:
     days: tuple[str, ...]
     parts: tuple[Part, ...]
     passes: int
+    read: Schema
     admission: Any
     board: Any
+    what: str = "train"
 
     @property
     def run(self) -> dict[str, Any]:

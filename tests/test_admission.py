@@ -235,7 +235,7 @@ def test_the_stream_is_encoded_with_it(logs: Storage, ray_cluster: None) -> None
     """Catches data tasks that hash, or look up in another vocabulary than the run's."""
     config = make_config(logs, num_rows=60_000)
     encoder, listed = _encoder(config, 100), day_logs(config, DAYS[:1])
-    plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, Start)
+    plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, (Start,))
     segments = plan.segments(1)
     entries = plan.entries(segments, 1)
     read_plan = plan.read_plan(segments)

@@ -220,9 +220,10 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     config = make_config(tmp_path, tmp_path)
     many = trainings.Trainings(config, "many", keep_checkpoints=keep)
 
-    def trained(work: Any) -> dict[str, Any]:
-        work.place.storage.write("checkpoints/day/weights", b"all of them")
-        return {"checkpoint": "day"}
+    def trained(works: Any) -> list[dict[str, Any]]:
+        for work in works:
+            work.place.storage.write("checkpoints/day/weights", b"all of them")
+        return [{"checkpoint": "day"} for _ in works]
 
     def full(self: Any, name: str, inputs: Any, result: Any) -> Any:
         raise OSError(28, "No space left on device")

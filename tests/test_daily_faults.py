@@ -27,7 +27,7 @@ from test_faults import Fault, _faulty_worker, _worker_on_a_full_disk
 from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline import checkpoint, run
+from pipeline import checkpoint, train_group
 from pipeline.config import Config
 from pipeline.evaluation import evaluate
 from pipeline.lineage.audit import audit_line
@@ -261,7 +261,7 @@ def _main(point: str, file: str, folder: str) -> int:
         Line.publish = die
     elif point in ("first step", "mid-day", "checkpoint write"):
         fault = functools.partial(_worker_that_kills, point=point, pid=os.getpid(), folder=folder)
-        run.train_worker = fault  # pyright: ignore[reportAttributeAccessIssue]
+        train_group.train_worker = fault  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv = ["daily", "--config", file, "--day", DAYS[1]]
     return command(daily.add_arguments, daily.run)
 
@@ -329,7 +329,7 @@ def test_a_worker_or_a_data_task_that_is_killed(
     config = _config(logs, copied(where))
     (tmp_path / "fault").mkdir()
     fault = Fault(kind, step, 1 if kind == "kill" else 0, tmp_path / "fault")
-    monkeypatch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
+    monkeypatch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, fault=fault))
     assert _daily(config, DAYS[1])["result"] == "published"
     assert (fault.folder / "happened").exists(), "the fault did not happen: the test would see nothing"
     _check(config, undisturbed, tmp_path)
@@ -343,7 +343,7 @@ def test_a_disk_that_is_full(
     config = _config(logs, copied("local"))
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"max_failures": 0})})
     with monkeypatch.context() as patch:
-        patch.setattr(run, "train_worker", functools.partial(_worker_on_a_full_disk, step=FULL_AT))
+        patch.setattr(train_group, "train_worker", functools.partial(_worker_on_a_full_disk, step=FULL_AT))
         with pytest.raises(Exception, match="No space left on device"):
             _daily(config, DAYS[1])
     assert _daily(config, DAYS[1])["result"] == "published"
@@ -358,7 +358,7 @@ def test_a_clock_that_is_set_back(
     config = _config(logs, copied("local"))
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 10 * 365 * 86400)
-    monkeypatch.setattr(run, "train_worker", _worker_of_another_year)
+    monkeypatch.setattr(train_group, "train_worker", _worker_of_another_year)
     assert _daily(config, DAYS[1])["result"] == "published"
     _check(config, undisturbed, tmp_path)
 

@@ -28,7 +28,7 @@ from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
 from models.ranker import StepOutput
-from pipeline import checkpoint, run
+from pipeline import checkpoint, train_group
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.lineage.line import Line, Manifest
@@ -186,7 +186,7 @@ _AT_STEPS = {"kill": _kill_me, "stop": _stop_me, "kill_data_task": _kill_data_ta
 
 def _train_with(fault: Fault, config: Config, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     fault.folder.mkdir()
-    monkeypatch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
+    monkeypatch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, fault=fault))
     result = train(config, [DAY], passes=1)
     manifest = Line.of(config.root, config.line).read_manifest(result["checkpoint"])
     assert manifest is not None
@@ -278,7 +278,7 @@ def test_a_write_that_fails_fails_the_run(
 ) -> None:
     """Catches a background write whose error nobody sees: the run would go on for a day without a checkpoint."""
     config = config_of(logs, tmp_path / "root", workers={"max_failures": 0})
-    monkeypatch.setattr(run, "train_worker", functools.partial(_worker_on_a_full_disk, step=2 * EVERY))
+    monkeypatch.setattr(train_group, "train_worker", functools.partial(_worker_on_a_full_disk, step=2 * EVERY))
     with pytest.raises(Exception, match="No space left on device"):
         train(config, [DAY], passes=1)
     line = Line.of(config.root, config.line)

@@ -331,4 +331,4 @@ def _segments(line: Line, checkpoint: str, logs: Storage, days: Any, encoder: En
     manifest = line.read_manifest(checkpoint)
     assert manifest is not None
     start = Start("0001", manifest.resume_point())
-    return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, lambda: start).segments(2)
+    return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, (lambda: start,)).segments(2)

@@ -144,7 +144,7 @@ def weights(config: Config, checkpoint: str, folder: Path) -> dict[str, torch.Te
 def plan_of(config: Config, days: list[str], units: int = 200) -> RunPlan:
     encoder = Encoder(config.log_schema, None)
     day_logs = check_days(Storage(config.logs.path), days, units, config.log_schema, encoder.columns)
-    return RunPlan(Storage(config.logs.path), whole_days(day_logs), 1, encoder, config.ingest, config.seed, Start)
+    return RunPlan(Storage(config.logs.path), whole_days(day_logs), 1, encoder, config.ingest, config.seed, (Start,))
 
 
 @ray.remote(num_cpus=0.5)
@@ -423,12 +423,13 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     plan = plan_of(config, DAYS[:1], units=15)
     line = Line.of(config.root, config.line)
     attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
-    plan = replace(plan, start=partial(Start, attempt))
+    plan = replace(plan, starts=(partial(Start, attempt),))
     board = ProgressBoard.remote()
-    job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, ray.put(Admission({}, {}, {})), board)
-    found = run_workers(config, plan, _train_and_watch, job, board)
+    schema, admission = config.log_schema, ray.put(Admission({}, {}, {}))
+    job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, schema, admission, board)
+    found = run_workers(config, plan, _train_and_watch, [job], board)
     units = len(plan.parts[0].log.units)
-    early = sum(read_at < found["first_step_at"] for read_at in found["reads"])
+    early = sum(read_at < found["reached"][0]["first_step_at"] for read_at in found["reads"])
     assert len(found["reads"]) > 50
     assert early * 2 < units / 10, f"each of 2 ranks had {early} of the day's {units} units before its first step"
 

@@ -19,9 +19,11 @@ from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.seal import seal
 from pipeline.lineage.steps import Steps
-from pipeline.run import STATISTICS, of_run, train
+from pipeline.parts import late_days
+from pipeline.run import of_run, train_together
 from pipeline.storage import Storage
 from pipeline.stream import whole_days
+from pipeline.train_group import STATISTICS
 from pipeline.units import check_days
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ class Trainings:
         results: dict[str, Any] = {work.line: self._steps.found(work.line, work.inputs) for work in works}
         missing = [work for work in works if results[work.line] is None]
         if missing:
-            trained = [self._trained(work) for work in missing]
+            trained = self._trained(missing)
             pairs = zip(missing, trained, strict=True)
             subjects = [Subject(work.config, work.place, one["checkpoint"]) for work, one in pairs]
             for work, one, measurement in zip(missing, trained, self._measure(subjects, test_days), strict=True):
@@ -109,21 +111,19 @@ class Trainings:
         line = f"{variant.name}-{_digest(inputs)}"
         return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
 
-    def _trained(self, work: _Work) -> dict[str, Any]:
-        line, config = work.place, work.config
-        logger.info("%s: %d days, seed %d", work.line, len(work.days), config.seed)
-        if line.newest() is None:
-            self._fit(config, line, work.days)
-        checkpoint = train(config, work.days, passes=1)["checkpoint"]
-        manifest = line.read_manifest(checkpoint)
-        assert manifest is not None
-        parts = list(of_run(line, manifest))
-        return {
-            "checkpoint": checkpoint,
-            "rows": sum(part.content["rows"] for part in parts),
-            "seconds": sum(part.content["seconds"] for part in parts),
-            "parameters": head_parameters(config),
-        }
+    def _trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:
+        """Train what has the same days and seed together, unless each line would read other rows."""
+        for work in works:
+            logger.info("%s: %d days, seed %d", work.line, len(work.days), work.config.seed)
+            if work.place.newest() is None:
+                self._fit(work.config, work.place, work.days)
+        schema, checkpoints = self._config.log_schema, {}
+        alone = bool(schema.vocabularies or late_days(schema, works[0].days))
+        for key, group in _grouped(works, alone=alone).items():
+            read = self._config.model_copy(update={"seed": key[1]})
+            results = train_together(read, [work.config for work in group], group[0].days, passes=1)
+            checkpoints |= {work.line: result["checkpoint"] for work, result in zip(group, results, strict=True)}
+        return [_trained_figures(work, checkpoints[work.line]) for work in works]
 
     def _measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
         logger.info("measuring %d models on %s", len(subjects), ", ".join(test_days))
@@ -142,6 +142,26 @@ class Trainings:
         common = self._steps.done(f"statistics-{_digest(inputs)}", inputs, collect)
         own = common | {"schema_fingerprint": config.log_schema.fingerprint()}
         line.storage.write(STATISTICS, seal(own))
+
+
+def _grouped(works: Sequence[_Work], *, alone: bool) -> dict[tuple[Any, ...], list[_Work]]:
+    """By days and seed, and by line where each is trained alone."""
+    groups: dict[tuple[Any, ...], list[_Work]] = {}
+    for work in works:
+        groups.setdefault((work.days, work.config.seed, work.line if alone else None), []).append(work)
+    return groups
+
+
+def _trained_figures(work: _Work, checkpoint: str) -> dict[str, Any]:
+    manifest = work.place.read_manifest(checkpoint)
+    assert manifest is not None
+    parts = list(of_run(work.place, manifest))
+    return {
+        "checkpoint": checkpoint,
+        "rows": sum(part.content["rows"] for part in parts),
+        "seconds": sum(part.content["seconds"] for part in parts),
+        "parameters": head_parameters(work.config),
+    }
 
 
 def _figures(measurement: Measurement) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.batcher import Batcher
 from pipeline.checkpoint import TrainState, read_checkpoint
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
-from pipeline.datasource import Parcel, read_columns
+from pipeline.datasource import read_columns
 from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
 from pipeline.evaluation.gate_use import GateUse
 from pipeline.evaluation.measured import Measured
@@ -195,7 +195,8 @@ def measure_together(
         feature = config.evaluation.popularity
         popularity = fit_popularity(config, encoder, history, feature) if history and feature else None
         held = config.holdout if rows == "held_out" else None
-        plan = RunPlan(logs, parts, len(subjects), encoder, in_order(config), config.seed, Start, held, rows)
+        starts = (Start,) * len(subjects)
+        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, starts, held, rows)
         board = ProgressBoard.remote()
         job = EvaluateJob(config, tuple(subjects), parts, popularity, board)
         reported = run_workers(config, plan, evaluate_worker, job, board)
@@ -216,9 +217,8 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     loaded: Loaded | None = None
     measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    passed_over = pass_over if config.ingest.on_bad_unit == "quarantine" else None
-    for segment in read_segments(blocks, passed_over):
-        if segment.header.pass_index == len(measured):
+    for segment in read_segments(blocks, passed_over(config)):
+        if segment.header.model == len(measured):
             loaded = load(job.subjects[len(measured)], loaded, groups, device)
             if measured:
                 measured[-1].gates.stop()
@@ -258,9 +258,9 @@ def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.
     return loaded
 
 
-def pass_over(parcel: Parcel) -> None:
-    """Say of a unit that it could not be read."""
-    logger.warning("not measured: %s", parcel.text)
+def passed_over(config: Config) -> str | None:
+    """What the log says of a unit that could not be read; None: that is an error."""
+    return "not measured:" if config.ingest.on_bad_unit == "quarantine" else None
 
 
 @torch.no_grad()
@@ -272,12 +272,10 @@ def measure_part(job: EvaluateJob, segment: Segment, groups: Groups, loaded: Loa
     """
     log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
     schema, pipeline = job.config.log_schema, loaded.pipeline
-    places = [schema.task_names.index(name) for name in loaded.config.log_schema.task_names]
-    batcher = Batcher(schema, log.units, segment.parcels, job.config.ingest.batch_size, interleave=1)
-    none, ones = torch.zeros(len(places)), torch.ones(len(places))
-    batches = CountedBatches(
-        lambda step: batcher.next_batch(step).of_tasks(places), 0, lambda step: ones, none.clone, groups.counts
-    )
+    tasks = loaded.config.log_schema.task_names
+    batcher = Batcher(schema, log.units, segment.parcels, job.config.ingest.batch_size, interleave=1, tasks=tasks)
+    none, ones = torch.zeros(len(tasks)), torch.ones(len(tasks))
+    batches = CountedBatches(batcher.next_batch, 0, lambda step: ones, none.clone, groups.counts)
     board = job.board if dist.get_rank() == 0 else None
     reporter = ProgressReporter(board, f"evaluate {log.day}", log.num_rows)
     pipeline.reset()

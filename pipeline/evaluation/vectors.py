@@ -18,7 +18,7 @@ from models.user import UserArch
 from pipeline.config import Config
 from pipeline.datasource import read_unit
 from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
-from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_days, load, measure_part, pass_over
+from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_days, load, measure_part, passed_over
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.progress import ProgressBoard
@@ -83,7 +83,7 @@ def write_user_vectors(
         check_same_schema(config, manifest)
         encoder = encoder_of(config, line, manifest)
         parts, logs = whole_days(listed_days(config, days, [column])), Storage(config.logs.path)
-        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, Start, None, "all")
+        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, (Start,), None, "all")
         reading = EvaluateJob(config, (Subject(config, line, name),), parts, None, None)
         written = _compute(config, plan, reading, column, target)
     return {"result": "written", "checkpoint": name, "days": list(days), "out": target.url} | written
@@ -111,7 +111,7 @@ def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
     loaded = load(reading.subjects[0], None, groups, device)
     found = UserVectors(loaded.state.model, job.logs, job.column)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
-    for segment in read_segments(blocks, pass_over if config.ingest.on_bad_unit == "quarantine" else None):
+    for segment in read_segments(blocks, passed_over(config)):
         part = next(part for part in reading.parts if part.key == (segment.header.day, segment.header.log_day))
         found.begin_part(reading.parts.index(part), part)
         refused = measure_part(reading, segment, groups, loaded, found)

@@ -12,7 +12,7 @@ from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import LATEST, Line
 from pipeline.lineage.seal import seal
-from pipeline.run import STATISTICS
+from pipeline.train_group import STATISTICS
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pipeline.config import Config
 from pipeline.datasource import read_columns
 from pipeline.evaluation.evaluate import Measurement, measure
 from pipeline.lineage.line import Line, Manifest
-from pipeline.run import parts_to_train, train_days
 from pipeline.session import ray_session
 from pipeline.storage import Storage
+from pipeline.train_group import HeldLine, parts_to_train, train_days
 from pipeline.unit_pass import map_units
 from pipeline.unit_work import ProfileUnit
 from pipeline.units import DayLog
@@ -94,4 +94,5 @@ class RayWork:
     def train(self, day: str, run: str) -> Manifest:
         """Train a day to its end, from what is published, or from where that was cut off."""
         self._need_ray()
-        return train_days(self._config, self._line, [day], 1, run)[0]
+        held = HeldLine(self._config, self._line, run)
+        return train_days(self._config, [held], [day], 1)[0][0]

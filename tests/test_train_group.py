@@ -1,0 +1,105 @@
+"""Models trained together: the bits that each would have alone, also where a worker dies in between."""
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from test_runs import DAYS, logs, make_config, weights
+
+from features.errors import ConfigError
+from models.ranker import StepOutput
+from pipeline import train_group
+from pipeline.comparison.candidates import with_tasks
+from pipeline.config import Config
+from pipeline.counts import CountedBatches
+from pipeline.fit import fit_statistics
+from pipeline.lineage.line import Line
+from pipeline.run import train, train_together
+from pipeline.train import Trainer, train_worker
+from pipeline.train_group import HeldLine, train_days
+
+__all__ = ["logs"]  # a fixture
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
+
+
+def _models(logs: Path, root: Path) -> list[Config]:
+    """One of both tasks, and one of the second alone, whose labels are in another column of the rows' labels."""
+    workers = {"num": 2, "timeout_s": 60, "max_failures": 1}
+    both = make_config(logs, root, workers=workers, checkpoint={"every_steps": 5})
+    return [both.model_copy(update={"line": "a"}), with_tasks(both, ["vcr"]).model_copy(update={"line": "b"})]
+
+
+def _worker_that_dies(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`train_worker`, whose rank 1 is killed once, in the second model."""
+    next_step = Trainer._next_step
+
+    def step_and_die(self: Trainer, batches: CountedBatches) -> StepOutput | None:
+        output = next_step(self, batches)
+        if ray.train.get_context().get_world_rank() == 1 and self._job.line.name == "b" and self.step == 8:
+            try:
+                os.close(os.open(folder / "happened", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return output
+            os.kill(os.getpid(), signal.SIGKILL)
+        return output
+
+    Trainer._next_step = step_and_die
+    return train_worker(settings)
+
+
+@pytest.mark.ray
+def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
+    """Catches another model's labels, its dice or its optimizer, and a restart that begins the finished model anew."""
+    together, (_, alone) = _models(logs, tmp_path / "together"), _models(logs, tmp_path / "alone")
+    for config in [*together, alone]:
+        fit_statistics(config, DAYS)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_group, "train_worker", functools.partial(_worker_that_dies, folder=tmp_path))
+        results = train_together(together[0], together, DAYS, passes=1)
+    assert (tmp_path / "happened").exists()
+    expected = weights(alone, train(alone, DAYS, passes=1)["checkpoint"], tmp_path)
+    found = weights(together[1], results[1]["checkpoint"], tmp_path)
+    assert set(found) == set(expected)
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    for config, result in zip(together, results, strict=True):
+        line = Line.of(config.root, config.line)
+        latest, manifest = line.latest(), line.read_manifest(result["checkpoint"])
+        assert latest is not None
+        assert latest["checkpoint"] == result["checkpoint"]
+        assert [record["result"] for record in line._attempts(DAYS)] == ["restarted", "done"]
+        assert manifest is not None
+        assert list(manifest.content["rows_in_space"]) == config.log_schema.task_names
+    assert [one["result"] for one in train_together(together[0], together, DAYS, passes=1)] == ["nothing to do"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"seed": 12}, "line 'b' cannot be trained with the others: its seed is another"),
+        ({"ingest": {"batch_size": 32}}, "its ingest is another"),
+    ],
+)
+def test_other_rows_are_refused(change: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    """Catches a model that is compared with others, and has seen other rows, or in another order."""
+    first, second = _models(tmp_path, tmp_path)
+    other = make_config(tmp_path, tmp_path, **change)
+    changed = second.model_copy(update={name: getattr(other, name) for name in change})
+    lines = [HeldLine(config, Line.of(config.root, config.line), "run") for config in (first, changed)]
+    with pytest.raises(ConfigError, match=expected):
+        train_days(first, lines, DAYS, passes=1)
+
+
+def test_another_task_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    """Catches a model that is trained on another's labels because their tasks have one name."""
+    first, second = _models(tmp_path, tmp_path)
+    (task,) = second.log_schema.tasks
+    renamed = second.log_schema.model_copy(update={"tasks": [task.model_copy(update={"label": "share"})]})
+    lines = [HeldLine(second.model_copy(update={"log_schema": renamed}), Line.of(first.root, "b"), "run")]
+    with pytest.raises(ConfigError, match="its task vcr is another"):
+        train_days(first, lines, DAYS, passes=1)
