@@ -398,6 +398,23 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
         assert [header.checkpoint for _, header in segments] == [name, None, None, None][: len(left)]
 
 
+def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Encoder):
+    """Catches rows of one model that are trained by another, and a checkpoint that a second model starts from."""
+    plan = replace(_SORTED.plan(write_log, tiny_encoder), passes=1)
+    within, end = _train(plan, 2, max_steps=1).checkpoint, _train(plan, 2).checkpoint
+    starts = [Start("0007", end), Start("0002", within), Start("0001")]
+    segments = replace(plan, starts=tuple(lambda start=start: start for start in starts)).segments(2)
+    found = [(header.model, header.day, header.attempt, header.checkpoint) for _, header in segments]
+    assert within is not None
+    assert found == [
+        (1, DAYS[0], "0002", within.checkpoint),
+        (1, DAYS[1], "0002", None),
+        (2, DAYS[0], "0001", None),
+        (2, DAYS[1], "0001", None),
+    ]
+    assert [bool(header.seen) for _, header in segments] == [True, False, False, False]
+
+
 @settings(max_examples=20)
 @given(shape=_SHAPES, num_ranks=_RANKS)
 def test_entries_come_in_turns(shape: _Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
