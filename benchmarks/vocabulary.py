@@ -11,7 +11,8 @@ from benchmarks.workload import load, project
 from features.columns import id_values
 from features.encoding import Encoder
 from features.hashing import hash_ids, salt_of
-from features.schema import BucketFeature, Schema, TableConfig, VocabularyConfig
+from features.schema import BucketFeature, Schema
+from features.tables import TableConfig, VocabularyConfig
 from features.vocabulary import RowIndex, Vocabulary
 from pipeline.datasource import read_unit
 from pipeline.storage import Storage

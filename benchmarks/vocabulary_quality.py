@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from features.kuairand.partitions import import_kuairand
-from features.schema import VocabularyConfig
 from features.synthetic.logs import SyntheticConfig, write_day
+from features.tables import VocabularyConfig
 from pipeline.config import Config, LogsConfig, load_config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.fit import fit_statistics

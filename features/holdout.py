@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from features.declaration import Declaration
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
-from features.schema import Declaration
 
 Rows = Literal["trained", "held_out", "all"]
 

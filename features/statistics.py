@@ -12,8 +12,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from features.columns import contiguous, dense_values, id_values
+from features.declaration import Declaration
 from features.hashing import hash_ids, salt_of
-from features.schema import BucketFeature, Declaration, DenseFeature, Schema
+from features.schema import BucketFeature, DenseFeature, Schema
 
 _RELATIVE_ERROR = 0.005
 _LOG_GAMMA = np.log((1 + _RELATIVE_ERROR) / (1 - _RELATIVE_ERROR))

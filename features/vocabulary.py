@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from features.errors import DataError
 from features.hashing import rows_of
-from features.schema import TableConfig, VocabularyConfig
+from features.tables import TableConfig, VocabularyConfig
 
 _FORMAT = "1"
 _FIELDS = pa.schema([("key", pa.uint64()), ("row", pa.int32()), ("last_seen", pa.date32())])

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from features.schema import Declaration
+from features.declaration import Declaration
 from models.entire_space import EntireSpaceConfig
 from models.interaction import NFwFMConfig
 from models.slot_bias import SlotBiasConfig

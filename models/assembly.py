@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from features.errors import ConfigError
-from features.schema import DenseFeature, FeatureConfig, Schema, TaskConfig
+from features.schema import DenseFeature, FeatureConfig, Schema
+from features.tasks import TaskConfig
 from models.around import AroundConfig
 from models.balancing import LossBalancingConfig, build_balancing, check_composed, check_pooled
 from models.inputs import InputArch

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration, TaskConfig
+from features.tasks import TaskConfig
 from models.fusion import FusionNetwork
 from models.gradnorm import GradNormConfig
 from models.meeting import GradientBalance, shared_slices

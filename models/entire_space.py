@@ -14,8 +14,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from features.declaration import Declaration, Name
 from features.errors import ConfigError
-from features.schema import Declaration, Name
 from models.tasks import TaskHead
 
 Logs = tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from features.schema import Declaration, TaskConfig
+from features.declaration import Declaration
+from features.tasks import TaskConfig
 from models.meeting import BalanceRule
 from models.uncertainty import refuse_negative_losses
 

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration, Schema
+from features.schema import Schema
 from models.layout import Labels, Part
 
 

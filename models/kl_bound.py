@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration
 from models.entire_space import EntireSpace, ProbabilityConfig
 from models.tasks import TaskHead
 

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration
 from models.tasks import TaskHead
 
 Unit = Literal["step", "day", "epoch"]

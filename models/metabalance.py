@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration, TaskConfig
+from features.tasks import TaskConfig
 from models.meeting import BalanceRule
 
 Strategy = Literal["A", "B", "C"]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from features.schema import Declaration
+from features.declaration import Declaration
 from models.experts import Gates, grouped_layers, stack_parts
 from models.fusion import FusionNetwork, in_slabs
 from models.layout import FusionParts, Labels

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from features.schema import Declaration
+from features.declaration import Declaration
 from models.experts import init_as_linear
 from models.fusion import FusionNetwork
 from models.layout import FusionParts, Labels, Part, units_of

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from features.schema import Declaration, TaskConfig
+from features.declaration import Declaration
+from features.tasks import TaskConfig
 from models.meeting import BalanceRule
 
 

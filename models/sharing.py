@@ -13,8 +13,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration
 from models.experts import grouped_layers, stack_parts
 from models.fusion import FusionNetwork, in_slabs
 from models.layout import FusionParts, Labels, units_of

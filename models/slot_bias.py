@@ -14,8 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration, Schema, VocabularyConfig
+from features.schema import Schema
+from features.tables import VocabularyConfig
 from models.layout import Part
 from models.sizes import Count
 from models.tasks import TaskHead

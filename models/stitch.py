@@ -14,7 +14,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from features.schema import Declaration
+from features.declaration import Declaration
 from models.experts import GroupedLayer
 from models.fusion import FusionNetwork, in_slabs
 from models.layout import FusionParts, Labels, Part, units_of

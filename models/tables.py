@@ -10,7 +10,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from features.hashing import salt_of
-from features.schema import Schema, TableConfig
+from features.schema import Schema
+from features.tables import TableConfig
 
 _CHUNK_ROWS = 4096
 

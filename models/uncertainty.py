@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration, TaskConfig
+from features.tasks import TaskConfig
 from models.layout import Part
 
 

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from features.declaration import Declaration, Name
 from features.errors import ConfigError
-from features.schema import Declaration, DenseFeature, FeatureConfig, Name, Schema, SequenceFeature
+from features.schema import DenseFeature, FeatureConfig, Schema, SequenceFeature
 from models.dupn import DUPN
 from models.inputs import LookedUp
 from models.layout import Labels, Part

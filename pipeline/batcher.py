@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from features.encoding import EncodedRows
+from features.encoded_rows import EncodedRows
 from features.schema import Schema
 from models.batch import RankingBatch
 from pipeline.cursor import BatchCursor, Span

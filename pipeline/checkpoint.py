@@ -25,8 +25,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from features.declaration import Declaration
 from features.errors import DataError
-from features.schema import Declaration, Schema
+from features.schema import Schema
 from pipeline.growth import GrowthLoadPlanner
 from pipeline.lineage.line import MANIFEST, Line
 from pipeline.lineage.seal import seal

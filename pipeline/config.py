@@ -11,9 +11,10 @@ import torch
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from features.declaration import Declaration
 from features.errors import ConfigError
 from features.holdout import HoldoutConfig
-from features.schema import Declaration, Schema
+from features.schema import Schema
 from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.balancing import SCHEDULE, LossBalancingConfig

@@ -21,7 +21,8 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from features.encoding import EncodedRows, Encoder
+from features.encoded_rows import EncodedRows
+from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.deal import row_order

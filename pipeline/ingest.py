@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from features.schema import Declaration
+from features.declaration import Declaration
 
 
 class UnitConfig(Declaration):

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from features.errors import DataError
-from features.schema import Schema, TableConfig, VocabularyConfig
+from features.schema import Schema
+from features.tables import TableConfig, VocabularyConfig
 from models.assembly import declared_layout
 from models.balancing import SCHEDULE, LossBalancingConfig
 from models.joint import JointLoss

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from features.schema import Declaration
+from features.declaration import Declaration
 
 
 class TableOptimizerConfig(Declaration):

@@ -20,8 +20,10 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingEnv, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration, Schema, TableConfig
+from features.schema import Schema
+from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at, table_of, unpooled_tables
 from pipeline.optimizer import TableOptimizerConfig
 

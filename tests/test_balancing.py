@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from features.errors import ConfigError
-from features.schema import TaskConfig
+from features.tasks import TaskConfig
 from models.balancing import LossBalancingConfig
 from models.gradnorm import GradNorm
 from models.meeting import BalanceRule, GradientBalance

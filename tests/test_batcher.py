@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.encoding import EncodedRows, Encoder
+from features.encoded_rows import EncodedRows
+from features.encoding import Encoder
 from features.schema import Schema
 from models.batch import RankingBatch
 from pipeline.batcher import Batcher, collate

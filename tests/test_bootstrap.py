@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from features.hashing import salt_of
-from features.schema import TaskConfig
+from features.tasks import TaskConfig
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import Bootstrap, BootstrapConfig, times_drawn
 

@@ -19,8 +19,8 @@ from test_faults import Fault, _faulty_worker
 from test_runs import make_config, weights
 
 from features.holdout import HoldoutConfig
-from features.schema import VocabularyConfig
 from features.synthetic.logs import SyntheticConfig, write_day
+from features.tables import VocabularyConfig
 from pipeline import run
 from pipeline.admission import read_vocabularies
 from pipeline.config import Config

@@ -24,7 +24,7 @@ from test_train_step import (
     whole,
 )
 
-from features.encoding import EncodedRows
+from features.encoded_rows import EncodedRows
 from models.tables import parameter_of, table_of
 from pipeline.config import Config, parse_config
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from features.encoding import EncodedRows, Encoder, evaluate_space
+from features.encoded_rows import EncodedRows
+from features.encoding import Encoder, evaluate_space
 from features.errors import ConfigError, DataError
 from features.hashing import hash_ids, salt_of
 from features.schema import Schema

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from features.schema import TaskConfig
+from features.tasks import TaskConfig
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 
 _NAN = float("nan")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_train_step import NUM_STEPS, SGD, Run, assert_tables_moved, blocks_of, make_config, whole
 
-from features.schema import TableConfig
+from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at
 from pipeline.checkpoint import TrainState
 from pipeline.sharding import reset_rows

@@ -9,7 +9,8 @@ import torch
 
 from features.encoding import Encoder
 from features.errors import DataError
-from features.schema import Schema, TaskConfig
+from features.schema import Schema
+from features.tasks import TaskConfig
 from models.assembly import task_heads
 from models.loss import UnionSpaceLoss
 from models.tasks import predictions_of

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from features.schema import Schema, TableInit
+from features.schema import Schema
+from features.tables import TableInit
 
 _VOCABULARY = {"kind": "vocabulary", "min_count": 2, "keep_days": 30, "tail_rows": 3}
 

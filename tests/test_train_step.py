@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from features.encoding import EncodedRows
+from features.encoded_rows import EncodedRows
 from models.batch import RankingBatch
 from models.ranker import Head
 from models.tables import table_of

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
 from features.hashing import hash_ids, rows_of, salt_of, table_rows
-from features.schema import Schema, TableConfig, VocabularyConfig
+from features.schema import Schema
+from features.tables import TableConfig, VocabularyConfig
 from features.vocabulary import Vocabulary, merge_counts
 
 TAIL = 3

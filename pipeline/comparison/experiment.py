@@ -9,8 +9,8 @@ from typing import Annotated
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
+from features.declaration import Declaration
 from features.errors import ConfigError
-from features.schema import Declaration
 from models.network import NetworkConfig
 from pipeline.comparison.candidates import with_tasks
 from pipeline.comparison.gains import ModelRow, Spread, model_rows

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from features.declaration import Declaration, Name
 from features.hashing import mix64, salt_of
-from features.schema import Declaration, Name, TaskConfig
+from features.tasks import TaskConfig
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.evaluation.table import metric_of
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from features.schema import TaskConfig
+from features.tasks import TaskConfig
 from models.assembly import task_heads
 from models.batch import RankingBatch
 from models.tasks import TaskHead, predictions_of

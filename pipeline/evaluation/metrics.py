@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from features.schema import TaskConfig
+from features.tasks import TaskConfig
 from pipeline.evaluation.auc import AucSketch
 
 _COUNTED = ("rows", "positives")

@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from features.declaration import Declaration
 from features.profile import DayProfile
-from features.schema import Declaration, Schema
+from features.schema import Schema
 
 _NOISE = 4.0  # standard errors within which a mean label says nothing
 

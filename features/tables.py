@@ -1,0 +1,84 @@
+"""Embedding tables as a config declares them: rows, width, start, and how ids become rows."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from features.declaration import Declaration, Name
+
+
+class TableInit(Declaration):
+    """How the rows of a table start.
+
+    Args:
+        kind: `uniform` on (-scale, scale), or `normal` with that standard deviation.
+        scale: Absent: 1 / sqrt(dim) for uniform, as in DLRM; it must be given for normal.
+    """
+
+    kind: Literal["uniform", "normal"] = "uniform"
+    scale: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _normal_needs_scale(self) -> Self:
+        if self.kind == "normal" and self.scale is None:
+            raise ValueError("a normal init needs its scale, the standard deviation")
+        return self
+
+
+class HashingConfig(Declaration):
+    """Ids are spread over the rows by their hash; two ids may share a row.
+
+    Args:
+        kind: `hashing`.
+    """
+
+    kind: Literal["hashing"]
+
+
+class VocabularyConfig(Declaration):
+    """Ids that are seen often enough have a row of their own; the others are hashed into a few rows, the tail.
+
+    Args:
+        kind: `vocabulary`.
+        min_count: An id without a row is given one when the table's features have it this often in the rows of an
+            update, which is a day, or all days of the command.
+        keep_days: Where the table is full, an id may lose its row to a new one when it was not seen on any of the last
+            this many days.
+        tail_rows: The table's first rows, over which all other ids are hashed; fewer than `num_rows`.
+    """
+
+    kind: Literal["vocabulary"]
+    min_count: int = Field(ge=1)
+    keep_days: int = Field(ge=1)
+    tail_rows: int = Field(ge=1)
+
+
+IdMappingConfig = Annotated[HashingConfig | VocabularyConfig, Field(discriminator="kind")]
+
+
+class TableConfig(Declaration):
+    """An embedding table, which several features may share.
+
+    Args:
+        name: The table's name.
+        num_rows: Rows. With a vocabulary it may be raised later, from the table's checkpoint.
+        dim: Width of a row.
+        init: How rows start.
+        id_mapping: How ids become rows.
+    """
+
+    name: Name
+    num_rows: int = Field(ge=1, le=2**31 - 1)
+    dim: int = Field(ge=1, le=4096)
+    init: TableInit = TableInit()
+    id_mapping: IdMappingConfig = HashingConfig(kind="hashing")
+
+    @model_validator(mode="after")
+    def _leave_rows_beside_the_tail(self) -> Self:
+        mapping = self.id_mapping
+        if isinstance(mapping, VocabularyConfig) and mapping.tail_rows >= self.num_rows:
+            raise ValueError(
+                f"table {self.name!r} has {self.num_rows} rows, {mapping.tail_rows} of them its tail: declare fewer "
+                "tail_rows, the rest is what ids are given"
+            )
+        return self
