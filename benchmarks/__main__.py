@@ -19,6 +19,7 @@ NAMES = (
     "vocabulary",
     "vocabulary_quality",
     "daily_kuairand",
+    "together",
 )
 
 

@@ -1,0 +1,55 @@
+"""Seconds of training small models each by a group of workers of its own, over those of all by one group."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.workload import DAY, load, project
+from pipeline.config import Config
+from pipeline.lineage.line import Line
+from pipeline.run import train, train_together
+from pipeline.session import ray_session
+from pipeline.storage import Storage
+from pipeline.train_group import STATISTICS
+
+_ROWS, _QUICK_ROWS = 2**17, 2**14
+_MODELS = 4
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Train the same models both ways, within one Ray, on one worker.
+
+    What is saved is a start of Ray Train, its actors and a worker for every model but the first, whatever the rows.
+
+    Args:
+        quick: An eighth of the rows.
+    """
+    rows = _QUICK_ROWS if quick else _ROWS
+    days = [DAY.isoformat()]
+    with project(rows, 2**12, 2_000, workers={"num": 1}) as folder:
+        config, _, _ = load(folder)
+        statistics = Storage(f"{folder}/lines/main").read(STATISTICS)
+        lines = {way: [_model(config, f"{way}-{k}", statistics) for k in range(_MODELS)] for way in ("alone", "group")}
+        with ray_session(config):
+            train(_model(config, "warm", statistics), days, passes=1)
+            alone = _seconds(lambda: [train(model, days, passes=1) for model in lines["alone"]])
+            together = _seconds(lambda: train_together(config, lines["group"], days, passes=1))
+    return {
+        "models": _MODELS,
+        "rows": rows,
+        "alone_s": round(alone, 1),
+        "together_s": round(together, 1),
+        "alone_over_together": round(alone / together, 2),
+    }
+
+
+def _model(config: Config, name: str, statistics: bytes) -> Config:
+    line = Line.of(config.root, name)
+    line.storage.write(STATISTICS, statistics)
+    return config.model_copy(update={"line": name})
+
+
+def _seconds(work: Callable[[], Sequence[Any]]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
