@@ -22,6 +22,7 @@ from pipeline.cursor import CursorJson, DayCursor
 from pipeline.datasource import Entry, Parcel, ReadPlan, UnitDatasource, group_entries
 from pipeline.deal import Lanes, deal, rounds, unit_order
 from pipeline.ingest import IngestConfig
+from pipeline.pacing import PacedLoop
 from pipeline.storage import Storage
 from pipeline.units import DayLog
 
@@ -271,6 +272,7 @@ class RunPlan:
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1  # bytes: every row, that is every unit, is a block of its own
         context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [PacedLoop]
         context.execution_options.resource_limits = ExecutionResources(
             object_store_memory=self.ingest.object_store_mb * 2**20
         )
