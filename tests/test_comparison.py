@@ -283,26 +283,22 @@ def test_a_batch_of_some_tasks() -> None:
 def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
     """Catches a comparison that begins again after it was cut off, or measures a model by another task's labels."""
     config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
-    trained: list[str] = []
-    said: list[str] = []
-    train = trainings.train
+    calls: list[list[str]] = []
+    train_together = trainings.train_together
 
-    def counted(config: Config, days: Any, passes: int) -> dict[str, Any]:
-        if len(trained) == 2 and "cut" not in trained:
-            trained.append("cut")
+    def cut_off(read: Config, configs: Any, days: Any, passes: int) -> list[dict[str, Any]]:
+        found = train_together(read, configs if calls else configs[:2], days, passes)
+        calls.append([one["result"] for one in found])
+        if len(calls) == 1:
             raise RuntimeError("somebody pulls the plug")
-        trained.append(config.line.rpartition("-")[0])
-        found = train(config, days, passes)
-        said.append(found["result"])
         return found
 
-    monkeypatch.setattr(trainings, "train", counted)
+    monkeypatch.setattr(trainings, "train_together", cut_off)
     with pytest.raises(RuntimeError, match="pulls the plug"):
         Comparison(config, PLAN).run()
     outcomes = Comparison(config, replace(PLAN, keep_checkpoints=True)).run()
     # What is trained and not yet measured is looked at again, and found to be there: no step is made twice.
-    assert trained == ["single-ctr", "single-vcr", "cut", "single-ctr", "single-vcr", "mmoe"]
-    assert said == ["trained", "trained", "nothing to do", "nothing to do", "trained"]
+    assert calls == [["trained", "trained"], ["nothing to do", "nothing to do", "trained"]]
     single, mmoe = outcomes
     assert [task["task"] for task in single.tasks] == [task["task"] for task in mmoe.tasks] == ["ctr", "vcr"]
     assert [t["model"]["rows"] for t in single.tasks] == [t["model"]["rows"] for t in mmoe.tasks]  # the same spaces
@@ -313,7 +309,7 @@ def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert _alone(config, lines) == single.tasks[1:]
     again = Comparison(config, PLAN).run()
     assert again == outcomes
-    assert len(trained) == 6
+    assert len(calls) == 2
     assert len(list(lines.iterdir())) == 3
     assert not list(lines.glob("*/checkpoints"))  # measured, and not asked to be kept
 
