@@ -20,6 +20,7 @@ NAMES = (
     "vocabulary_quality",
     "daily_kuairand",
     "together",
+    "paced_loop",
 )
 
 
