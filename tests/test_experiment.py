@@ -1,5 +1,6 @@
 """Experiments: the shipped ones can be carried out, what cannot is refused in one line, gains over cases by hand."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from test_comparison import _outcome
 
 from features.errors import ConfigError
+from pipeline.comparison import experiment
 from pipeline.comparison.experiment import (
     CaseResult,
     ExperimentConfig,
@@ -17,8 +19,10 @@ from pipeline.comparison.experiment import (
 )
 from pipeline.comparison.gains import model_rows
 from pipeline.comparison.runs import Comparison
+from pipeline.lineage.line import Line
 from pipeline.report.experiment import experiment_markdown
 from pipeline.storage import Storage
+from pipeline.train_group import HeldLine, _check_alike
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "jobs/configs/experiments").glob("*.yaml"))
@@ -31,7 +35,10 @@ def test_shipped_experiments_can_be_carried_out(path: Path, monkeypatch: pytest.
     cases = cases_of(load_experiment(str(path)))
     assert cases
     for case in cases:
-        Comparison(case.config, case.plan)
+        comparison = Comparison(case.config, case.plan)
+        models = comparison.variants(case.config.seed)
+        lines = [HeldLine(model.config, Line.of(model.config.root, model.name), "run") for model in models]
+        _check_alike(case.read, lines, case.plan.train_days)
 
 
 EXPERIMENT: dict[str, Any] = {
@@ -58,6 +65,39 @@ def test_cases_are_the_base_with_their_settings(monkeypatch: pytest.MonkeyPatch)
     assert seeds == [(5, 1), (9, 1)]
     (only,) = cases_of(ExperimentConfig.model_validate(EXPERIMENT), ["seed=4"], ["b"])
     assert (only.name, only.config.seed) == ("b", 4)
+
+
+def test_cases_with_the_same_rows_are_trained_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a start of workers for each of many small cases, and rows of another seed or with other labels."""
+    monkeypatch.chdir(ROOT)
+    calls: list[tuple[int, list[str], list[str]]] = []
+
+    def measured(self: Any, variants: Any, test_days: Any) -> list[Any]:
+        assert list(test_days) == ["2026-11-03"]
+        (seed,) = {variant.config.seed for variant in variants}
+        calls.append((seed, self._config.log_schema.task_names, [variant.name for variant in variants]))
+        return []
+
+    monkeypatch.setattr(experiment.Trainings, "measured", measured)
+    monkeypatch.setattr(experiment, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(experiment.Comparison, "run", lambda self: [])
+    one = {"models": ["ple"], "seeds": 1}
+    label = "schema.tasks=[{name: ctr, label: share}]"
+    others = [
+        {"name": "c", "set": ["model.dropout=0.5"]} | one,
+        {"name": "d", "set": [label, "loss_weights.tasks={}"]} | one,
+        {"name": "e", "set": ["logs.path=elsewhere"]} | one,
+    ]
+    declared = ExperimentConfig.model_validate(EXPERIMENT | {"cases": [*EXPERIMENT["cases"], *others]})
+    experiment.run_cases(cases_of(declared))
+    every = ["ctr", "vtr", "vcr", "shr", "cmr"]
+    assert calls == [
+        (1, every, ["single-ctr", "single-vcr", "ple", "ple"]),
+        (2, every, ["single-ctr", "single-vcr", "ple"]),
+        (9, every, ["ple"]),
+        (1, ["ctr"], ["ple"]),
+        (1, every, ["ple"]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,10 +137,10 @@ def test_gains_over_cases_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a spread over cases, which differ anyway, where that over seeds is meant."""
     monkeypatch.chdir(ROOT)
     cases = [{"name": name, "tasks": ["ctr", "vcr"]} for name in ("a", "b")]
-    experiment = ExperimentConfig.model_validate(EXPERIMENT | {"cases": cases})
+    declared = ExperimentConfig.model_validate(EXPERIMENT | {"cases": cases})
     gains = {"a": (0.01, 0.03), "b": (0.03, 0.07)}
     results = []
-    for case in cases_of(experiment):
+    for case in cases_of(declared):
         seeds = enumerate(gains[case.name], start=1)
         pairs = [(_outcome("single", s, 0.7, 0.1), _outcome("ple", s, 0.7 + gain, 0.1 - gain)) for s, gain in seeds]
         outcomes = [outcome for pair in pairs for outcome in pair]
@@ -108,7 +148,7 @@ def test_gains_over_cases_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     found = mean_gains(results)["ple"]
     assert found["ctr"].values == pytest.approx((0.02, 0.05))
     assert found["vcr"].values == pytest.approx((0.02, 0.05))
-    markdown = experiment_markdown(experiment, [results[0]])
+    markdown = experiment_markdown(declared, [results[0]])
     assert "## Mean gains" not in markdown
     assert "| ple | 0.7200 ± 0.0141 |" in markdown
     assert mean_gains(results[:1]) == {}

@@ -1,5 +1,6 @@
 """An experiment: several comparisons on one base, declared in a file, so that what a page reports can be run again."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,16 @@ from models.network import NetworkConfig
 from pipeline.comparison.candidates import with_tasks
 from pipeline.comparison.gains import ModelRow, Spread, model_rows
 from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
+from pipeline.comparison.trainings import Trainings
 from pipeline.config import Config, load_config
+from pipeline.lineage.manifest import declared
 from pipeline.session import ray_session
 from pipeline.storage import Storage
 from pipeline.units import parse_days
 
 logger = logging.getLogger(__name__)
+
+_OF_ROWS = ("seed", "logs", "schema", "ingest", "holdout", "workers", "evaluation")
 
 Days = Annotated[str, BeforeValidator(str)]  # YAML makes a date of a single day
 
@@ -82,11 +87,19 @@ class Case:
         name: Of the case.
         config: The base with the case's settings and tasks.
         plan: What is compared.
+        read: The same with all of the base's tasks: what rows can be read with for this case and others.
     """
 
     name: str
     config: Config
     plan: ComparisonPlan
+    read: Config
+
+    @property
+    def rows(self) -> str:
+        """What the rows follow from: cases that have it in common are trained and measured together."""
+        sections = declared(self.read)
+        return json.dumps({name: sections[name] for name in _OF_ROWS}, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +166,7 @@ def cases_of(experiment: ExperimentConfig, overrides: Sequence[str] = (), names:
 
 
 def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, overrides: Sequence[str]) -> Case:
-    config = load_config(experiment.config, [*experiment.set, *case.set, *overrides])
+    config = read = load_config(experiment.config, [*experiment.set, *case.set, *overrides])
     if case.tasks is not None:
         unknown = sorted(set(case.tasks) - set(config.log_schema.task_names))
         if unknown:
@@ -163,7 +176,9 @@ def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, 
         config = with_tasks(config, case.tasks)
     models = tuple(case.models) if case.models else plan.models
     networks = {model: network for model, network in plan.networks.items() if model in models}
-    return Case(case.name, config, replace(plan, models=models, networks=networks, seeds=case.seeds or plan.seeds))
+    return Case(
+        case.name, config, replace(plan, models=models, networks=networks, seeds=case.seeds or plan.seeds), read
+    )
 
 
 def run_cases(cases: Sequence[Case]) -> list[CaseResult]:
@@ -173,14 +188,32 @@ def run_cases(cases: Sequence[Case]) -> list[CaseResult]:
         ConfigError: A case cannot be carried out; nothing has been trained.
         DataError: The logs do not fit the configuration.
     """
-    comparisons = [Comparison(case.config, case.plan, folder=f"experiments/{case.plan.name}") for case in cases]
+    comparisons = [Comparison(case.config, case.plan, folder=_folder(case)) for case in cases]
     results = []
     with ray_session(cases[0].config):
+        _run_together(list(zip(cases, comparisons, strict=True)))
         for case, comparison in zip(cases, comparisons, strict=True):
             logger.info("case %s: %s", case.name, ", ".join(case.plan.models))
             outcomes = comparison.run()
             results.append(CaseResult(case, comparison.storage, outcomes, model_rows(outcomes)))
     return results
+
+
+def _run_together(cases: Sequence[tuple[Case, Comparison]]) -> None:
+    """Train and measure what cases with the same rows need, seed by seed; each of them then finds its own there."""
+    groups: dict[tuple[str, int], list[tuple[Case, Comparison]]] = {}
+    for case, comparison in cases:
+        for seed in comparison.seeds if case.plan.trials == 1 else ():
+            groups.setdefault((case.rows, seed), []).append((case, comparison))
+    for (_, seed), members in groups.items():
+        first = members[0][0]
+        logger.info("seed %d: cases %s", seed, ", ".join(case.name for case, _ in members))
+        variants = [variant for _, comparison in members for variant in comparison.variants(seed)]
+        Trainings(first.read, _folder(first), keep_checkpoints=False).measured(variants, first.plan.test_days)
+
+
+def _folder(case: Case) -> str:
+    return f"experiments/{case.plan.name}"
 
 
 def mean_gains(results: Sequence[CaseResult]) -> dict[str, dict[str, Spread]]:

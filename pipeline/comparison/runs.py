@@ -107,6 +107,17 @@ class Comparison:
             for model in plan.models
         }
 
+    @property
+    def seeds(self) -> range:
+        """The seeds of the plan."""
+        return range(self._config.seed, self._config.seed + self._plan.seeds)
+
+    def variants(self, seed: int) -> list[Variant]:
+        """All that is trained with a seed, where every model has one setting."""
+        days = self._plan.train_days
+        entrants = [(model, setting) for model, (setting,) in self._settings.items()]
+        return [part for model, setting in entrants for part in self._variants(model, setting, seed, days)]
+
     def run(self) -> list[Outcome]:
         """Run what is missing.
 
@@ -116,12 +127,12 @@ class Comparison:
         Raises:
             DataError: The logs do not fit the configuration.
         """
-        plan, first = self._plan, self._config.seed
+        plan = self._plan
         with ray_session(self._config):
             chosen = self._chosen()
             return [
                 outcome
-                for seed in range(first, first + plan.seeds)
+                for seed in self.seeds
                 for outcome in self._outcomes(chosen, seed, plan.train_days, plan.test_days)
             ]
 

@@ -91,7 +91,7 @@ class Trainings:
         """
         works = [self._work(variant, test_days) for variant in variants]
         results: dict[str, Any] = {work.line: self._steps.found(work.line, work.inputs) for work in works}
-        missing = [work for work in works if results[work.line] is None]
+        missing = list({work.line: work for work in works if results[work.line] is None}.values())
         if missing:
             trained = self._trained(missing)
             pairs = zip(missing, trained, strict=True)
