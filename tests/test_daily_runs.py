@@ -21,7 +21,7 @@ from test_runs import make_config, weights
 from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day
 from features.tables import VocabularyConfig
-from pipeline import run
+from pipeline import train_group
 from pipeline.admission import read_vocabularies
 from pipeline.config import Config
 from pipeline.evaluation.evaluate import evaluate
@@ -295,7 +295,7 @@ def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, m
     (tmp_path / "fault").mkdir()
     fault = Fault("kill", 13 + 10, 1, tmp_path / "fault")  # of 12 steps or 13 a day; that of step 15 is written
     with monkeypatch.context() as patch:
-        patch.setattr(run, "train_worker", functools.partial(_faulty_worker, fault=fault))
+        patch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, fault=fault))
         with pytest.raises(RuntimeError):
             train(disturbed, DAYS[2:3], passes=1)
     begun = Line.of(disturbed.root, "main").newest()
