@@ -110,6 +110,7 @@ def _train_left(
     """Train what is left of models, from the checkpoints that are given with their lines."""
     lines, (first, start) = [held for held, _ in left], left[0]
     statistics = [_frozen_statistics(held.config, held.line, start) for held, start in left]
+    _check_same_statistics(lines, statistics)
     parts = parts_to_train(read, first.line, days)
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
@@ -154,6 +155,21 @@ def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -
         other += [f"task {task.name}" for task in own.tasks if task not in schema.tasks]
         if other:
             raise ConfigError(f"line {held.line.name!r} cannot be trained with the others: its {other[0]} is another")
+
+
+def _check_same_statistics(lines: Sequence[HeldLine], statistics: Sequence[Statistics | None]) -> None:
+    """Refuse a model that would be given rows standardised as another's.
+
+    Raises:
+        ConfigError: Names its line.
+    """
+    numbers = [own.numbers if own else None for own in statistics]
+    other = next((held for held, own in zip(lines, numbers, strict=True) if own != numbers[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"line {other.line.name!r} cannot be trained with line {lines[0].line.name!r}: its {STATISTICS} has other "
+            "numbers, fit both on the same days"
+        )
 
 
 def _admission(

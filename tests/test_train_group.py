@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 import torch
 from test_runs import DAYS, logs, make_config, weights
 
 from features.errors import ConfigError
+from features.statistics import StatisticsAccumulator
 from models.ranker import StepOutput
 from pipeline import train_group
 from pipeline.comparison.candidates import with_tasks
@@ -20,9 +22,10 @@ from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.fit import fit_statistics
 from pipeline.lineage.line import Line
+from pipeline.lineage.seal import seal
 from pipeline.run import train, train_together
 from pipeline.train import Trainer, train_worker
-from pipeline.train_group import HeldLine, train_days
+from pipeline.train_group import STATISTICS, HeldLine, train_days
 
 __all__ = ["logs"]  # a fixture
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
@@ -76,6 +79,21 @@ def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert manifest is not None
         assert list(manifest.content["rows_in_space"]) == config.log_schema.task_names
     assert [one["result"] for one in train_together(together[0], together, DAYS, passes=1)] == ["nothing to do"] * 2
+
+
+def test_other_statistics_are_refused(tmp_path: Path) -> None:
+    """Catches rows that are standardised with the numbers of another model's line."""
+    lines = []
+    for config, least in zip(_models(tmp_path, tmp_path), (1, 2), strict=True):
+        schema = config.log_schema
+        accumulator = StatisticsAccumulator(schema)
+        columns = {name: pa.array([least, 3]) for name in schema.columns()}
+        accumulator.update(columns | {"history_video_id": pa.array([[1], [2]])})
+        line = Line.of(config.root, config.line)
+        line.storage.write(STATISTICS, seal(accumulator.finish(DAYS).model_dump(mode="json")))
+        lines.append(HeldLine(config, line, "run"))
+    with pytest.raises(ConfigError, match="line 'b' cannot be trained with line 'a': its statistics"):
+        train_days(lines[0].config, lines, DAYS, passes=1)
 
 
 @pytest.mark.parametrize(
