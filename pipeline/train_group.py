@@ -29,6 +29,7 @@ from pipeline.train_job import TrainJob
 from pipeline.units import check_days
 
 STATISTICS = "statistics.json"
+OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, what the rows of a run follow from
 
 
 def load_statistics(config: Config, line: Line) -> Statistics | None:
@@ -145,12 +146,12 @@ def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -
     Raises:
         ConfigError: Says what differs.
     """
-    schema, sections = read.log_schema, ("seed", "logs", "ingest", "holdout", "workers")
+    schema = read.log_schema
     if len(lines) > 1 and (schema.vocabularies or late_days(schema, days)):
         raise ConfigError("tables with a vocabulary and tasks with delay_days are trained one model at a time")
     for held in lines:
         own = held.config.log_schema
-        other = [name for name in sections if getattr(held.config, name) != getattr(read, name)]
+        other = [name for name in OF_ROWS if getattr(held.config, name) != getattr(read, name)]
         other += [] if own.model_copy(update={"tasks": schema.tasks}) == schema else ["schema"]
         other += [f"task {task.name}" for task in own.tasks if task not in schema.tasks]
         if other:
@@ -235,7 +236,7 @@ def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, repor
 def _end_attempts(lines: Sequence[HeldLine], days: Sequence[str], passes: int, record: dict[str, Any]) -> None:
     """Write down how a run of several models ended before its end; those that came to theirs are done."""
     for held in lines:
-        newest = held.line.newest() if len(lines) > 1 else None
+        newest = held.line.newest() if len(lines) > 1 else None  # reads a checkpoint to its end: not for one model
         is_done = newest is not None and is_last(newest, days, passes)
         held.line.end_attempts(days, held.run, {"result": "done"} if is_done else record)
 

@@ -21,11 +21,10 @@ from pipeline.config import Config, load_config
 from pipeline.lineage.manifest import declared
 from pipeline.session import ray_session
 from pipeline.storage import Storage
+from pipeline.train_group import OF_ROWS
 from pipeline.units import parse_days
 
 logger = logging.getLogger(__name__)
-
-_OF_ROWS = ("seed", "logs", "schema", "ingest", "holdout", "workers", "evaluation")
 
 Days = Annotated[str, BeforeValidator(str)]  # YAML makes a date of a single day
 
@@ -99,7 +98,7 @@ class Case:
     def rows(self) -> str:
         """What the rows follow from: cases that have it in common are trained and measured together."""
         sections = declared(self.read)
-        return json.dumps({name: sections[name] for name in _OF_ROWS}, sort_keys=True)
+        return json.dumps([sections[name] for name in (*OF_ROWS, "schema", "evaluation")], sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
