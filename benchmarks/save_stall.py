@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from pipeline.checkpoint import CheckpointConfig, Saver, TrainState
 from pipeline.config import Config, parse_config
-from pipeline.lineage.line import FORMAT, Line
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import FORMAT
 from pipeline.worker import Groups, build_state
 
 _ROWS, _QUICK_ROWS = 4_000_000, 500_000  # of 64 floats, over both ranks

@@ -29,8 +29,9 @@ from features.declaration import Declaration
 from features.errors import DataError
 from features.schema import Schema
 from pipeline.growth import GrowthLoadPlanner
-from pipeline.lineage.line import MANIFEST, Line
+from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal
+from pipeline.lineage.stored_checkpoint import MANIFEST
 from pipeline.optimizer import StepOptimizer
 from pipeline.storage import Storage
 

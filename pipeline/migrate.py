@@ -29,7 +29,8 @@ from pipeline.fit import collect_statistics
 from pipeline.inheritance import Declared, check_stored, compare, inherit, kept_tables
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Entry, Ledger
-from pipeline.lineage.line import Line, Manifest, qualified
+from pipeline.lineage.line import Line, qualified
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.progress import ProgressBoard
 from pipeline.run import described
 from pipeline.session import ray_session, run_workers

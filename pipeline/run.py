@@ -8,9 +8,10 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger, config_hash
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.start import ends_day, start_of
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.train_group import HeldLine, train_days
 
 

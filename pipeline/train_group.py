@@ -15,10 +15,11 @@ from pipeline.config import Config
 from pipeline.datasource import read_columns
 from pipeline.failures import RunFailed
 from pipeline.lineage.ledger import Ledger
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.seal import unseal
 from pipeline.lineage.start import Beginning, is_last, start_of
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.parts import late_days, parts_of
 from pipeline.progress import ProgressBoard
 from pipeline.session import ray_session, run_workers

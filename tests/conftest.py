@@ -25,9 +25,11 @@ import s3fs
 import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+from s3_proxy import Proxy
 
 from features.encoding import Encoder
 from features.schema import Schema
+from pipeline.s3 import PatientS3FileSystem
 from pipeline.storage import Storage
 
 settings.register_profile(
@@ -145,6 +147,30 @@ def _wait_for_bucket(server: subprocess.Popen[bytes], port: int, log: Path) -> N
         except OSError:
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def server(s3_root: str) -> str:
+    """The endpoint of the server itself."""
+    return os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that the environment leads to."""
+    proxy = Proxy(server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    PatientS3FileSystem.clear_instance_cache()
+    yield proxy
+    PatientS3FileSystem.clear_instance_cache()
+    PatientS3FileSystem._outage.end()
+    proxy.stop()
+
+
+@pytest.fixture
+def storage(proxy: Proxy, s3_root: str) -> Storage:
+    """An empty folder behind the proxy."""
+    return Storage(s3_root).under(f"s3-{uuid.uuid4().hex}")
 
 
 @pytest.fixture(scope="session")

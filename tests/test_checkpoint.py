@@ -15,7 +15,8 @@ import torch.distributed as dist
 from features.errors import DataError
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointConfig, Saver, write_checkpoint
-from pipeline.lineage.line import FORMAT, Line
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import FORMAT
 
 DAY = "2026-03-01"
 

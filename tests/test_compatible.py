@@ -9,7 +9,7 @@ from test_train_step import make_config
 from features.errors import DataError
 from pipeline.config import Config, parse_config
 from pipeline.lineage.compatible import check_same_schema
-from pipeline.lineage.line import Manifest
+from pipeline.lineage.stored_checkpoint import Manifest
 
 THREE: dict[str, Any] = {"tasks": [{"name": name, "label": name} for name in ("click", "share", "buy")]}
 BOUND: dict[str, Any] = {"order": "buy", "click": "click", "convert": "share", "weight": 0.1}

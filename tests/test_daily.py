@@ -31,9 +31,10 @@ from pipeline.evaluation.evaluate import Measurement
 from pipeline.lineage import lease as lease_file
 from pipeline.lineage.daily import Accepted, DayJob, Refused, run_days
 from pipeline.lineage.ledger import Ledger
-from pipeline.lineage.line import FORMAT, Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.lineage.moves import branch, discard, rollback
 from pipeline.lineage.seal import seal
+from pipeline.lineage.stored_checkpoint import FORMAT, Manifest
 from pipeline.parts import before
 from pipeline.storage import Storage
 from pipeline.units import DayLog, Unit

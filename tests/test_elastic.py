@@ -14,7 +14,8 @@ from test_faults import DAY, Command, config_of, start_command, write_log_of
 
 from pipeline.config import Config
 from pipeline.lineage.audit import audit_line
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
 
 ROWS, EVERY = 300_000, 100  # more rows than are trained before the test has seen what it wants
 NOTICE_S = 20

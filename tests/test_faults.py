@@ -31,7 +31,8 @@ from models.ranker import StepOutput
 from pipeline import checkpoint, train_group
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.run import train
 from pipeline.train import Trainer, train_worker
 

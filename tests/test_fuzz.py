@@ -28,8 +28,9 @@ from jobs.command import BAD_ARGUMENTS, DONE, outcome
 from pipeline.config import load_config
 from pipeline.datasource import Entry, ReadPlan, read_parcels
 from pipeline.ingest import IngestConfig
-from pipeline.lineage.line import FORMAT, Line
+from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal
+from pipeline.lineage.stored_checkpoint import FORMAT
 from pipeline.storage import Storage
 from pipeline.stream import RunPlan, Start, whole_days
 from pipeline.units import DayLog, check_days

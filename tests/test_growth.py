@@ -23,7 +23,8 @@ from pipeline.admission import read_vocabularies, vocabulary_files
 from pipeline.checkpoint import CheckpointConfig, Saver, read_checkpoint, write_checkpoint
 from pipeline.config import Config, parse_config
 from pipeline.growth import GrowthLoadPlanner
-from pipeline.lineage.line import FORMAT, Line
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import FORMAT
 from pipeline.storage import Storage
 from pipeline.worker import Groups, build_state
 

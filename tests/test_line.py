@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from features.errors import DataError
-from pipeline.lineage.line import FORMAT, Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal, unseal
+from pipeline.lineage.stored_checkpoint import FORMAT, Manifest
 from pipeline.storage import Storage
 
 DAYS = ["2026-03-01", "2026-03-02"]

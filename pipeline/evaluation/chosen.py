@@ -5,7 +5,8 @@ from features.errors import ConfigError, DataError
 from features.statistics import Statistics
 from pipeline.admission import read_vocabularies
 from pipeline.config import Config
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
 
 
 def published(line: Line) -> str:

@@ -10,7 +10,8 @@ from features.errors import ConfigError, DataError
 from pipeline.config import Config
 from pipeline.cursor import DayCursor
 from pipeline.deal import row_order
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.storage import Storage
 from pipeline.units import DayLog, audit_sum, list_days
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from features.errors import DataError
 from pipeline.config import Config, ModelConfig
-from pipeline.lineage.line import Manifest
+from pipeline.lineage.stored_checkpoint import Manifest
 
 
 def check_same_schema(config: Config, manifest: Manifest) -> None:

@@ -23,8 +23,9 @@ from pipeline.failures import RunFailed
 from pipeline.lineage.checks import check_model, check_profile, quality
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Entry, Ledger
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
 from pipeline.lineage.steps import Steps
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.lineage.work import Work
 from pipeline.parts import before
 from pipeline.run import described

@@ -1,76 +1,26 @@
 """A line of a root: which attempts were made, which checkpoints are complete, which one is the newest published."""
 
 import contextlib
-import hashlib
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from features.errors import DataError
 from pipeline.lineage.seal import seal, unseal
+from pipeline.lineage.stored_checkpoint import MANIFEST, Manifest, damage, is_pinned, pin, read_manifest
 from pipeline.storage import Storage
-from pipeline.stream import ResumePoint
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 LATEST = "LATEST"
-FORMAT = 3  # of manifests
-_CHUNK_BYTES = 1 << 22
-_DIGEST_THREADS = 8
 _PIN_S = 7 * 24 * 3600.0
 _FOREVER = 1e18
 _REBUILD = "make it again from the ledger with jobs.daily --rollback DAY REASON, DAY being the newest that is right"
 _PUBLISHED = ("day", "generation", "checkpoint")
 _NOTHING = {"fence": 0, "holder": "", "serial": 0}  # what LATEST says before it is there
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a complete checkpoint says of itself.
-
-    Args:
-        checkpoint: Its name below the line, `checkpoints/<day>/<attempt>/<step>`.
-        content: The manifest's JSON.
-    """
-
-    checkpoint: str
-    content: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Steps that the model has made on its line."""
-        return self.content["step"]
-
-    @property
-    def attempt(self) -> int:
-        """The attempt that wrote it."""
-        return int(self.content["attempt"])
-
-    @property
-    def day(self) -> str:
-        """ISO date of the newest day that it has rows of."""
-        return self.content["day"]
-
-    def resume_point(self) -> ResumePoint:
-        """Where the model is, as the stream needs it."""
-        content = self.content
-        return ResumePoint(
-            checkpoint=self.checkpoint,
-            pass_index=content["pass"],
-            day=content["day"],
-            log_day=content["log_day"],
-            seen=content["cursor"],
-            lanes=content["lanes"],
-            complete=content["complete"],
-            seed=content["config"]["seed"],
-            shuffle_rows=content["config"]["ingest"]["shuffle"]["rows"],
-            files=content["files_of_log"],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,18 +209,7 @@ class Line:
     def read_manifest(self, checkpoint: str) -> Manifest | None:
         """The manifest of a checkpoint; None where it is not complete."""
         storage, name = self.place(checkpoint)
-        try:
-            content = unseal(storage.read(f"{name}/{MANIFEST}"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            logger.warning("checkpoint %s is passed over: its manifest is damaged (%s)", checkpoint, error)
-            return None
-        found = content.get("format")
-        if found != FORMAT:
-            logger.warning("checkpoint %s is passed over: format %s, this version reads %s", checkpoint, found, FORMAT)
-            return None
-        return Manifest(checkpoint, content)
+        return read_manifest(storage, name, checkpoint)
 
     def lineage(self, newest: Manifest) -> Iterator[Manifest]:
         """A checkpoint and, through their parents, the finished days before it; ends where one has been removed."""
@@ -293,8 +232,7 @@ class Line:
             checkpoint: Its name below the line.
             holder: Who reads it, for whoever finds the pin.
         """
-        name = f"{_pins(checkpoint)}/{uuid.uuid4().hex}.json"
-        self.storage.write(name, seal({"holder": holder, "until": time.time() + _PIN_S}))
+        name = pin(self.storage, checkpoint, holder, time.time() + _PIN_S)
         try:
             yield
         finally:
@@ -305,11 +243,7 @@ class Line:
         latest = self.latest()
         if latest is not None and latest["checkpoint"] == checkpoint:
             return True
-        for name in self.storage.names(_pins(checkpoint)):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # it is just being removed, or was cut off
-                if unseal(self.storage.read(f"{_pins(checkpoint)}/{name}"))["until"] > time.time():
-                    return True
-        return False
+        return is_pinned(self.storage, checkpoint)
 
     def newest(self, trusted: str | None = None) -> Manifest | None:
         """The newest checkpoint that counts, is complete and intact: most steps, then the highest attempt.
@@ -362,11 +296,7 @@ class Line:
 
     def damage(self, manifest: Manifest) -> str | None:
         """What is wrong with a checkpoint's files, by size and checksum; None if nothing is."""
-        files = manifest.content["files"]
-        storage, folder = self.place(manifest.checkpoint)
-        with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
-            problems = pool.map(lambda name: _problem(storage, folder, name, files[name]), files)
-            return next((problem for problem in problems if problem), None)
+        return damage(*self.place(manifest.checkpoint), manifest)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest published (day, generation, checkpoint); None where nothing is published."""
@@ -402,7 +332,7 @@ class Line:
             entry: Its line, day, generation and checkpoint, which is kept from now on.
         """
         owner, name = Line(self.storage.sibling(entry["line"])).place(entry["checkpoint"])
-        owner.write(f"{_pins(name)}/{self.name}.json", seal({"holder": f"line {self.name}", "until": _FOREVER}))
+        pin(owner, name, f"line {self.name}", _FOREVER, self.name)
         record = {key: entry[key] for key in _PUBLISHED} | {"checkpoint": f"{Line(owner).name}:{name}"}
         branch = {key: entry[key] for key in ("line", "day", "generation")}
         self.storage.create(LATEST, seal(_NOTHING | record | {"branch": branch}))
@@ -441,30 +371,6 @@ def qualified(checkpoint: str, parent: str) -> str:
     """
     line, separator, _ = checkpoint.rpartition(":")
     return parent if ":" in parent else f"{line}{separator}{parent}"
-
-
-def _problem(storage: Storage, folder: str, name: str, expected: dict[str, Any]) -> str | None:
-    try:
-        size, digest = _digest(storage, f"{folder}/{name}")
-    except FileNotFoundError:
-        return f"{name} is missing"
-    if (size, digest) == (expected["bytes"], expected["sha256"]):
-        return None
-    wanted = f"{expected['bytes']}, sha256 {expected['sha256'][:12]}"
-    return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {wanted}"
-
-
-def _digest(storage: Storage, path: str) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with storage.open_read(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
-
-
-def _pins(checkpoint: str) -> str:
-    return f"pins/{checkpoint.rpartition(':')[2].removeprefix('checkpoints/').replace('/', '_')}"
 
 
 def _holder(run: str) -> str:

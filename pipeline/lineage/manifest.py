@@ -6,7 +6,7 @@ from typing import Any
 from features.statistics import Statistics
 from pipeline.config import Config
 from pipeline.cursor import DayCursor
-from pipeline.lineage.line import FORMAT
+from pipeline.lineage.stored_checkpoint import FORMAT
 from pipeline.stream import Header, Part
 
 _LIBRARIES = ("torch", "torchrec", "ray", "pyarrow", "numpy")

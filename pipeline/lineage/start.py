@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.errors import DataError
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.stream import Start
 
 

@@ -10,7 +10,8 @@ from features.profile import DayProfile
 from pipeline.config import Config
 from pipeline.datasource import read_columns
 from pipeline.evaluation.evaluate import Measurement, measure
-from pipeline.lineage.line import Line, Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.session import ray_session
 from pipeline.storage import Storage
 from pipeline.train_group import HeldLine, parts_to_train, train_days
