@@ -87,7 +87,9 @@ class WorkersConfig(Declaration):
     def _check_bounds(self) -> "WorkersConfig":
         if (self.min is None) != (self.max is None):
             raise ValueError("min and max belong together: give both, or num")
-        if self.min is not None and self.max is not None and ("num" in self.model_fields_set or self.min > self.max):
+        # Not model_fields_set: what was written out, defaults and all, must be readable again.
+        num_given = self.num != type(self).model_fields["num"].default
+        if self.min is not None and self.max is not None and (num_given or self.min > self.max):
             raise ValueError(f"min {self.min} and max {self.max}: min must not be above max, and num not be given too")
         return self
 

@@ -1,6 +1,7 @@
 """Which changes of a configuration a checkpoint goes on under, and which are refused, by name."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ from test_train_step import make_config
 from features.errors import DataError
 from pipeline.config import Config, parse_config
 from pipeline.lineage.compatible import check_same_schema
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.line import Line
+from pipeline.lineage.manifest import declared
+from pipeline.lineage.seal import seal
+from pipeline.lineage.start import start_of
+from pipeline.lineage.stored_checkpoint import FORMAT, MANIFEST, Manifest
+
+DAY = "2026-01-01"
 
 THREE: dict[str, Any] = {"tasks": [{"name": name, "label": name} for name in ("click", "share", "buy")]}
 BOUND: dict[str, Any] = {"order": "buy", "click": "click", "convert": "share", "weight": 0.1}
@@ -54,6 +61,28 @@ def test_a_checkpoint_from_before_balancing_has_the_schedule() -> None:
     check_same_schema(_config(), manifest)
     with pytest.raises(DataError, match="trained with loss_balancing schedule, the config has pcgrad"):
         check_same_schema(_config(loss_balancing=BALANCINGS["pcgrad"]), manifest)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"workers": {"min": 1, "max": 2}},  # a config that was written out has all its keys, `num` too
+        {"line": "click+share-0123456789ab"},  # of jobs.group_tasks: no name that a person may give
+    ],
+)
+def test_a_line_goes_on_with_another_setting_of_no_matter(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Catches a valid configuration that cannot be read again once it was written out."""
+    names = {"root": str(tmp_path)} | {key: settings[key] for key in settings if key == "line"}
+    config = _config(**{key: settings[key] for key in settings if key != "line"}).model_copy(update=names)
+    line, run = Line.of(config.root, config.line), {"days": [DAY], "passes": 1}
+    attempt, _ = line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
+    name = f"checkpoints/{DAY}/{attempt}/20"
+    content = _manifest(config).content | {"format": FORMAT, "run": run, "day": DAY, "attempt": attempt, "step": 20}
+    line.storage.write(f"{name}/{MANIFEST}", seal(content | {"complete": False, "files": {}}))
+    ray = config.ray.model_copy(update={"num_cpus": 7})
+    start = start_of(declared(config.model_copy(update={"ray": ray})), line, [DAY], 1)
+    assert start is not None
+    assert start.checkpoint == name
 
 
 @pytest.mark.parametrize(
