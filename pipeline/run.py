@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.lineage.lease import lease
+from pipeline.lineage.lease import leases
 from pipeline.lineage.ledger import Ledger, config_hash
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
@@ -57,7 +57,7 @@ def train_together(read: Config, configs: Sequence[Config], days: Sequence[str],
     results = [_nothing_to_do(config, days, passes) for config in configs]
     places = [place for place, result in enumerate(results) if result is None]
     with contextlib.ExitStack() as stack:
-        lines = [_take(configs[place], days, stack) for place in places]
+        lines = _take([configs[place] for place in places], days, stack) if places else []
         serials = [held.line.state()["serial"] for held in lines]
         trained = train_days(read, lines, days, passes) if lines else []
         for place, held, serial, (finished, new) in zip(places, lines, serials, trained, strict=True):
@@ -74,10 +74,10 @@ def _nothing_to_do(config: Config, days: Sequence[str], passes: int) -> dict[str
     return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
 
 
-def _take(config: Config, days: Sequence[str], stack: contextlib.ExitStack) -> HeldLine:
-    line = Line.of(config.root, config.line)
-    run = stack.enter_context(lease(line, f"jobs.train {days[0]}..{days[-1]}", config.daily.lease_s))
-    return HeldLine(config, line, run)
+def _take(configs: Sequence[Config], days: Sequence[str], stack: contextlib.ExitStack) -> list[HeldLine]:
+    lines = [Line.of(config.root, config.line) for config in configs]
+    runs = stack.enter_context(leases(lines, f"jobs.train {days[0]}..{days[-1]}", configs[0].daily.lease_s))
+    return [HeldLine(config, line, run) for config, line, run in zip(configs, lines, runs, strict=True)]
 
 
 def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.comparison.candidates import (
     SINGLE,
     head_parameters,
     settings_of,
+    tower_names,
     with_network,
     with_tasks,
 )
@@ -132,6 +133,7 @@ def _outcome(model: str, seed: int, auc: float | None, mse: float, **others: Any
         {"task": "vcr", "kind": "regression", "role": "main", "model": {"mse": mse, "rows": 5}},
     ]
     values: dict[str, Any] = {"setting": {"kind": model}, "parameters": 7, "rows_per_s": 100.0, "expert_use": {}}
+    values |= {"towers": ("ctr", "vcr")}
     return Outcome(model=model, seed=seed, tasks=tasks, **values | others)
 
 
@@ -173,8 +175,8 @@ def test_collapsed_experts_are_named() -> None:
     means = [[0.995, 0.005, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]
     use = {"levels.0.gates": {"mean": means, "deviation": [[0.0] * 3] * 3}}
     outcome = _outcome("ple", 1, 0.7, 0.1, expert_use=use)
-    assert collapsed(outcome, ["ctr", "vcr"]) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
-    assert gate_names(outcome, "levels.0.gates", ["ctr", "vcr"]) == ["ctr", "vcr", "shared"]
+    assert collapsed(outcome) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
+    assert gate_names(outcome, "levels.0.gates") == ["ctr", "vcr", "shared"]
 
 
 def test_gates_of_several_levels_in_one_module() -> None:
@@ -182,7 +184,32 @@ def test_gates_of_several_levels_in_one_module() -> None:
     use = {"gates": {"mean": [[0.3] * 6] * 5, "deviation": [[0.0] * 6] * 5}}
     outcome = _outcome("ml_mmoe", 1, 0.7, 0.1, expert_use=use)
     names = ["expert 0 above", "expert 1 above", "expert 2 above", "ctr", "vcr"]
-    assert gate_names(outcome, "gates", ["ctr", "vcr"]) == names
+    assert gate_names(outcome, "gates") == names
+
+
+def test_gates_are_those_of_the_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches gates with the name of a task whose probability is composed of other towers': it has none."""
+    monkeypatch.chdir(ROOT)
+    composed = load_config("jobs/configs/aliccp.yaml")
+    assert composed.log_schema.task_names == ["ctr", "cvr", "ctcvr"]
+    assert tower_names(composed) == ["ctr", "cvr"]
+    use = {"levels.0.gates": {"mean": [[0.5] * 2] * 3, "deviation": [[0.0] * 2] * 3}}
+    outcome = _outcome("ple", 1, 0.7, 0.1, expert_use=use, towers=("ctr", "cvr"))
+    assert gate_names(outcome, "levels.0.gates") == ["ctr", "cvr", "shared"]
+
+
+def test_trials_without_a_metric_are_no_riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches `mean requires at least one data point` after hours of trials."""
+    plan = replace(PLAN, trials=2, train_days=("2026-01-01", "2026-01-02"), choose_days=("2026-01-02",))
+    comparison = Comparison(make_config(tmp_path, tmp_path), plan)
+    monkeypatch.setattr(comparison, "_outcomes", lambda entrants, *_: [_undefined(model) for model, _ in entrants])
+    with pytest.raises(ConfigError, match="no main task has a metric on the days to choose on"):
+        comparison._chosen()
+
+
+def _undefined(model: str) -> Outcome:
+    outcome = _outcome(model, 1, None, 0.1)
+    return replace(outcome, tasks=[task for task in outcome.tasks if task["task"] == "ctr"])
 
 
 def test_the_tables_say_the_same() -> None:
@@ -223,6 +250,7 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     def trained(works: Any) -> list[dict[str, Any]]:
         for work in works:
             work.place.storage.write("checkpoints/day/weights", b"all of them")
+            work.place.rebuild({"day": DAYS[0], "generation": 1, "checkpoint": "checkpoints/day"}, 1)
         return [{"checkpoint": "day"} for _ in works]
 
     def full(self: Any, name: str, inputs: Any, result: Any) -> Any:
@@ -238,6 +266,46 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     assert len(list(tmp_path.rglob("weights"))) == 2
     assert [found["tasks"] for found in many.measured(variants, ["2026-01-03"])] == [[], []]
     assert len(list(tmp_path.rglob("weights"))) == 2 * keep
+
+
+def test_a_measurement_that_is_lost_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a line that is left with what it published and without its checkpoints: no one can train on it."""
+    config = make_config(tmp_path, tmp_path)
+    many = trainings.Trainings(config, "many", keep_checkpoints=False)
+    started = []
+
+    def trained(works: Any) -> list[dict[str, Any]]:
+        for work in works:
+            started.append(work.place.newest())
+            work.place.rebuild({"day": DAYS[0], "generation": 1, "checkpoint": "checkpoints/day"}, 1)
+        return [{"checkpoint": "day"} for _ in works]
+
+    monkeypatch.setattr(many, "_trained", trained)
+    monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
+    for _ in range(2):
+        many.measured([Variant("a", config, tuple(DAYS))], ["2026-01-03"])
+        many.storage.remove("results")
+    assert started == [None, None]
+
+
+def test_late_labels_of_others_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a single-task model that makes steps on other tasks' late rows, where it has no label."""
+    plain = make_config(tmp_path, tmp_path).model_dump(mode="json", by_alias=True)
+    plain["schema"]["tasks"][1]["matures_after"] = "1d"
+    config = Config.model_validate(plain)
+    own, read = config.log_schema.task_names, []
+
+    def together(rows: Config, configs: Any, days: Any, passes: int) -> list[dict[str, Any]]:
+        read.append(([task for model in configs for task in model.log_schema.task_names], rows.log_schema.task_names))
+        return [{"checkpoint": ""} for _ in configs]
+
+    many = trainings.Trainings(config, "many", keep_checkpoints=True)
+    monkeypatch.setattr(trainings, "train_together", together)
+    monkeypatch.setattr(trainings, "_trained_figures", lambda work, checkpoint: {})
+    monkeypatch.setattr(many, "_fit", lambda *_: None)
+    variants = [Variant(name, with_tasks(config, [name]), tuple(DAYS)) for name in own]
+    many._trained([many._work(variant, ["2026-01-03"]) for variant in variants])
+    assert read == [([name], [name]) for name in own]
 
 
 def test_a_measurement_without_intervals_is_another_one(tmp_path: Path) -> None:

@@ -701,5 +701,27 @@ def test_silence_is_what_makes_a_holder_dead(tmp_path: Path, monkeypatch: pytest
         assert json.loads(line.storage.read("LEASE"))["what"] == "third"
 
 
+def test_dead_holders_are_waited_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a start that waits a lease for each line of a job that died with many: an hour for a comparison."""
+    elsewhere = lease_file._this_process() | {"host": "another machine"}
+    lines = [Line.of(str(tmp_path), name) for name in "abc"]
+    for line in lines:
+        line.storage.write("LEASE", seal({"run": "gone", "what": "one", "seconds": 60.0, "process": elsewhere}))
+    clock = [0.0]
+    monkeypatch.setattr(lease_file.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(lease_file.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    with lease_file.leases(lines, "another", 60.0) as runs:
+        assert len(set(runs)) == 3
+        assert [json.loads(line.storage.read("LEASE"))["run"] for line in lines] == runs
+    assert 60 < clock[0] < 70
+    living = {"run": "lives", "what": "a living one", "seconds": 60.0, "process": elsewhere, "beat": 1}
+    lines[1].storage.write("LEASE", seal(living))
+    beat = seal(living | {"beat": 2})
+    monkeypatch.setattr(lease_file.time, "sleep", lambda _: lines[1].storage.write("LEASE", beat))
+    with pytest.raises(DataError, match=r"lines/b is held by a living one \(process \d+ on another machine\): wait"):
+        lease_file.leases(lines, "a third", 60.0).__enter__()
+    assert ["released" in json.loads(line.storage.read("LEASE")) for line in lines] == [True, False, True]
+
+
 if __name__ == "__main__":
     _train_slowly(sys.argv[1])

@@ -1,6 +1,7 @@
 """Experiments: the shipped ones can be carried out, what cannot is refused in one line, gains over cases by hand."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.comparison.experiment import (
 from pipeline.comparison.gains import model_rows
 from pipeline.comparison.runs import Comparison
 from pipeline.lineage.line import Line
-from pipeline.report.experiment import experiment_markdown
+from pipeline.report.experiment import experiment_markdown, write_experiment
 from pipeline.storage import Storage
 from pipeline.train_group import HeldLine, _check_alike
 
@@ -111,6 +112,7 @@ def test_cases_with_the_same_rows_are_trained_together(monkeypatch: pytest.Monke
         ({"cases": [{"name": "a", "set": ["sed=1"]}]}, "unknown key sed"),
         ({"config": "jobs/configs/none.yaml"}, "config jobs/configs/none.yaml is missing"),
         ({"test_days": "tomorrow"}, "days 'tomorrow'"),
+        ({"cases": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "two cases are called 'a'"),
     ],
 )
 def test_what_is_no_experiment(
@@ -152,3 +154,18 @@ def test_gains_over_cases_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "## Mean gains" not in markdown
     assert "| ple | 0.7200 ± 0.0141 |" in markdown
     assert mean_gains(results[:1]) == {}
+    without = [outcome for outcome in results[1].outcomes if outcome.model != "single"]
+    assert mean_gains([results[0], replace(results[1], outcomes=without, rows=model_rows(without))]) == {}
+
+
+def test_some_cases_do_not_replace_the_table_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run of one case that overwrites what all of them had found."""
+    monkeypatch.chdir(ROOT)
+    cases = [{"name": name, "tasks": ["ctr", "vcr"]} for name in ("a", "b")]
+    declared = ExperimentConfig.model_validate(EXPERIMENT | {"cases": cases})
+    found = [_outcome("ple", 1, 0.7, 0.1)]
+    results = [CaseResult(case, Storage(str(tmp_path)), found, model_rows(found)) for case in cases_of(declared)]
+    assert write_experiment(declared, results)["markdown"].endswith("/table.md")
+    whole = (tmp_path / "table.md").read_text()
+    assert write_experiment(declared, results[:1])["markdown"].endswith("/part.md")
+    assert (tmp_path / "table.md").read_text() == whole

@@ -117,9 +117,14 @@ def head_parameters(config: Config) -> int:
     return num_parameters(ranker.ranker.head)
 
 
+def tower_names(config: Config) -> list[str]:
+    """What a network has a gate for: the tasks with a tower, and further towers where probabilities are composed."""
+    return [tower.name for tower in config.model.tower_heads(task_heads(config.log_schema.tasks))]
+
+
 def _sized(shape: Shape, config: Config, target: int) -> Setting:
     """The width of a shape with which it comes nearest to a number of parameters."""
-    names = [tower.name for tower in config.model.tower_heads(task_heads(config.log_schema.tasks))]
+    names = tower_names(config)
 
     def at(width: int) -> Setting:
         network = _NETWORK.validate_python(shape(width, names))

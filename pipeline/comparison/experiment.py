@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from features.declaration import Declaration
 from features.errors import ConfigError
@@ -76,6 +76,14 @@ class ExperimentConfig(Declaration):
     seeds: int = Field(default=1, ge=1)
     trials: int = Field(default=1, ge=1)
     cases: list[CaseConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "ExperimentConfig":
+        names = [case.name for case in self.cases]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two cases are called {twice!r}: the second would overwrite the first's page")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +227,12 @@ def mean_gains(results: Sequence[CaseResult]) -> dict[str, dict[str, Spread]]:
     """Gains by model and task: of each seed the mean over cases, then their mean and deviation over seeds.
 
     Args:
-        results: Of cases with the same tasks and seeds; otherwise there is nothing to say.
+        results: Of cases with the same tasks, seeds and models that gain; otherwise there is nothing to say.
     """
-    alike = {(tuple(result.rows[0].metrics), result.case.plan.seeds) for result in results}
+    alike = {
+        (tuple(result.rows[0].metrics), result.case.plan.seeds, tuple(row.model for row in result.rows if row.gains))
+        for result in results
+    }
     if len(results) < 2 or len(alike) > 1:
         return {}
     gains: dict[str, dict[str, list[tuple[float | None, ...]]]] = {}

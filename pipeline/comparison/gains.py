@@ -129,7 +129,7 @@ def _verdict(task: str, rows: Sequence[ModelRow]) -> str:
     return f"no model differs from training {task} alone by more than the spread ({model} {gain.mean:+.4f})"
 
 
-def collapsed(outcome: Outcome, task_names: Sequence[str]) -> list[str]:
+def collapsed(outcome: Outcome) -> list[str]:
     """Experts that a gate may use and does not: their mean weight is under 1 %.
 
     A weight of exactly 0 on all rows is an expert that the gate may not choose.
@@ -137,23 +137,23 @@ def collapsed(outcome: Outcome, task_names: Sequence[str]) -> list[str]:
     return [
         f"{module}, {gate}: expert {expert} has {weight:.4f}"
         for module, use in outcome.expert_use.items()
-        for gate, weights in zip(gate_names(outcome, module, task_names), use["mean"], strict=True)
+        for gate, weights in zip(gate_names(outcome, module), use["mean"], strict=True)
         for expert, weight in enumerate(weights)
         if 0 < weight < COLLAPSED
     ]
 
 
-def gate_names(outcome: Outcome, module: str, task_names: Sequence[str]) -> list[str]:
-    """Name the gates of a module: those of the last level are the tasks'; PLE has them below too, and a shared one."""
-    count = len(outcome.expert_use[module]["mean"])
+def gate_names(outcome: Outcome, module: str) -> list[str]:
+    """Name the gates of a module: those of the last level are the towers'; PLE has them below too, and a shared one."""
+    count, towers = len(outcome.expert_use[module]["mean"]), outcome.towers
     is_last = module == list(outcome.expert_use)[-1]
-    if count == len(task_names) and (is_last or outcome.setting["kind"] == "ple"):
-        return list(task_names)
-    if outcome.setting["kind"] == "ple" and count == len(task_names) + 1:
-        return [*task_names, "shared"]
+    if count == len(towers) and (is_last or outcome.setting["kind"] == "ple"):
+        return list(towers)
+    if outcome.setting["kind"] == "ple" and count == len(towers) + 1:
+        return [*towers, "shared"]
     if is_last and count == 1:
         return ["all tasks"]
-    if outcome.setting["kind"] == "ml_mmoe":  # one module has the gates of all levels, the tasks' last
-        above = [f"expert {index} above" for index in range(count - len(task_names))]
-        return [*above, *task_names]
+    if outcome.setting["kind"] == "ml_mmoe":  # one module has the gates of all levels, the towers' last
+        above = [f"expert {index} above" for index in range(count - len(towers))]
+        return [*above, *towers]
     return [f"expert {index} above" for index in range(count)]

@@ -8,7 +8,15 @@ from typing import Any
 
 from features.errors import ConfigError
 from models.network import NetworkConfig
-from pipeline.comparison.candidates import SINGLE, Setting, given, settings_of, with_network, with_tasks
+from pipeline.comparison.candidates import (
+    SINGLE,
+    Setting,
+    given,
+    settings_of,
+    tower_names,
+    with_network,
+    with_tasks,
+)
 from pipeline.comparison.trainings import Trainings, Variant
 from pipeline.config import Config
 from pipeline.lineage.checks import quality
@@ -31,7 +39,7 @@ class ComparisonPlan:
         choose_days: ISO dates, the last of the training days: sizes are chosen on them, trained on the days before.
         seeds: How many, from the config's seed on.
         trials: Sizes of each model to choose from; 1: nothing is chosen.
-        keep_checkpoints: Otherwise a line's are removed once it has been measured.
+        keep_checkpoints: Otherwise a line is removed once it has been measured.
         networks: By model, the network that it is compared as, whatever its size; others are made of one size.
     """
 
@@ -74,6 +82,7 @@ class Outcome:
         tasks: What `evaluate` says of each task.
         rows_per_s: Rows trained per second of training, start-up left out; single-task models one after the other.
         expert_use: By module of gates, mean and deviation of each expert's weight, per gate.
+        towers: Names of the towers, in the order of their gates.
     """
 
     model: str
@@ -83,6 +92,7 @@ class Outcome:
     tasks: list[dict[str, Any]]
     rows_per_s: float
     expert_use: dict[str, dict[str, list[list[float]]]]
+    towers: tuple[str, ...]
 
 
 class Comparison:
@@ -169,6 +179,7 @@ class Comparison:
                 tasks=[task for result in results for task in result["tasks"]],
                 rows_per_s=results[0]["rows"] / sum(result["seconds"] for result in results),
                 expert_use=results[0]["expert_use"] if len(results) == 1 else {},
+                towers=tuple(tower_names(self._config)),
             )
             outcomes.append(outcome)
         return outcomes
@@ -183,5 +194,11 @@ class Comparison:
 
 
 def _mean_quality(tasks: Sequence[dict[str, Any]]) -> float:
-    known = [quality(task["model"] | {"kind": task["kind"]}) for task in tasks if task["role"] == "main"]
-    return statistics.mean(value for value in known if value is not None)
+    found = [quality(task["model"] | {"kind": task["kind"]}) for task in tasks if task["role"] == "main"]
+    known = [value for value in found if value is not None]
+    if not known:
+        raise ConfigError(
+            "no main task has a metric on the days to choose on, as none has labels of both kinds there: choose on "
+            "more days; what is trained is kept"
+        )
+    return statistics.mean(known)

@@ -67,7 +67,7 @@ class Trainings:
     Args:
         config: Whose features and logs all of them share.
         folder: Below the root.
-        keep_checkpoints: Otherwise a line's are removed once it has been measured.
+        keep_checkpoints: Otherwise a line is removed once it has been measured.
     """
 
     def __init__(self, config: Config, folder: str, *, keep_checkpoints: bool) -> None:
@@ -99,7 +99,7 @@ class Trainings:
             for work, one, measurement in zip(missing, trained, self._measure(subjects, test_days), strict=True):
                 results[work.line] = self._steps.keep(work.line, work.inputs, one | _figures(measurement))
         for work in works if not self._keep else ():  # not before the measurements are kept
-            work.place.storage.remove("checkpoints")
+            self.storage.remove(f"lines/{work.line}")  # all of it: without a checkpoint a line cannot go on
         return [results[work.line] for work in works]
 
     def _work(self, variant: Variant, test_days: Sequence[str]) -> _Work:
@@ -120,7 +120,7 @@ class Trainings:
         schema, checkpoints = self._config.log_schema, {}
         alone = bool(schema.vocabularies or late_days(schema, works[0].days))
         for key, group in _grouped(works, alone=alone).items():
-            read = self._config.model_copy(update={"seed": key[1]})
+            read = group[0].config if alone else self._config.model_copy(update={"seed": key[1]})
             results = train_together(read, [work.config for work in group], group[0].days, passes=1)
             checkpoints |= {work.line: result["checkpoint"] for work, result in zip(group, results, strict=True)}
         return [_trained_figures(work, checkpoints[work.line]) for work in works]

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,38 @@ def lease(line: Line, what: str, seconds: float) -> Iterator[str]:
     Raises:
         DataError: Somebody who is alive holds it: says who.
     """
-    run = uuid.uuid4().hex
-    holding = _Holding(line.storage, {"run": run, "what": what, "seconds": seconds, "process": _this_process()})
-    holding.acquire()
-    try:
-        line.take(run)
+    with leases([line], what, seconds) as (run,):
         yield run
+
+
+@contextlib.contextmanager
+def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[str]]:
+    """Hold several lines for the duration of a job; holders that died are waited for together.
+
+    Args:
+        lines: The lines.
+        what: What the job does, for whoever finds a line held.
+        seconds: After which silence a holder is dead; it is renewed three times as often.
+
+    Yields:
+        For each line a name for this run, which holds it now.
+
+    Raises:
+        DataError: Somebody who is alive holds one of them: says who.
+    """
+    runs = [uuid.uuid4().hex for _ in lines]
+    record = {"what": what, "seconds": seconds, "process": _this_process()}
+    holdings = [_Holding(line.storage, {"run": run} | record) for line, run in zip(lines, runs, strict=True)]
+    try:
+        waiting = holdings
+        while waiting := [holding for holding in waiting if not holding.look()]:
+            time.sleep(min(holding.pause for holding in waiting))
+        for line, run in zip(lines, runs, strict=True):
+            line.take(run)
+        yield runs
     finally:
-        holding.release()
+        for holding in holdings:
+            holding.release()
 
 
 class _Holding:
@@ -62,35 +86,43 @@ class _Holding:
     def __init__(self, storage: Storage, record: dict[str, Any]) -> None:
         self._storage, self._record, self._beat = storage, record, 0
         self._version: str | None = None
+        self._first: tuple[str, float] | None = None  # what the file was at first, and since when
+        self.pause = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
-    def acquire(self) -> None:
-        first: tuple[str, float] | None = None
-        while True:
-            found = self._storage.read_versioned(LEASE)
-            held = _read(found[0]) if found else None
-            version = found[1] if found else None
-            if held is None or _is_gone(held["process"]) or (first and first[0] == version and _over(first[1], held)):
-                if held is not None:
-                    logger.warning("taking over from %s, which has died", _described(held))
-                if self._write(version):
-                    self._thread.start()
-                    return
-                first = None
-                continue
-            assert version is not None
-            if first is None:
-                first = (version, time.monotonic())
-            elif version != first[0]:
-                raise DataError(
-                    f"{self._storage.url} is held by {_described(held)}: wait until it has ended, or end it and start "
-                    "this again"
-                )
-            time.sleep(held["seconds"] / _LOOKS)
+    def look(self) -> bool:
+        """Take the lease, if nobody who may be alive has it; False: look again after a `pause`.
+
+        Raises:
+            DataError: Somebody who is alive holds it.
+        """
+        found, first = self._storage.read_versioned(LEASE), self._first
+        held = _read(found[0]) if found else None
+        version = found[1] if found else None
+        if held is None or _is_gone(held["process"]) or (first and first[0] == version and _over(first[1], held)):
+            if held is not None:
+                logger.warning("%s: taking over from %s, which has died", self._storage.url, _described(held))
+            if self._write(version):
+                self._thread.start()
+                return True
+            self._first, self.pause = None, 0.0
+            return False
+        assert version is not None
+        if first is None:
+            self._first = (version, time.monotonic())
+        elif version != first[0]:
+            raise DataError(
+                f"{self._storage.url} is held by {_described(held)}: wait until it has ended, or end it and start "
+                "this again"
+            )
+        self.pause = held["seconds"] / _LOOKS
+        return False
 
     def release(self) -> None:
         self._ended.set()
+        if self._thread.ident is None:  # it was not taken
+            return
         self._thread.join()
         with contextlib.suppress(OSError):
             if self._version is not None:

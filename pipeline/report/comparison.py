@@ -107,7 +107,7 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
         _table(table_of(rows, kinds)),
         f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdicts(rows).values())}</ul>",
         _seesaw(rows, list(kinds)),
-        _expert_use(outcomes, list(kinds)),
+        _expert_use(outcomes),
         "<h2>Settings</h2>",
         "".join(f"<p>{escape(row.model)}: <code>{escape(str(row.setting))}</code></p>" for row in rows),
         f"<p>Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</p>",
@@ -169,18 +169,16 @@ def _point(row: ModelRow, a: str, b: str) -> Point | None:
     return Point(row.model, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0)
 
 
-def _expert_use(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> str:
+def _expert_use(outcomes: Sequence[Outcome]) -> str:
     """Mean and deviation of every gate's weights, of each model's first seed."""
     first = {outcome.model: outcome for outcome in reversed(outcomes) if outcome.expert_use}
     parts = []
     for outcome in reversed(first.values()):
-        alarms = "".join(f'<p class="alarm">Collapsed: {escape(text)}</p>' for text in collapsed(outcome, tasks))
+        alarms = "".join(f'<p class="alarm">Collapsed: {escape(text)}</p>' for text in collapsed(outcome))
         charts = [
             _gate_bars(f"{module}: {name}", means, deviations)
             for module, use in outcome.expert_use.items()
-            for name, means, deviations in zip(
-                gate_names(outcome, module, tasks), use["mean"], use["deviation"], strict=True
-            )
+            for name, means, deviations in zip(gate_names(outcome, module), use["mean"], use["deviation"], strict=True)
         ]
         title = f"<h3>{escape(outcome.model)}, seed {outcome.seed}</h3>"
         parts.append(f'{title}{alarms}<div class="charts">{"".join(charts)}</div>')

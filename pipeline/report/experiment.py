@@ -27,7 +27,7 @@ def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResu
         tasks = list(next(iter(gains.values())))
         head = ["model", *(f"gain {task}" for task in tasks)]
         cells = [[model, *(signed(found[task]) for task in tasks)] for model, found in gains.items()]
-        lines += ["## Mean gains over all cases", "", markdown_table([head, *cells]), ""]
+        lines += [f"## Mean gains over {len(results)} cases", "", markdown_table([head, *cells]), ""]
     return "\n".join(lines)
 
 
@@ -36,14 +36,15 @@ def _seeds(count: int) -> str:
 
 
 def write_experiment(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> dict[str, str]:
-    """Write the file, and each case's table and page; where the file is."""
+    """Write each case's table and page, and the file, which is part.md if these are not all cases; where that is."""
     storage = results[0].storage
     for result in results:
         name = result.case.name
         plan = replace(result.case.plan, name=f"{experiment.name}, {name}")
         write_report(storage.under(name), result.outcomes, result.rows, _kinds(result), plan)
-    storage.write("table.md", experiment_markdown(experiment, results).encode())
-    return {"markdown": f"{storage.url}/table.md"}
+    name = "table.md" if len(results) == len(experiment.cases) else "part.md"
+    storage.write(name, experiment_markdown(experiment, results).encode())
+    return {"markdown": f"{storage.url}/{name}"}
 
 
 def _kinds(result: CaseResult) -> dict[str, str]:
