@@ -38,7 +38,7 @@ from pipeline.sharding import table_shardings
 from pipeline.storage import Storage
 from pipeline.stream import SHARD, RunPlan, Start, read_segments, receive_blocks
 from pipeline.units import DayLog, check_days
-from pipeline.worker import Groups, build_state, quiet_logs, set_device
+from pipeline.worker import begin_worker, build_state
 
 logger = logging.getLogger(__name__)
 
@@ -307,9 +307,7 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
     job = settings["job"]
     config, storage = job.config, job.line.storage
     old_place, old_name = job.line.place(job.parent)
-    quiet_logs(ray.train.get_context().get_world_rank())
-    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
-    device = set_device(config, ray.train.get_context().get_local_rank())
+    groups, device = begin_worker(config)
     for _ in read_segments(receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)):
         raise AssertionError("a migration reads no rows")
     state = build_state(config, groups.training, device)

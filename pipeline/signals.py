@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch.distributed as dist
 from ray.exceptions import RayError
 from ray.train import PreemptionInfo
 
@@ -76,6 +77,21 @@ class SignalReader:
         look = now >= self._look_at
         self._look_at = now + _LOOK_S if look else self._look_at
         return Signals(stop=float(self._stop), look=float(look))
+
+
+def asked_to_stop(board: Any, group: dist.ProcessGroup) -> bool:
+    """Whether rank 0 finds that the run is to end; collective, for between models, each of which listens anew.
+
+    Args:
+        board: A `ProgressBoard`.
+        group: Of all ranks, on gloo.
+    """
+    asked = [False]
+    if board is not None and dist.get_rank() == 0:
+        with contextlib.suppress(RayError):  # the board's node was lost: it is started again elsewhere
+            asked = [bool(ray.get(board.is_stopping.remote()))]
+    dist.broadcast_object_list(asked, src=0, group=group)
+    return asked[0]
 
 
 class PreemptionNotice:

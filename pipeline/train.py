@@ -1,5 +1,6 @@
 """One training worker, top to bottom: build, restore, read, step, save."""
 
+import gc
 import itertools
 import logging
 import time
@@ -23,11 +24,11 @@ from pipeline.cursor import DayCursor, check_audit, check_quarantine, union
 from pipeline.lineage.manifest import describe
 from pipeline.progress import ProgressReporter
 from pipeline.sharding import reset_rows, table_shardings
-from pipeline.signals import PreemptionNotice, SignalReader
+from pipeline.signals import PreemptionNotice, SignalReader, asked_to_stop
 from pipeline.stream import SHARD, Header, Segment, read_segments, receive_blocks
 from pipeline.train_job import TrainJob
 from pipeline.units import Unit
-from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, seed_step, set_device
+from pipeline.worker import Groups, begin_worker, build_state, build_train_pipeline, seed_step
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +43,17 @@ def train_worker(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
     """
     jobs = settings["job"]
     config = jobs[0].config
-    quiet_logs(ray.train.get_context().get_world_rank())
-    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
-    device = set_device(config, ray.train.get_context().get_local_rank())
+    groups, device = begin_worker(config)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
     segments = read_segments(blocks, "quarantined" if config.ingest.on_bad_unit == "quarantine" else None)
     reached: list[dict[str, Any]] = [{} for _ in jobs]
     ended: dict[str, Any] = {}
     try:
         for model, own in itertools.groupby(segments, lambda segment: segment.header.model):
+            if asked_to_stop(jobs[model].board, groups.control) and any(reached):
+                raise Interrupted
             train_model(jobs[model], own, groups, device, reached[model])
+            gc.collect()  # a pipeline and its model are in cycles: there may be no room for two of them
     except DataError as error:  # raised on all ranks together: nothing hangs, and nothing is tried again
         ended = {"refused": str(error)}
     except Interrupted:
@@ -102,7 +104,7 @@ class Trainer:
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
         self._parts = {part.key: part for part in job.parts}
         self._admission: Admission = ray.get(job.admission)
-        self._days_done, self._day = 0, ""
+        self._days_done, self._day, self._began, self._spent = 0, "", 0.0, 0.0
         self._parent: str | None = None
         self._not_finite: str | None = None
         self._units: tuple[Unit, ...] = ()
@@ -120,8 +122,7 @@ class Trainer:
             if self.step == 0:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
-        line, optimizer = self._job.line, self._state.optimizer
-        config = self._job.config
+        line, optimizer, config = self._job.line, self._state.optimizer, self._job.config
         read_checkpoint(self._state, *line.place(header.checkpoint), self._groups.saving, config.log_schema)
         manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
@@ -131,6 +132,7 @@ class Trainer:
             reset_rows(self._state.tensors(), config.log_schema, config.seed, self._admission.needed_resets())
         self._days_done, self._day = manifest.content["days_done"], manifest.day
         self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
+        self._spent = 0.0 if manifest.content["complete"] else manifest.content.get("seconds", 0.0)
         self.newest = header.checkpoint
         logger.info("attempt %s goes on from %s, on %d workers", header.attempt, self.newest, dist.get_world_size())
 
@@ -142,14 +144,14 @@ class Trainer:
             Interrupted: On all ranks: it was asked to end, and is saved.
         """
         header, config = segment.header, self._job.config
-        part, ingest = self._parts[header.day, header.log_day], config.ingest
+        part, ingest, tasks = self._parts[header.day, header.log_day], config.ingest, config.log_schema.task_names
         log = part.log
         if header.day != self._day:
             self._day = header.day
             self._state.optimizer.begin_day()
         self._units, self._stepped = log.units, DayCursor(quarantined=segment.bad)
-        rows, tasks, interleave = self._job.read, config.log_schema.task_names, ingest.shuffle.interleave
-        batcher = Batcher(rows, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
+        interleave = ingest.shuffle.interleave
+        batcher = Batcher(self._job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
         batches = CountedBatches(
             lambda step: self._next_batch(batcher, step),
             self.step,
@@ -160,7 +162,7 @@ class Trainer:
         )
         before = DayCursor.from_json(header.seen, log.units)
         reporter = ProgressReporter(self._board, f"{self._job.what} {log.day}", log.num_rows)
-        started, every = time.monotonic(), config.checkpoint.every_steps
+        every, self._began, self._spent = config.checkpoint.every_steps, time.monotonic() - self._spent, 0.0
         self._pipeline.reset()
         while (output := self._next_step(batches)) is not None:
             self._stepped.advance(output.batch.cursor)
@@ -175,7 +177,7 @@ class Trainer:
             self.saver.wait()
             raise Interrupted
         self._days_done += part.is_last
-        self._save(batches, header, before, complete=True, seconds=time.monotonic() - started)
+        self._save(batches, header, before, complete=True)
         reporter.post(log.num_rows, self._named(batches.losses), final=True)
 
     def _next_batch(self, batcher: Batcher, step: int) -> RankingBatch:
@@ -209,40 +211,37 @@ class Trainer:
     def _loss_weights(self, header: Header) -> Callable[[int], Tensor]:
         return lambda step: self._schedule.weights(step=step, day=self._days_done, epoch=header.pass_index)
 
-    def _save(
-        self, batches: CountedBatches, header: Header, before: DayCursor, *, complete: bool, **facts: Any
-    ) -> None:
+    def _save(self, batches: CountedBatches, header: Header, before: DayCursor, *, complete: bool) -> None:
         """Save what has been stepped, unless a rank has a reason to stop; a finished part is audited first."""
         batches.settle()
         if batches.stopped:
             raise DataError(self._why_stopped(batches))
         part, optimizer = self._parts[header.day, header.log_day], self._state.optimizer
-        cursor = union([before, *self._gather(self._stepped)])
+        cursor = union([before, *self._groups.gather(self._stepped)])
         check_quarantine(cursor, part.log, self._job.config.ingest.max_quarantined)
         if complete:
             check_audit(cursor, part.log)
-            check_finite(self._gather(self._state.not_finite()), part.day)
+            check_finite(self._groups.gather(self._state.not_finite()), part.day)
         # A day may end on the very step of a checkpoint within it, and two checkpoints never share a directory.
         name = f"checkpoints/{part.day}/{header.attempt}/{self.step:010d}{part.suffix if complete else ''}"
         if name == self.newest:  # asked to end just after a save
             return
-        manifest = describe(self._job.config, self._job.statistics, header, part, cursor) | facts
+        manifest = describe(self._job.config, self._job.statistics, header, part, cursor)
         manifest |= {"complete": complete, "parent": self._parent, "attempt": header.attempt, "step": self.step}
         manifest |= {"days_done": self._days_done, "day_began_at": optimizer.day_began_at}
         manifest |= {"sharding": table_shardings(self._state.model)}
         manifest |= {"loss_weights": self._named(self._loss_weights(header)(self.step))}
-        manifest |= {"run": self._job.run, "new_ids": self._admission.figures}
+        manifest |= {
+            "run": self._job.run,
+            "new_ids": self._admission.figures,
+            "seconds": time.monotonic() - self._began,
+        }
         files = vocabulary_files(self._admission.vocabularies) if dist.get_rank() == 0 else {}
         self.saver.save(self._state.tensors(), name, manifest, files)
         self.newest = name
         self._parent = name if complete else self._parent
 
-    def _gather(self, mine: Any) -> list[Any]:
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, mine, group=self._groups.control)
-        return gathered
-
     def _why_stopped(self, batches: CountedBatches) -> str:
         """The first rank's reason: a unit that could not be read, or the units of a step whose loss was not finite."""
         mine = str(batches.error) if batches.error else self._not_finite
-        return next((reason for reason in self._gather(mine) if reason), "a loss is not finite")
+        return next((reason for reason in self._groups.gather(mine) if reason), "a loss is not finite")

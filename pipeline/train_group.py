@@ -211,9 +211,11 @@ def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, repor
         Interrupted: They were asked to end.
         RunFailed: What they finished is not there.
     """
+    begun = [held for held, reached in zip(lines, reported["reached"], strict=True) if reached]
     if reported.get("refused"):
-        _end_attempts(lines, days, passes, {"result": "refused", "reason": reported["refused"]})
-        raise DataError(reported["refused"])
+        where = f"line {begun[-1].line.name!r}: " if len(lines) > 1 and begun else ""
+        _end_attempts(lines, days, passes, {"result": "refused", "reason": where + reported["refused"]})
+        raise DataError(where + reported["refused"])
     if reported.get("interrupted"):
         _end_attempts(lines, days, passes, {"result": "interrupted"})
         newest = [reached for reached in reported["reached"] if reached][-1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
+import ray.train
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
@@ -62,6 +63,20 @@ class Groups:
         timeouts = (timeout_s, timeout_s, saving_timeout_s)
         gloo: list[Any] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) for seconds in timeouts]
         return cls(dist.group.WORLD, *gloo)
+
+    def gather(self, mine: Any) -> list[Any]:
+        """What every rank has, by rank; over the control group, so of the training thread."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine, group=self.control)
+        return gathered
+
+
+def begin_worker(config: Config) -> tuple[Groups, torch.device]:
+    """What a worker of Ray Train begins with: its log, its process groups, and where it computes."""
+    context = ray.train.get_context()
+    quiet_logs(context.get_world_rank())
+    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
+    return groups, set_device(config, context.get_local_rank())
 
 
 def set_device(config: Config, local_rank: int) -> torch.device:

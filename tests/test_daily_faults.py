@@ -23,7 +23,7 @@ import pytest
 import ray
 import torch
 import yaml
-from test_faults import Fault, _faulty_worker, _worker_on_a_full_disk
+from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
 from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
@@ -193,48 +193,56 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.kill()
 
 
-_DRIVER_POINTS = ["preflight", "predict", "first step", "mid-day", "checkpoint write", "before ledger", "before LATEST"]
+@pytest.fixture
+def run_to(start: Any, tmp_path: Path) -> Callable[[Config, str], dict[str, Any]]:
+    """Runs the daily command to a point and returns its JSON line, if it has left one."""
+    codes = {"none": 0, "asked to end": 1}
+
+    def run(config: Config, point: str) -> dict[str, Any]:
+        log = len(list(tmp_path.glob("log-*")))
+        command = start(config, point)
+        out, _ = command.communicate(timeout=400)
+        expected = codes.get(point, -signal.SIGKILL)
+        assert command.returncode == expected, f"{point}: {(tmp_path / f'log-{log}').read_text()[-3000:]}"
+        return json.loads(out.splitlines()[-1]) if out.strip() else {}
+
+    return run
 
 
 @pytest.mark.parametrize(
-    ("point", "where"),
+    ("where", "points"),
     [
-        pytest.param(point, where, marks=[] if (point, where) == ("mid-day", "local") else [pytest.mark.faults])
-        for where, points in (("bare", _DRIVER_POINTS[:2]), ("local", _DRIVER_POINTS[2:]), ("s3", _DRIVER_POINTS[4:]))
-        for point in points
+        ("local", ["mid-day"]),
+        pytest.param(
+            "bare",
+            ["preflight", "predict", "first step", "checkpoint write", "before ledger", "before LATEST"],
+            marks=pytest.mark.faults,
+        ),
+        pytest.param("s3", ["checkpoint write", "before ledger", "before LATEST"], marks=pytest.mark.faults),
     ],
 )
 def test_a_driver_that_is_killed(
-    point: str, where: str, copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path, ray_cluster: None
+    where: str, points: list[str], copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path
 ) -> None:
     """Catches a step that is not done again, is done twice, or whose half is believed, after the command was killed."""
     config = _config(logs, copied(where), ray={"address": ray.get_runtime_context().gcs_address})
-    first = start(config, point)
-    first.communicate(timeout=400)
-    assert first.returncode == -signal.SIGKILL, (tmp_path / "log-0").read_text()[-3000:]
-    latest = Line.of(config.root, config.line).latest()
-    assert latest is not None
-    assert latest["day"] == DAYS[0]
-    second = start(config, "none")
-    out, _ = second.communicate(timeout=400)
-    assert second.returncode == 0, (tmp_path / "log-1").read_text()[-3000:]
-    assert json.loads(out.splitlines()[-1])["result"] == "published"
+    for point in points:
+        run_to(config, point)
+        latest = Line.of(config.root, config.line).latest()
+        assert latest is not None
+        assert latest["day"] == DAYS[0], point
+    assert run_to(config, "none")["result"] == "published"
     _check(config, undisturbed, tmp_path)
 
 
 @pytest.mark.faults
 def test_a_driver_that_is_asked_to_end_while_it_measures(
-    copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path, ray_cluster: None
+    copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path
 ) -> None:
     """Catches a SIGTERM that is lost because nothing is trained yet, or a half of the metrics that is believed."""
     config = _config(logs, copied("bare"), ray={"address": ray.get_runtime_context().gcs_address})
-    first = start(config, "asked to end")
-    out, _ = first.communicate(timeout=400)
-    assert first.returncode == 1, (tmp_path / "log-0").read_text()[-3000:]
-    assert "stopped by SIGTERM after measuring" in json.loads(out.splitlines()[-1])["error"]
-    second = start(config, "none")
-    second.communicate(timeout=400)
-    assert second.returncode == 0, (tmp_path / "log-1").read_text()[-3000:]
+    assert "stopped by SIGTERM after measuring" in run_to(config, "asked to end")["error"]
+    run_to(config, "none")
     _check(config, undisturbed, tmp_path)
 
 
@@ -300,38 +308,34 @@ def _worker_that_asks(settings: dict[str, Any], pid: int) -> dict[str, Any]:
 # --- Workers and data tasks ---
 
 
+_KILLED = [  # and of which rank, in the order in which the second day comes to it
+    ("kill_data_task", LAST + 1, 0),
+    ("kill", LAST + 3, 1),
+    ("kill_data_task", LAST + 6, 0),
+    ("kill_data_task", LAST + EVERY, 0),
+    ("kill", LAST + EVERY + 5, 1),
+    ("writing", LAST + 2 * EVERY, 0),
+]
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("kind", "step", "where"),
-    [
-        ("kill", LAST + 1, "local"),
-        ("kill", LAST + EVERY + 5, "local"),
-        ("writing", LAST + 2 * EVERY, "local"),
-        ("manifest", LAST + 2 * EVERY, "s3"),
-        ("kill_data_task", LAST + 1, "local"),
-        ("kill_data_task", LAST + 6, "local"),
-        ("kill_data_task", LAST + EVERY, "local"),
-        ("kill_data_task", LAST + EVERY, "s3"),
-    ],
+    ("where", "killed"), [("local", _KILLED), ("s3", [("kill_data_task", LAST + EVERY, 0), ("manifest", FULL_AT, 0)])]
 )
 def test_a_worker_or_a_data_task_that_is_killed(
-    kind: str,
-    step: int,
     where: str,
+    killed: list[tuple[str, int, int]],
     copied: Any,
     logs: Path,
     undisturbed: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    ray_cluster: None,
 ) -> None:
     """Catches a restart within the day's training that its other steps do not survive, or that doubles an entry."""
     config = _config(logs, copied(where))
-    (tmp_path / "fault").mkdir()
-    fault = Fault(kind, step, 1 if kind == "kill" else 0, tmp_path / "fault")
-    monkeypatch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, fault=fault))
-    assert _daily(config, DAYS[1])["result"] == "published"
-    assert (fault.folder / "happened").exists(), "the fault did not happen: the test would see nothing"
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"max_failures": len(killed)})})
+    faults = [Fault(*fault, tmp_path / "fault") for fault in killed]
+    assert train_with_faults(faults, monkeypatch, lambda: _daily(config, DAYS[1]))["result"] == "published"
     _check(config, undisturbed, tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The daily job on a real Ray: days, their entries, the hold-out, late labels, and days that are refused."""
 
 import contextlib
-import functools
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,13 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from test_faults import Fault, _faulty_worker
+from test_faults import Fault, train_with_faults
 from test_runs import make_config, weights
 
 from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day
 from features.tables import VocabularyConfig
-from pipeline import train_group
 from pipeline.admission import read_vocabularies
 from pipeline.config import Config
 from pipeline.evaluation.evaluate import evaluate
@@ -292,12 +290,10 @@ def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, m
     assert np.array_equal(first.lookup(kept), second.lookup(kept))
 
     disturbed = config.model_copy(update={"root": str(tmp_path / "disturbed")})
-    (tmp_path / "fault").mkdir()
     fault = Fault("kill", 13 + 10, 1, tmp_path / "fault")  # of 12 steps or 13 a day; that of step 15 is written
-    with monkeypatch.context() as patch:
-        patch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, fault=fault))
-        with pytest.raises(RuntimeError):
-            train(disturbed, DAYS[2:3], passes=1)
+    with pytest.raises(RuntimeError):
+        train_with_faults([fault], monkeypatch, lambda: train(disturbed, DAYS[2:3], passes=1))
+    assert fault.mark.exists()
     begun = Line.of(disturbed.root, "main").newest()
     assert begun is not None
     assert (begun.day, begun.content["complete"]) == (DAYS[2], False)

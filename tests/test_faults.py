@@ -7,13 +7,12 @@ runs with `make test`; the rest with `make test-faults`.
 import functools
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,7 +31,6 @@ from pipeline import checkpoint, train_group
 from pipeline.config import Config
 from pipeline.counts import CountedBatches
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.run import train
 from pipeline.train import Trainer, train_worker
 
@@ -113,18 +111,22 @@ class Fault:
     def happens(self) -> bool:
         """Whether it has not happened yet; it has from now on."""
         try:
-            os.close(os.open(self.folder / "happened", os.O_CREAT | os.O_EXCL))
+            os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
         return True
 
     @property
+    def mark(self) -> Path:
+        return self.folder / f"{self.kind}-{self.step}-happened"
+
+    @property
     def happened_at(self) -> float:
-        return (self.folder / "happened").stat().st_mtime
+        return self.mark.stat().st_mtime
 
 
-def _faulty_worker(settings: dict[str, Any], fault: Fault) -> dict[str, Any]:
-    """`train_worker` with a fault; the code of the worker itself is the product's."""
+def _faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[str, Any]:
+    """`train_worker` with faults in one folder; the code of the worker itself is the product's."""
     rank = ray.train.get_context().get_world_rank()
     next_step, create_stream, commit = (
         Trainer._next_step,
@@ -137,21 +139,27 @@ def _faulty_worker(settings: dict[str, Any], fault: Fault) -> dict[str, Any]:
         output = next_step(self, batches)
         own[0] = self.step
         if output is not None:
-            with (fault.folder / f"stepped-{os.getpid()}").open("a") as file:
+            with (faults[0].folder / f"stepped-{os.getpid()}").open("a") as file:
                 file.write(f"{time.time()} {self.step} {output.batch.cursor.num_rows}\n")
-        if rank == fault.rank and self.step >= fault.step and fault.kind in _AT_STEPS and fault.happens():
-            _AT_STEPS[fault.kind]()
+        for fault in faults:
+            if rank == fault.rank and self.step >= fault.step and fault.kind in _AT_STEPS and fault.happens():
+                _AT_STEPS[fault.kind]()
         return output
 
+    def happens(kind: str) -> bool:
+        """Whether a fault of this rank while it writes happens now."""
+        due = (fault for fault in faults if fault.kind == kind and own[0] >= fault.step)
+        return any(fault.happens() for fault in due if kind == "manifest" or fault.rank == rank)
+
     def write_and_fail(self: Any, path: Any, mode: str) -> Any:
-        if rank == fault.rank and "w" in mode and own[0] >= fault.step and fault.kind == "writing" and fault.happens():
+        if "w" in mode and happens("writing"):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_bytes(b"half a file")
             _kill_me()
         return create_stream(self, path, mode)
 
     def commit_and_fail(*arguments: Any) -> Any:
-        if own[0] >= fault.step and fault.kind == "manifest" and fault.happens():
+        if happens("manifest"):
             _kill_me()
         return commit(*arguments)
 
@@ -185,15 +193,15 @@ def _kill_data_task() -> None:
 _AT_STEPS = {"kill": _kill_me, "stop": _stop_me, "kill_data_task": _kill_data_task}
 
 
-def _train_with(fault: Fault, config: Config, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    fault.folder.mkdir()
-    monkeypatch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, fault=fault))
-    result = train(config, [DAY], passes=1)
-    manifest = Line.of(config.root, config.line).read_manifest(result["checkpoint"])
-    assert manifest is not None
-    assert result["rows"] == manifest.content["rows"] == ROWS
-    assert (fault.folder / "happened").exists(), "the fault did not happen: the test would see nothing"
-    return manifest
+def train_with_faults(faults: Sequence[Fault], monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
+    """What a run returns in which faults happen, all of which must have happened."""
+    faults[0].folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, faults=faults))
+        result = run()
+    missing = [fault.mark.name for fault in faults if not fault.mark.exists()]
+    assert not missing, "they did not happen: the test would see nothing"
+    return result
 
 
 def _stepped(folder: Path) -> list[tuple[float, int, int]]:
@@ -207,15 +215,13 @@ def _differing(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]
     return [name for name in expected if not torch.equal(expected[name], found[name])]
 
 
-def _seeded_steps(count: int) -> list[int]:
-    """Steps in the middle of the day, at least 3 after a checkpoint."""
-    dice = random.Random(4)
-    last = ROWS // BATCH // 3 - EVERY  # of 3 workers; 2 have more
-    return [dice.randrange(1, last // EVERY) * EVERY + dice.randrange(3, EVERY) for _ in range(count)]
-
-
-def _check_same(fault: Fault, config: Config, tmp_path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = _train_with(fault, config, monkeypatch)
+def _check_same(
+    faults: Sequence[Fault], config: Config, tmp_path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train_with_faults(faults, monkeypatch, lambda: train(config, [DAY], passes=1))
+    manifest = Line.of(config.root, config.line).read_manifest(result["checkpoint"])
+    assert manifest is not None
+    assert result["rows"] == manifest.content["rows"] == ROWS
     assert _differing(expected(config.workers.num), weights(config, manifest.checkpoint, tmp_path)) == []
 
 
@@ -224,7 +230,7 @@ def test_a_worker_that_is_killed(
 ) -> None:
     """Catches rows lost, doubled or reordered by a restart: a cursor of what was read and not of what was stepped."""
     config, fault = config_of(logs, tmp_path / "root"), Fault("kill", 4 * EVERY + 7, 1, tmp_path / "fault")
-    _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
+    _check_same([fault], config, tmp_path, undisturbed, monkeypatch)
     steps = _stepped(fault.folder)
     assert sum(rows for _, _, rows in steps) > ROWS  # in time: some rows were stepped twice, and count once
     records = Line.of(config.root, config.line)._attempts([DAY])
@@ -233,32 +239,20 @@ def test_a_worker_that_is_killed(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    ("kind", "step", "rank", "num"),
-    [
-        *[("kill", step, index % 2, 2 + index % 2) for index, step in enumerate(_seeded_steps(2))],
-        ("kill_data_task", 3 * EVERY + 4, 1, 3),
-        ("writing", 2 * EVERY, 0, 3),
-    ],
-)
 def test_a_process_that_is_killed(
-    logs: Path,
-    tmp_path: Path,
-    undisturbed: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    ray_cluster: None,
-    kind: str,
-    step: int,
-    rank: int,
-    num: int,
+    logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
     """Catches a restart from something half-written, survivors that hang, and lanes that change with a restart."""
-    config, fault = config_of(logs, tmp_path / "root", num), Fault(kind, step, rank, tmp_path / "fault")
-    _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
-    after = [when for when, _, _ in _stepped(fault.folder) if when > fault.happened_at + 1]
-    assert after[0] - fault.happened_at < RESTART_S
-    if kind == "kill" and step > EVERY:
-        assert sum(rows for _, _, rows in _stepped(fault.folder)) > ROWS
+    faults = [("kill", EVERY + 12, 0), ("writing", 2 * EVERY, 0), ("kill_data_task", 3 * EVERY + 4, 1)]
+    faults += [("kill", 4 * EVERY + 9, 1)]
+    happening = [Fault(*fault, tmp_path / "fault") for fault in faults]
+    config = config_of(logs, tmp_path / "root", 3, workers={"max_failures": 6})
+    _check_same(happening, config, tmp_path, undisturbed, monkeypatch)
+    steps = _stepped(tmp_path / "fault")
+    assert sum(rows for _, _, rows in steps) > ROWS
+    for fault in happening:
+        after = [when for when, _, _ in steps if when > fault.happened_at + 1]
+        assert after[0] - fault.happened_at < RESTART_S, fault
 
 
 @pytest.mark.faults
@@ -268,7 +262,7 @@ def test_a_worker_that_is_stopped(
     """Catches ranks that wait for ever for one that lives and does not answer, or a stopped one that wakes up."""
     config = config_of(logs, tmp_path / "root", workers={"timeout_s": 15})
     fault = Fault("stop", 2 * EVERY + 5, 1, tmp_path / "fault")
-    _check_same(fault, config, tmp_path, undisturbed, monkeypatch)
+    _check_same([fault], config, tmp_path, undisturbed, monkeypatch)
     after = [when for when, _, _ in _stepped(fault.folder) if when > fault.happened_at + 5]
     assert after[0] - fault.happened_at < 20 + RESTART_S
 

@@ -30,10 +30,12 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table
 from pipeline.fit import fit_statistics
 from pipeline.lineage.audit import audit_line
+from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.seal import seal, unseal
 from pipeline.lineage.start import start_of
+from pipeline.lineage.stored_checkpoint import MANIFEST
 from pipeline.progress import ProgressBoard
 from pipeline.run import train
 from pipeline.session import run_workers
@@ -354,7 +356,10 @@ def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_pat
     assert resumed_from is not None
     assert not resumed_from.content["complete"]
     assert 0 < resumed_from.content["rows"] < ROWS_PER_DAY
+    line.storage.write(f"{resumed_from.checkpoint}/{MANIFEST}", seal(resumed_from.content | {"seconds": 1000.0}))
     again = train(cut, DAYS, passes=1)
+    seconds = {entry.day: entry.content["train_seconds"] for entry in Ledger(line).chain()}
+    assert seconds[DAYS[0]] > 1000 > seconds[DAYS[1]]  # the whole day's, with those of the attempt before
     assert again["step"] == result["step"]
     before, after = weights(config, result["checkpoint"], tmp_path), weights(cut, again["checkpoint"], tmp_path)
     assert set(before) == set(after)

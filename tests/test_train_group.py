@@ -1,6 +1,7 @@
 """Models trained together: the bits that each would have alone, also where a worker dies in between."""
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import ray
 import torch
 from test_runs import DAYS, logs, make_config, weights
 
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import StatisticsAccumulator
 from models.ranker import StepOutput
 from pipeline import train_group
@@ -25,7 +26,7 @@ from pipeline.lineage.line import Line
 from pipeline.lineage.seal import seal
 from pipeline.run import train, train_together
 from pipeline.train import Trainer, train_worker
-from pipeline.train_group import STATISTICS, HeldLine, train_days
+from pipeline.train_group import STATISTICS, HeldLine, _finished, train_days
 
 __all__ = ["logs"]  # a fixture
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
@@ -39,8 +40,14 @@ def _models(logs: Path, root: Path) -> list[Config]:
 
 
 def _worker_that_dies(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`train_worker`, whose rank 1 is killed once, in the second model."""
-    next_step = Trainer._next_step
+    """`train_worker`, whose rank 1 is killed once, in the second model; notes how many trainers there are."""
+    next_step, initialise = Trainer._next_step, Trainer.__init__
+
+    def count_and_initialise(self: Trainer, *arguments: Any) -> None:
+        alive = sum(isinstance(one, Trainer) for one in gc.get_objects())
+        with (folder / "alive").open("a") as file:
+            file.write(f"{alive} ")
+        initialise(self, *arguments)
 
     def step_and_die(self: Trainer, batches: CountedBatches) -> StepOutput | None:
         output = next_step(self, batches)
@@ -52,8 +59,41 @@ def _worker_that_dies(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGKILL)
         return output
 
-    Trainer._next_step = step_and_die
+    Trainer._next_step, Trainer.__init__ = step_and_die, count_and_initialise
     return train_worker(settings)
+
+
+def _worker_that_asks(settings: dict[str, Any]) -> dict[str, Any]:
+    """`train_worker`, which is asked to end with the last step of its first model."""
+    save = Trainer._save
+
+    def ask_and_save(self: Trainer, *arguments: Any, complete: bool) -> None:
+        save(self, *arguments, complete=complete)
+        if complete and self._day == DAYS[-1] and self._job.line.name == "a":
+            ray.get(self._job.board.request_stop.remote())
+
+    Trainer._save = ask_and_save
+    return train_worker(settings)
+
+
+@pytest.mark.ray
+def test_a_stop_between_models_is_heard(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches many models of less than a second each, none of which hears that it is asked to end."""
+    models = [with_tasks(model, ["vcr"]) for model in _models(logs, tmp_path)]
+    models = [model.model_copy(update={"workers": model.workers.model_copy(update={"num": 1})}) for model in models]
+    for config in models:
+        fit_statistics(config, DAYS)
+    monkeypatch.setattr(train_group, "train_worker", _worker_that_asks)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM at step"):
+        train_together(models[0], models, DAYS, passes=1)
+    first, second = (Line.of(config.root, config.line) for config in models)
+    newest = first.newest()
+    assert newest is not None
+    assert newest.day == DAYS[-1]
+    assert newest.content["complete"]
+    assert not list(second.manifests())
 
 
 @pytest.mark.ray
@@ -66,6 +106,7 @@ def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(train_group, "train_worker", functools.partial(_worker_that_dies, folder=tmp_path))
         results = train_together(together[0], together, DAYS, passes=1)
     assert (tmp_path / "happened").exists()
+    assert set((tmp_path / "alive").read_text().split()) == {"1"}  # the one that is made: there is room for one model
     expected = weights(alone, train(alone, DAYS, passes=1)["checkpoint"], tmp_path)
     found = weights(together[1], results[1]["checkpoint"], tmp_path)
     assert set(found) == set(expected)
@@ -79,6 +120,19 @@ def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert manifest is not None
         assert list(manifest.content["rows_in_space"]) == config.log_schema.task_names
     assert [one["result"] for one in train_together(together[0], together, DAYS, passes=1)] == ["nothing to do"] * 2
+
+
+def test_a_refusal_says_of_which_model(tmp_path: Path) -> None:
+    """Catches one of fifty models that cannot go on, and a message that could be of any of them."""
+    configs = _models(tmp_path, tmp_path)
+    lines = [HeldLine(config, Line.of(config.root, config.line), "run") for config in configs]
+    reported = {"refused": "a loss is not finite", "reached": [{"step": 9}, {"step": 3}]}
+    with pytest.raises(DataError, match=r"^line 'b': a loss is not finite$"):
+        _finished(lines, DAYS, 1, reported)
+    with pytest.raises(DataError, match=r"^line 'a': a loss is not finite$"):
+        _finished(lines, DAYS, 1, reported | {"reached": [{"step": 9}, {}]})
+    with pytest.raises(DataError, match=r"^a loss is not finite$"):
+        _finished(lines[:1], DAYS, 1, reported | {"reached": [{"step": 9}]})
 
 
 def test_other_statistics_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Evaluate a checkpoint on days: the model, what it has to beat and what it can at best reach, on the same rows."""
 
+import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
 from pipeline.stream import SHARD, Part, RunPlan, Segment, Start, read_segments, receive_blocks, whole_days
 from pipeline.units import DayLog, check_days
-from pipeline.worker import Groups, build_state, build_train_pipeline, quiet_logs, set_device
+from pipeline.worker import Groups, begin_worker, build_state, build_train_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -211,23 +212,25 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     """Measure what the stream brings; runs on every worker of Ray Train, and returns the metrics over all ranks."""
     job = settings["job"]
     config = job.config
-    quiet_logs(ray.train.get_context().get_world_rank())
-    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
-    device = set_device(config, ray.train.get_context().get_local_rank())
+    groups, device = begin_worker(config)
     loaded: Loaded | None = None
     measured: list[Measured] = []
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
     for segment in read_segments(blocks, passed_over(config)):
         if segment.header.model == len(measured):
-            loaded = load(job.subjects[len(measured)], loaded, groups, device)
+            subject = job.subjects[len(measured)]
             if measured:
                 measured[-1].gates.stop()
+            if loaded is not None and not _same_shape(loaded.config, subject.config):
+                loaded = None
+                gc.collect()  # a pipeline and its model are in cycles: there may be no room for two of them
+            loaded = load(subject, loaded, groups, device)
             drawn, gates = config.evaluation.bootstrap, GateUse(loaded.state.model)
             measured.append(Measured(loaded.config.log_schema.tasks, job.popularity, gates, drawn))
         assert loaded is not None
         refused = measure_part(job, segment, groups, loaded, measured[-1])
         if refused is not None:
-            return {"refused": refused}
+            return {"refused": refused if len(job.subjects) == 1 else f"line {subject.line.name!r}: {refused}"}
     return {"measured": [one.results(groups.counts) for one in measured]}
 
 
@@ -246,13 +249,17 @@ class Loaded:
     pipeline: TrainPipelineBase
 
 
+def _same_shape(one: Config, other: Config) -> bool:
+    """Whether a model can take another's weights."""
+    elsewhere = {"name": one.name, "root": one.root, "line": one.line}
+    return other.model_copy(update=elsewhere) == one
+
+
 def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.device) -> Loaded:
-    """A subject's model with its weights; collective. The one before it is used again where it is of the same shape."""
+    """A subject's model with its weights, in the one before it where there is one; collective."""
     config = subject.config
-    loaded = before
-    if loaded is None or loaded.config != config:
-        state = build_state(config, groups.training, device)
-        loaded = Loaded(config, state, build_train_pipeline(config, state, device))
+    state = before.state if before else build_state(config, groups.training, device)
+    loaded = Loaded(config, state, before.pipeline if before else build_train_pipeline(config, state, device))
     read_checkpoint(loaded.state, *subject.line.place(subject.checkpoint), groups.saving, config.log_schema)
     loaded.state.model.eval()
     return loaded
@@ -286,7 +293,5 @@ def measure_part(job: EvaluateJob, segment: Segment, groups: Groups, loaded: Loa
             break
         measured.update(output.outputs, output.batch)
         reporter.post(batches.num_rows, {})
-    reasons: list[Any] = [None] * dist.get_world_size()
-    problem = str(batches.error) if batches.error else measured.problem
-    dist.all_gather_object(reasons, problem, group=groups.control)
+    reasons = groups.gather(str(batches.error) if batches.error else measured.problem)
     return next((reason for reason in reasons if reason), None)

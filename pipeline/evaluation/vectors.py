@@ -26,7 +26,7 @@ from pipeline.session import ray_session, run_workers
 from pipeline.storage import Storage
 from pipeline.stream import SHARD, Part, RunPlan, Start, read_segments, receive_blocks, whole_days
 from pipeline.units import Unit
-from pipeline.worker import Groups, quiet_logs, set_device
+from pipeline.worker import begin_worker
 
 Place = tuple[int, int, int]
 """Where a row stands: part, unit, row within it."""
@@ -105,9 +105,7 @@ def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
     """Compute the vectors of what the stream brings; runs on every worker of Ray Train."""
     job, reading = settings["job"], settings["job"].reading
     config = reading.config
-    quiet_logs(ray.train.get_context().get_world_rank())
-    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
-    device = set_device(config, ray.train.get_context().get_local_rank())
+    groups, device = begin_worker(config)
     loaded = load(reading.subjects[0], None, groups, device)
     found = UserVectors(loaded.state.model, job.logs, job.column)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
