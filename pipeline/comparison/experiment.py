@@ -139,8 +139,12 @@ def load_experiment(path: str) -> ExperimentConfig:
     except yaml.YAMLError as error:
         raise ConfigError(f"experiment {path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        wrong = [": ".join(filter(None, (".".join(map(str, one["loc"])), _said(one["msg"])))) for one in error.errors()]
         raise ConfigError(f"experiment {path}: {'; '.join(wrong)}") from error
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ")
 
 
 def cases_of(experiment: ExperimentConfig, overrides: Sequence[str] = (), names: Sequence[str] = ()) -> list[Case]:
