@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from features.kuairand.partitions import import_kuairand
-from pipeline.config import Config, load_config
+from pipeline.cluster.session import ray_session
+from pipeline.config.load import load_config
+from pipeline.config.project import Config
+from pipeline.daily.gate import quality
+from pipeline.daily.ray_work import RayWork
+from pipeline.daily.run_days import Accepted, run_days
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.fit import fit_statistics
-from pipeline.lineage.checks import quality
-from pipeline.lineage.daily import Accepted, run_days
+from pipeline.lineage.day_entry import of_run
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.work import RayWork
-from pipeline.run import of_run, train
-from pipeline.session import ray_session
+from pipeline.log_passes.statistics import fit_statistics
+from pipeline.trainer.train_line import train
 
 _SOURCE = Path(__file__).parents[2] / "shared/data/kuairand-pure"
 _CONFIG = Path(__file__).parents[1] / "jobs/configs/kuairand.yaml"

@@ -9,15 +9,16 @@ import ray
 
 from benchmarks.workload import DAY, ONE_LAYER_HEAD, PAPER_HEAD, WORKERS, load, project
 from models.batch import RankingBatch
-from pipeline.admission import Admission
+from pipeline.cluster.progress import ProgressBoard
+from pipeline.cluster.session import ray_session, run_workers
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.lineage.frozen_statistics import load_statistics
 from pipeline.lineage.line import Line
-from pipeline.progress import ProgressBoard
-from pipeline.session import ray_session, run_workers
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, whole_days
-from pipeline.train import train_worker
-from pipeline.train_group import load_statistics
-from pipeline.train_job import TrainJob
+from pipeline.log_passes.admission import Admission
+from pipeline.storage.files import Storage
+from pipeline.trainer.train import train_worker
+from pipeline.trainer.train_job import TrainJob
 
 _ROWS, _QUICK_ROWS = 2**18, 2**16
 _WARM_STEPS = 10
@@ -64,7 +65,7 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
 
 def _train_and_time(settings: dict[str, list[TrainJob]]) -> dict[str, Any]:
     """`train_worker`, with a watch on the function that makes the next batch."""
-    from pipeline import train
+    from pipeline.trainer import train
 
     watch = _Watch()
 

@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from benchmarks.workload import PAPER_HEAD, load, project
 from models.batch import RankingBatch
-from pipeline.batcher import Batcher
-from pipeline.datasource import Entry, ReadPlan, read_parcels
-from pipeline.storage import Storage
-from pipeline.worker import Groups, build_state, build_train_pipeline, pin_arithmetic
+from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.datasource import Entry, ReadPlan, read_parcels
+from pipeline.storage.files import Storage
+from pipeline.trainer.worker_setup import Groups, build_state, build_train_pipeline, pin_arithmetic
 
 _STEPS, _QUICK_STEPS, _TURNS = 40, 10, 5
 

@@ -15,12 +15,14 @@ from ray.data import DataContext
 from benchmarks.processes import TreeWatcher
 from benchmarks.workload import WORKERS, load, project
 from features.encoding import Encoder
-from pipeline.batcher import Batcher
-from pipeline.config import Config
-from pipeline.session import ray_session
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
-from pipeline.units import DayLog
+from pipeline.cluster.session import ray_session
+from pipeline.config.project import Config
+from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.receive import read_segments, receive_blocks
+from pipeline.ingest.units import DayLog
+from pipeline.storage.files import Storage
 
 _ROWS = 2**20
 _QUICK_ROWS = 2**18
@@ -30,7 +32,7 @@ _SHORT, _LONG = 1, 4  # passes over the day; the difference between the two has 
 
 @ray.remote(num_cpus=1)
 class Consumer:
-    """A rank that makes batches as `pipeline.train` does, and steps nothing."""
+    """A rank that makes batches as `pipeline.trainer.train` does, and steps nothing."""
 
     def consume(self, shard: Any, config: Config, day: DayLog) -> int:
         """Read a lane to its end; returns its rows."""

@@ -10,14 +10,16 @@ import ray
 from benchmarks.processes import TreeWatcher
 from benchmarks.workload import load, project
 from features.encoding import Encoder
-from pipeline import stream
-from pipeline.batcher import Batcher
-from pipeline.config import Config
-from pipeline.pacing import PacedLoop
-from pipeline.session import ray_session
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
-from pipeline.units import DayLog
+from pipeline.cluster.session import ray_session
+from pipeline.config.project import Config
+from pipeline.ingest import plan as stream
+from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.pacing import PacedLoop
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.receive import read_segments, receive_blocks
+from pipeline.ingest.units import DayLog
+from pipeline.storage.files import Storage
 
 _ROWS, _QUICK_ROWS = 2**19, 2**18
 _UNIT_ROWS = 4096
@@ -31,7 +33,7 @@ class _FreeLoop(PacedLoop):
 
 @ray.remote(num_cpus=1)
 class SlowConsumer:
-    """A rank that makes batches as `pipeline.train` does, and sleeps instead of stepping."""
+    """A rank that makes batches as `pipeline.trainer.train` does, and sleeps instead of stepping."""
 
     def consume(self, shard: Any, config: Config, day: DayLog) -> int:
         """Read a lane to its end; returns its rows."""

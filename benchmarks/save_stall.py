@@ -12,11 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoint import CheckpointConfig, Saver, TrainState
-from pipeline.config import Config, parse_config
+from pipeline.checkpoint.saver import Saver
+from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import FORMAT
-from pipeline.worker import Groups, build_state
+from pipeline.trainer.train_state import TrainState
+from pipeline.trainer.worker_setup import Groups, build_state
 
 _ROWS, _QUICK_ROWS = 4_000_000, 500_000  # of 64 floats, over both ranks
 _RANKS = 2

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.workload import DAY, load, project
-from pipeline.config import Config
+from pipeline.cluster.session import ray_session
+from pipeline.config.project import Config
+from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.line import Line
-from pipeline.run import train, train_together
-from pipeline.session import ray_session
-from pipeline.storage import Storage
-from pipeline.train_group import STATISTICS
+from pipeline.storage.files import Storage
+from pipeline.trainer.train_line import train, train_together
 
 _ROWS, _QUICK_ROWS = 2**17, 2**14
 _MODELS = 4

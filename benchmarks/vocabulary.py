@@ -14,8 +14,8 @@ from features.hashing import hash_ids, salt_of
 from features.schema import BucketFeature, Schema
 from features.tables import TableConfig, VocabularyConfig
 from features.vocabulary import RowIndex, Vocabulary
-from pipeline.datasource import read_unit
-from pipeline.storage import Storage
+from pipeline.ingest.datasource import read_unit
+from pipeline.storage.files import Storage
 
 _ROWS = 2**19
 _QUICK_ROWS = 2**17

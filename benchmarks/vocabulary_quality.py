@@ -14,13 +14,14 @@ import yaml
 from features.kuairand.partitions import import_kuairand
 from features.synthetic.logs import SyntheticConfig, write_day
 from features.tables import VocabularyConfig
-from pipeline.config import Config, LogsConfig, load_config
+from pipeline.cluster.session import ray_session
+from pipeline.config.load import load_config
+from pipeline.config.project import Config, LogsConfig
+from pipeline.daily.gate import quality
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.fit import fit_statistics
-from pipeline.lineage.checks import quality
 from pipeline.lineage.line import Line
-from pipeline.run import train
-from pipeline.session import ray_session
+from pipeline.log_passes.statistics import fit_statistics
+from pipeline.trainer.train_line import train
 
 _CONFIGS = Path(__file__).parents[1] / "jobs/configs"
 _SOURCE = Path(__file__).parents[2] / "shared/data/kuairand-pure"

@@ -13,11 +13,12 @@ from features.encoding import Encoder
 from features.schema import Schema
 from features.statistics import StatisticsAccumulator
 from features.synthetic.logs import SyntheticConfig, make_part, write_day
-from pipeline.config import Config, parse_config
-from pipeline.lineage.seal import seal
-from pipeline.storage import Storage
-from pipeline.train_group import STATISTICS
-from pipeline.units import DayLog, list_days
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.ingest.units import DayLog, list_days
+from pipeline.lineage.frozen_statistics import STATISTICS
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal
 
 DAY = date(2026, 11, 5)  # the fifth day, when most users have the views of a full history behind them
 WORKERS = 2
@@ -120,8 +121,8 @@ def load(folder: Path, **sections: dict[str, Any]) -> tuple[Config, Encoder, Day
         folder: What `project` gave.
         sections: Sections of the config to replace.
     """
+    from pipeline.lineage.frozen_statistics import load_statistics
     from pipeline.lineage.line import Line
-    from pipeline.train_group import load_statistics
 
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()) | sections, "benchmark")
     encoder = Encoder(config.log_schema, load_statistics(config, Line.of(config.root, config.line)))

@@ -194,6 +194,11 @@ class Schema(Declaration):
         return [feature for feature in self.features if isinstance(feature, SequenceFeature) and feature.is_unpooled]
 
     @property
+    def unpooled_tables(self) -> set[str]:
+        """Tables that an unpooled sequence reads, whatever else reads them: a table stands in one collection only."""
+        return {feature.table for feature in self.unpooled_features}
+
+    @property
     def dense_features(self) -> list[DenseFeature]:
         """Features that are columns of the dense tensor, in declared order."""
         return [feature for feature in self.features if isinstance(feature, DenseFeature)]

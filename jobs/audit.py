@@ -4,9 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.config import load_config
-from pipeline.lineage.audit import audit_line
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Audit the checkpoint and its parents."""
-    return audit_line(load_config(arguments.config, arguments.set), arguments.checkpoint)
+    config = read_config(arguments)
+    from pipeline.lineage.audit import audit_line
+
+    return audit_line(config, arguments.checkpoint)
 
 
 if __name__ == "__main__":

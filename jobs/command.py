@@ -11,9 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import ConfigError, DataError, Interrupted
+
+if TYPE_CHECKING:  # `--help` answers without torch
+    from pipeline.config.project import Config
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +97,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that reads a configuration."""
     parser.add_argument("--config", required=True, help="a YAML file, e.g. jobs/configs/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one setting, dotted")
+
+
+def read_config(arguments: argparse.Namespace) -> "Config":
+    """Read the configuration that the arguments name; a command calls it before it imports what is slow to import.
+
+    Raises:
+        ConfigError: One line for each thing that is wrong, with its dotted path.
+    """
+    from pipeline.config.load import load_config
+
+    return load_config(arguments.config, arguments.set)

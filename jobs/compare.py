@@ -4,12 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.comparison.gains import model_rows, verdicts
-from pipeline.comparison.runs import Comparison, ComparisonPlan
-from pipeline.config import load_config
-from pipeline.report.comparison import to_markdown, write_report
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, write table and page, and show the table on stderr."""
-    config = load_config(arguments.config, arguments.set)
+    config = read_config(arguments)
+    from pipeline.ingest.units import parse_days
+    from pipeline.report.comparison import to_markdown, write_report
+    from pipeline.studies.comparison import Comparison, ComparisonPlan
+    from pipeline.studies.gains import model_rows, verdicts
+    from pipeline.trainer.model_check import check_model
+
+    check_model(config)
     plan = ComparisonPlan(
         name=arguments.name,
         models=tuple(arguments.models.split(",")),

@@ -3,10 +3,6 @@
 import argparse
 import sys
 
-from features.synthetic.world import SyntheticConfig
-from pipeline.config import Config
-from pipeline.config_reference import reference
-
 _HEAD = """# Configuration
 
 Generated from the config classes by `make docs`; do not edit. A test holds it to them.
@@ -24,6 +20,10 @@ Examples that run: [`jobs/configs/demo.yaml`](../jobs/configs/demo.yaml) and
 
 def page() -> str:
     """The whole page."""
+    from features.synthetic.world import SyntheticConfig
+    from pipeline.config.project import Config
+    from pipeline.config.reference import reference
+
     project = reference(Config, "A project, the file of `--config`")
     world = reference(SyntheticConfig, "A synthetic world, the file of `--world`")
     return "\n".join([_HEAD, project, world])

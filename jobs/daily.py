@@ -3,16 +3,14 @@
 import argparse
 import contextlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.errors import ConfigError
-from jobs.command import add_config, command
-from pipeline.config import Config, load_config
-from pipeline.lineage.daily import Accepted, run_days
-from pipeline.lineage.line import Line
-from pipeline.lineage.moves import branch, discard, rollback
-from pipeline.lineage.work import RayWork
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
+
+if TYPE_CHECKING:  # `--help` answers without torch
+    from pipeline.config.project import Config
+    from pipeline.lineage.line import Line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the day, or move LATEST."""
-    config = load_config(arguments.config, arguments.set)
+    config = read_config(arguments)
+    from pipeline.daily.ray_work import RayWork
+    from pipeline.daily.run_days import Accepted, run_days
+    from pipeline.ingest.units import parse_days
+    from pipeline.lineage.line import Line
+    from pipeline.lineage.manual_moves import branch
+    from pipeline.trainer.model_check import check_model
+
+    check_model(config)
     line = Line.of(config.root, config.line)
     if arguments.rollback or arguments.discard is not None:
         return _move(config, Line.of(config.root, arguments.branch or config.line), arguments)
@@ -51,7 +57,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return run_days(config, line, RayWork(config, line, stack), days, most, accepted)
 
 
-def _move(config: Config, line: Line, arguments: argparse.Namespace) -> dict[str, Any]:
+def _move(config: "Config", line: "Line", arguments: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.ingest.units import parse_days
+    from pipeline.lineage.manual_moves import discard, rollback
+
     others = ("max_catch_up", "accept_anomaly", "accept_gate", "skip_day", "from_nothing")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name) not in (None, False)]
     if given:

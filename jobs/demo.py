@@ -8,14 +8,6 @@ from typing import Any
 
 from features.errors import DataError
 from jobs.command import command
-from jobs.make_logs import load_world, write_day
-from pipeline.config import load_config
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.table import metrics_table, share_of_gap
-from pipeline.fit import fit_statistics
-from pipeline.run import train
-from pipeline.session import ray_session
-from pipeline.units import parse_days
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Make what is missing, train from where the line is, evaluate, and show the table on stderr."""
+    from jobs.make_logs import load_world, write_day
+    from pipeline.cluster.session import ray_session
+    from pipeline.config.load import load_config
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.table import metrics_table, share_of_gap
+    from pipeline.ingest.units import parse_days
+    from pipeline.log_passes.statistics import fit_statistics
+    from pipeline.trainer.model_check import check_model
+    from pipeline.trainer.train_line import train
+
     folder = Path(arguments.folder)
-    config = load_config(_CONFIG, [f"root={folder}", f"logs.path={folder / 'logs'}"])
+    config = check_model(load_config(_CONFIG, [f"root={folder}", f"logs.path={folder / 'logs'}"]))
     train_days, test_days = parse_days(_TRAIN_DAYS), parse_days(_TEST_DAY)
     world = load_world(_WORLD)
     for day in [*train_days, *test_days]:

@@ -4,11 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.config import load_config
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.table import metrics_table
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, and show the table on stderr."""
-    config = load_config(arguments.config, arguments.set)
+    config = read_config(arguments)
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.table import metrics_table
+    from pipeline.ingest.units import parse_days
+    from pipeline.trainer.model_check import check_model
+
+    check_model(config)
     history = parse_days(arguments.popularity_days) if arguments.popularity_days else []
     rows = "held_out" if arguments.held_out else "all"
     result = evaluate(config, parse_days(arguments.days), arguments.checkpoint, history, rows)

@@ -5,8 +5,6 @@ import sys
 from typing import Any
 
 from jobs.command import command
-from pipeline.comparison.experiment import cases_of, load_experiment, run_cases
-from pipeline.report.experiment import experiment_markdown, write_experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, write tables and pages, and show the tables on stderr."""
+    from pipeline.report.experiment import experiment_markdown, write_experiment
+    from pipeline.studies.experiment import cases_of, load_experiment, run_cases
+
     experiment = load_experiment(arguments.experiment)
     names = arguments.cases.split(",") if arguments.cases else []
     results = run_cases(cases_of(experiment, arguments.set, names))

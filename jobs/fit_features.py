@@ -4,10 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.config import load_config
-from pipeline.fit import fit_statistics
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the line's statistics."""
-    return fit_statistics(load_config(arguments.config, arguments.set), parse_days(arguments.days))
+    config = read_config(arguments)
+    from pipeline.ingest.units import parse_days
+    from pipeline.log_passes.statistics import fit_statistics
+
+    return fit_statistics(config, parse_days(arguments.days))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.comparison.group_tasks import GroupingPlan, group_tasks
-from pipeline.config import load_config
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, and write a configuration for each group."""
-    config = load_config(arguments.config, arguments.set)
+    config = read_config(arguments)
+    from pipeline.ingest.units import parse_days
+    from pipeline.studies.group_tasks import GroupingPlan, group_tasks
+    from pipeline.trainer.model_check import check_model
+
+    check_model(config)
     plan = GroupingPlan(
         name=arguments.name,
         model=arguments.model,

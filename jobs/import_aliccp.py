@@ -4,7 +4,6 @@ import argparse
 import sys
 from typing import Any
 
-from features.aliccp.partitions import import_aliccp
 from jobs.command import command
 
 
@@ -17,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write both days, or none."""
+    from features.aliccp.partitions import import_aliccp
+
     imported = import_aliccp(arguments.source, arguments.logs)
     days = list(imported.rows)
     return {

@@ -4,7 +4,6 @@ import argparse
 import sys
 from typing import Any
 
-from features.kuairand.partitions import import_kuairand
 from jobs.command import command
 
 
@@ -17,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write all days, or none."""
+    from features.kuairand.partitions import import_kuairand
+
     imported = import_kuairand(arguments.source, arguments.logs, with_random=arguments.with_random)
     days = list(imported.rows)
     return {

@@ -6,17 +6,14 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from features.errors import ConfigError
-from features.synthetic import logs, regression
-from features.synthetic.logs import SyntheticConfig
-from features.synthetic.regression import RegressionConfig
 from jobs.command import command
-from pipeline.units import parse_days
+
+if TYPE_CHECKING:  # `--help` answers without numpy and pyarrow
+    from features.synthetic.regression import RegressionConfig
+    from features.synthetic.world import SyntheticConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the days that are not there yet."""
+    from pipeline.ingest.units import parse_days
+
     world = load_world(arguments.world, arguments.set)
     written, skipped = [], []
     for day in parse_days(arguments.days):
@@ -43,20 +42,29 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"logs": arguments.logs, "written": written, "there_already": skipped, "rows_per_day": world.rows_per_day}
 
 
-def write_day(world: SyntheticConfig | RegressionConfig, day: str, directory: str | Path) -> None:
+def write_day(world: "SyntheticConfig | RegressionConfig", day: str, directory: str | Path) -> None:
     """Write the log of a day, an ISO date."""
+    from features.synthetic import logs, regression
+    from features.synthetic.regression import RegressionConfig
+
     if isinstance(world, RegressionConfig):
         regression.write_day(world, date.fromisoformat(day), directory)
     else:
         logs.write_day(world, date.fromisoformat(day), directory)
 
 
-def load_world(path: str, overrides: Sequence[str] = ()) -> SyntheticConfig | RegressionConfig:
+def load_world(path: str, overrides: Sequence[str] = ()) -> "SyntheticConfig | RegressionConfig":
     """Read a world: of regression tasks where it has a correlation, of videos otherwise.
 
     Raises:
         ConfigError: It is missing, or not a world.
     """
+    import yaml
+    from pydantic import ValidationError
+
+    from features.synthetic.regression import RegressionConfig
+    from features.synthetic.world import SyntheticConfig
+
     try:
         found = yaml.safe_load(Path(path).read_text())
         found |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}

@@ -4,10 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.config import load_config
-from pipeline.migrate import migrate
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Migrate, and show on stderr what became of every part."""
-    config = load_config(arguments.config, arguments.set)
+    config = read_config(arguments)
+    from pipeline.ingest.units import parse_days
+    from pipeline.migration.migrate import migrate
+    from pipeline.trainer.model_check import check_model
+
+    check_model(config)
     days = parse_days(arguments.statistics_days) if arguments.statistics_days else []
     result = migrate(config, arguments.checkpoint, days)
     for what in ("kept", "new", "dropped"):

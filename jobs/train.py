@@ -5,10 +5,7 @@ import sys
 from typing import Any
 
 from features.errors import ConfigError
-from jobs.command import add_config, command
-from pipeline.config import load_config
-from pipeline.run import train
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +19,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train."""
     if arguments.epochs < 1:
         raise ConfigError(f"--epochs is {arguments.epochs}, expected at least 1")
-    return train(load_config(arguments.config, arguments.set), parse_days(arguments.days), arguments.epochs)
+    config = read_config(arguments)
+    from pipeline.ingest.units import parse_days
+    from pipeline.trainer.model_check import check_model
+    from pipeline.trainer.train_line import train
+
+    check_model(config)
+    return train(config, parse_days(arguments.days), arguments.epochs)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command
-from pipeline.config import load_config
-from pipeline.evaluation.vectors import write_user_vectors
-from pipeline.units import parse_days
+from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compute and write them."""
-    config = load_config(arguments.config, arguments.set)
+    config = read_config(arguments)
+    from pipeline.ingest.units import parse_days
+    from pipeline.scoring.user_vectors import write_user_vectors
+    from pipeline.trainer.model_check import check_model
+
+    check_model(config)
     days = parse_days(arguments.days)
     return write_user_vectors(config, days, arguments.out, arguments.user_column, arguments.checkpoint)
 

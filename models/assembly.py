@@ -7,15 +7,15 @@ import torch
 from features.errors import ConfigError
 from features.schema import DenseFeature, FeatureConfig, Schema
 from features.tasks import TaskConfig
-from models.around import AroundConfig
+from models.all_reduce import Ranks
 from models.balancing import LossBalancingConfig, build_balancing, check_composed, check_pooled
 from models.inputs import InputArch
-from models.joint import WEIGHTED_SUM, JointLoss
-from models.layout import Labels, Layout, Part, layout_of
 from models.loss import UnionSpaceLoss
+from models.loss_combination import WEIGHTED_SUM, JointLoss
 from models.network import NetworkConfig, build_network
+from models.optional_parts import AroundConfig
+from models.parameter_names import Labels, Layout, Part, layout_of
 from models.ranker import Head, Ranker, RankerTrain
-from models.ranks import Ranks
 from models.tables import build_sequences, build_tables, mean_pooled, table_of
 from models.tasks import TaskHead
 from models.towers import Towers

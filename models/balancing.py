@@ -9,13 +9,13 @@ from torch import nn
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.tasks import TaskConfig
-from models.fusion import FusionNetwork
+from models.all_reduce import Ranks
+from models.gradient_balance import GradientBalance, shared_slices
 from models.gradnorm import GradNormConfig
-from models.meeting import GradientBalance, shared_slices
 from models.metabalance import MetaBalanceConfig
+from models.network_base import FusionNetwork
 from models.pcgrad import PCGradConfig
-from models.ranks import Ranks
-from models.reach import ParameterBlock, parameter_blocks
+from models.task_reach import ParameterBlock, parameter_blocks
 from models.uncertainty import UncertaintyConfig, UncertaintyWeights
 
 

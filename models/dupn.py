@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.layout import Labels, Part, units_of
+from models.parameter_names import Labels, Part, units_of
 
 _GATES = ("input", "forget", "output", "candidate")
 _PATH = "events > property-gated LSTM"
@@ -109,7 +109,7 @@ class PropertyGatedLSTM(nn.Module):
         return torch.cat(states)
 
     def parts(self, items: Labels, properties: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             items: Labels of e_t.
@@ -160,7 +160,7 @@ class EventAttention(nn.Module):
         return logits.masked_fill(is_empty.unsqueeze(1), 0).softmax(1)[where]
 
     def parts(self, events: Labels, rows: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             events: Labels of h_t and p_t.
@@ -229,7 +229,7 @@ class DUPN(nn.Module):
         return states.new_zeros(len(rows), states.shape[1]).index_add(0, steps.rows, shares.unsqueeze(1) * states)
 
     def parts(self, items: Labels, properties: Labels, query: Labels, user: Labels) -> tuple[list[Part], Labels]:
-        """Name the parts, and label what comes out; see `models.layout`.
+        """Name the parts, and label what comes out; see `models.parameter_names`.
 
         Args:
             items: Labels of e_t.

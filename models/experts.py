@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.layout import Labels, Part, units_of
+from models.parameter_names import Labels, Part, units_of
 
 
 def init_as_linear(weight: Tensor, bias: Tensor | None = None) -> None:
@@ -63,7 +63,7 @@ class GroupedLayer(nn.Module):
             init_as_linear(weight, bias)
 
     def parts(self, owners: Sequence[str], detail: str, inputs: Sequence[Labels], units: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             owners: What each layer belongs to.
@@ -114,7 +114,7 @@ def grouped_layers(in_features: int, layers: Sequence[int], counts: Sequence[int
 def stack_parts(
     stack: nn.Module, owners: Sequence[str], inputs: Sequence[Labels], path: str, name: str
 ) -> tuple[list[Part], str, Sequence[Labels]]:
-    """Name the parts of stacked grouped layers; see `models.layout`.
+    """Name the parts of stacked grouped layers; see `models.parameter_names`.
 
     Args:
         stack: Grouped layers, and other modules without parameters between them; or an identity.
@@ -173,7 +173,7 @@ class BlockLinear(nn.Module):
                 init_as_linear(weight, bias)
 
     def parts(self, owners: Sequence[str], detail: str, rows: Sequence[Labels], inputs: Sequence[Labels]) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             owners: What successive rows belong to.
@@ -236,7 +236,7 @@ class Gates(nn.Module):
         self.logits = BlockLinear(in_features, counts if num_selectors > 1 else [len(chosen)], bias=False)
 
     def parts(self, owners: Sequence[str], choices: Sequence[Sequence[str]], selector: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             owners: The gates.

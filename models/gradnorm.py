@@ -14,7 +14,7 @@ from torch import Tensor
 
 from features.declaration import Declaration
 from features.tasks import TaskConfig
-from models.meeting import BalanceRule
+from models.gradient_balance import BalanceRule
 from models.uncertainty import refuse_negative_losses
 
 # A weight that is not above 0 would train its task backwards, or never again.

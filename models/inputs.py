@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from models.layout import Labels, Part
+from models.parameter_names import Labels, Part
 
 LookedUp = Sequence[Mapping[str, JaggedTensor]]
 """What EmbeddingCollections have found, each by feature: a row's entries after those of the row before."""
@@ -28,7 +28,7 @@ class MissingValueLayer(nn.Module):
         self.values = nn.Parameter(torch.zeros(num_features))
 
     def parts(self, features: Sequence[str], columns: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             features: Names of the dense features.

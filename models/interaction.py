@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.schema import Schema
-from models.layout import Labels, Part
+from models.parameter_names import Labels, Part
 
 
 class NFwFM(nn.Module):
@@ -81,7 +81,7 @@ class NFwFM(nn.Module):
         return [*([self.dim] * self.num_fields), *dense, own] if self.keeps_inputs else [own, *dense]
 
     def outputs(self, bags: Labels, numbers: Labels) -> Labels:
-        """Label the output; see `models.layout`.
+        """Label the output; see `models.parameter_names`.
 
         Args:
             bags: Labels of the embeddings.
@@ -91,7 +91,7 @@ class NFwFM(nn.Module):
         return (*bags, *numbers, *own) if self.keeps_inputs else (*own, *numbers)
 
     def parts(self, features: Sequence[str], bags: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             features: Names of the sparse features.

@@ -16,7 +16,7 @@ from torch import Tensor
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.tasks import TaskConfig
-from models.meeting import BalanceRule
+from models.gradient_balance import BalanceRule
 
 Strategy = Literal["A", "B", "C"]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from features.declaration import Declaration
 from models.experts import Gates, grouped_layers, stack_parts
-from models.fusion import FusionNetwork, in_slabs
-from models.layout import FusionParts, Labels
+from models.network_base import FusionNetwork, in_slabs
+from models.parameter_names import FusionParts, Labels
 from models.sizes import Count, Width
 
 

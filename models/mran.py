@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from features.declaration import Declaration
+from models.all_reduce import Ranks
 from models.experts import init_as_linear
-from models.fusion import FusionNetwork
-from models.layout import FusionParts, Labels, Part, units_of
+from models.network_base import FusionNetwork
 from models.norm import RealRowsNorm
-from models.ranks import Ranks
+from models.parameter_names import FusionParts, Labels, Part, units_of
 from models.sizes import Count, Width
 
 
@@ -41,7 +41,7 @@ class SelfAttention(nn.Module):
             init_as_linear(projection)
 
     def parts(self, owner: str, inputs: Labels, heads: Labels) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             owner: Whose attention it is.

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from models.fusion import FusionNetwork
+from models.all_reduce import Ranks
 from models.mmoe import MLMMoEConfig, MMoEConfig, OMoEConfig
 from models.mran import MRANConfig
+from models.network_base import FusionNetwork
 from models.ple import CGCConfig, PLEConfig
-from models.ranks import Ranks
 from models.sharing import AsymmetricSharingConfig, CustomizedSharingConfig, HardSharingConfig
 from models.stitch import CrossStitchConfig, SluiceConfig
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.ranks import Ranks
+from models.all_reduce import Ranks
 
 
 class RealRowsNorm(nn.Module):

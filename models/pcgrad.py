@@ -12,7 +12,7 @@ from torch import Tensor
 
 from features.declaration import Declaration
 from features.tasks import TaskConfig
-from models.meeting import BalanceRule
+from models.gradient_balance import BalanceRule
 
 
 def project(gram: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from features.declaration import Declaration
 from features.errors import ConfigError
 from models.experts import Gates, grouped_layers, stack_parts
-from models.fusion import FusionNetwork, in_slabs
-from models.layout import FusionParts, Labels, Part
+from models.network_base import FusionNetwork, in_slabs
+from models.parameter_names import FusionParts, Labels, Part
 from models.sizes import CountOrNone, Width
 
 
@@ -102,7 +102,7 @@ class ExtractionLevel(nn.Module):
         return torch.bmm(weights, self.experts(inputs)), weights
 
     def parts(self, inputs: Labels, tasks: Sequence[str], path: str, name: str) -> tuple[list[Part], str, Labels]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             inputs: Labels of every input.

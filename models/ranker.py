@@ -12,12 +12,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from models.batch import RankingBatch
 from models.entire_space import EntireSpace
-from models.fusion import FusionNetwork
+from models.gradient_balance import GradientBalance, carry_over
 from models.inputs import InputArch, LookedUp
 from models.interaction import NFwFM
 from models.kl_bound import KLBound
 from models.loss import UnionSpaceLoss
-from models.meeting import GradientBalance, carry_over, cut_off
+from models.network_base import FusionNetwork
 from models.slot_bias import SlotBias
 from models.uncertainty import UncertaintyWeights
 from models.user import UserArch
@@ -216,7 +216,7 @@ class RankerTrain(nn.Module):
         """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
         assert self.ranker.embeddings is not None  # where sequences are not pooled, no gradients are balanced
         pooled = self.ranker.embeddings(batch.sparse)
-        leaf = cut_off(pooled)
+        leaf = KeyedTensor(pooled.keys(), pooled.length_per_key(), pooled.values().detach().requires_grad_())
         outputs = self.ranker.above(leaf, batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))
         _, losses = self._losses(outputs, batch)
         dense = [parameter for _, parameter in self.ranker.dense_parameters()]

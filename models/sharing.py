@@ -16,8 +16,8 @@ from torch import Tensor
 from features.declaration import Declaration
 from features.errors import ConfigError
 from models.experts import grouped_layers, stack_parts
-from models.fusion import FusionNetwork, in_slabs
-from models.layout import FusionParts, Labels, units_of
+from models.network_base import FusionNetwork, in_slabs
+from models.parameter_names import FusionParts, Labels, units_of
 from models.sizes import Width
 
 Fuse = Literal["concat", "sum", "mean"]

@@ -5,22 +5,24 @@ Source: Zhao et al., "Recommending What Video to Watch Next", RecSys 2019: a sha
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.schema import Schema
 from features.tables import VocabularyConfig
-from models.layout import Part
+from models.parameter_names import Part
 from models.sizes import Count
 from models.tasks import TaskHead
+
+if TYPE_CHECKING:  # the configuration imports this file, and must not import TorchRec
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 # Every worker holds all of it, and its gradient is summed over them at every step.
 _MAX_LOGITS = 1_000_000
@@ -71,7 +73,7 @@ class SlotBias(nn.Module):
         self.weight = nn.Parameter(torch.zeros(len(columns), 1 + num_slots, 1 + num_devices))
 
     def forward(
-        self, outputs: Float[Tensor, "batch output"], slot: Int[Tensor, " batch"] | None, sparse: KeyedJaggedTensor
+        self, outputs: Float[Tensor, "batch output"], slot: Int[Tensor, " batch"] | None, sparse: "KeyedJaggedTensor"
     ) -> Float[Tensor, "batch output"]:
         """Add the logits to the towers' outputs.
 
@@ -95,7 +97,7 @@ class SlotBias(nn.Module):
         return rows
 
     @staticmethod
-    def _device_rows(device: Device, sparse: KeyedJaggedTensor) -> Int[Tensor, " batch"]:
+    def _device_rows(device: Device, sparse: "KeyedJaggedTensor") -> Int[Tensor, " batch"]:
         """0 for an empty bag, 1 + id for others."""
         of_key = (part.view(device.num_keys, -1)[device.key] for part in (sparse.lengths(), sparse.offsets()[:-1]))
         lengths, starts = of_key
@@ -104,7 +106,7 @@ class SlotBias(nn.Module):
         return torch.where(lengths > 0, ids + 1, 0)
 
     def parts(self, towers: Sequence[str], feature: str | None) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             towers: Names of the towers that the logits are added to.
@@ -165,7 +167,7 @@ class SlotBiasConfig(Declaration):
         return SlotBias(columns, self.num_slots, device, dropout=self.dropout, scores_known=scores_known)
 
     def parts(self, bias: SlotBias, schema: Schema) -> list[Part]:
-        """Name the parts of what `build` gave; see `models.layout`."""
+        """Name the parts of what `build` gave; see `models.parameter_names`."""
         source = next((f.source for f in schema.sparse_features if f.name == self.feature), None)
         return bias.parts(self.tasks, f"column {source}")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from features.declaration import Declaration
 from models.experts import GroupedLayer
-from models.fusion import FusionNetwork, in_slabs
-from models.layout import FusionParts, Labels, Part, units_of
+from models.network_base import FusionNetwork, in_slabs
+from models.parameter_names import FusionParts, Labels, Part, units_of
 from models.sizes import Count, Width
 
 Start = Literal["imbalanced", "balanced"]
@@ -58,7 +58,7 @@ class StitchUnit(nn.Module):
         self.alpha = nn.Parameter(starting_shares(num_tasks * num_subspaces, own))
 
     def parts(self, columns: Sequence[str], name: str) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             columns: What each task's column is called.

@@ -28,14 +28,9 @@ def table_of(name: str) -> str | None:
 
 def parameter_of(schema: Schema, table: TableConfig) -> str:
     """The name of a table's parameter within a `models.ranker.RankerTrain`."""
-    if table.name in unpooled_tables(schema):
+    if table.name in schema.unpooled_tables:
         return f"ranker.sequences.{_width_key(table)}.embeddings.{table.name}.weight"
     return f"ranker.embeddings.embedding_bags.{table.name}.weight"
-
-
-def unpooled_tables(schema: Schema) -> set[str]:
-    """Tables that an unpooled sequence reads, whatever else reads them: a table stands in one collection only."""
-    return {feature.table for feature in schema.unpooled_features}
 
 
 def build_tables(schema: Schema, device: torch.device) -> EmbeddingBagCollection | None:
@@ -56,7 +51,7 @@ def build_tables(schema: Schema, device: torch.device) -> EmbeddingBagCollection
             pooling=PoolingType.SUM,
         )
         for table in schema.tables
-        if table.name not in unpooled_tables(schema)
+        if table.name not in schema.unpooled_tables
     ]
     return EmbeddingBagCollection(tables=configs, device=device) if configs else None
 
@@ -71,7 +66,7 @@ def build_sequences(schema: Schema, device: torch.device) -> nn.ModuleDict | Non
     """
     configs: dict[str, list[EmbeddingConfig]] = {}
     for table in schema.tables:
-        if table.name in unpooled_tables(schema):
+        if table.name in schema.unpooled_tables:
             config = EmbeddingConfig(
                 name=table.name,
                 embedding_dim=table.dim,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.experts import BlockLinear, GroupedLayer, stack_parts
-from models.layout import FusionParts, Labels, Part
+from models.parameter_names import FusionParts, Labels, Part
 
 
 class Towers(nn.Module):
@@ -33,7 +33,7 @@ class Towers(nn.Module):
         self.outputs = BlockLinear([in_features, *layers][-1], num_outputs, bias=True)
 
     def parts(self, tasks: Sequence[str], fused: FusionParts, outputs: Sequence[Labels]) -> list[Part]:
-        """Name the parts; see `models.layout`.
+        """Name the parts; see `models.parameter_names`.
 
         Args:
             tasks: Names of the tasks.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.tasks import TaskConfig
-from models.layout import Part
+from models.parameter_names import Part
 
 
 class UncertaintyWeights(nn.Module):
@@ -37,7 +37,7 @@ class UncertaintyWeights(nn.Module):
         self.log_variances = nn.Parameter(torch.zeros(num_tasks))
 
     def parts(self, tasks: Sequence[str]) -> list[Part]:
-        """Name the parts; see `models.layout`."""
+        """Name the parts; see `models.parameter_names`."""
         owners = [f"log variance of task {task}" for task in tasks]
         return [Part(self.log_variances, index, owner, "", (((owner, ""),),)) for index, owner in enumerate(owners)]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,12 @@ from features.declaration import Declaration, Name
 from features.errors import ConfigError
 from features.schema import DenseFeature, FeatureConfig, Schema, SequenceFeature
 from models.dupn import DUPN
-from models.inputs import LookedUp
-from models.layout import Labels, Part
+from models.parameter_names import Labels, Part
 from models.sizes import Width
 from models.tasks import TaskHead
+
+if TYPE_CHECKING:  # the configuration imports this file, and must not import TorchRec
+    from models.inputs import LookedUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,7 @@ class UserArch(nn.Module):
         self.ranked = nn.Linear(self.width, num_ranked * len(sides.ranking)) if num_ranked else None
         self.alone = nn.Linear(self.width, num_alone) if num_alone else None
 
-    def forward(self, x: Float[Tensor, "batch input"], sequences: LookedUp) -> Float[Tensor, "batch width"]:
+    def forward(self, x: Float[Tensor, "batch input"], sequences: "LookedUp") -> Float[Tensor, "batch width"]:
         """Compute the users' vectors.
 
         Args:
@@ -224,7 +226,7 @@ class UserConfig(Declaration):
     def parts(
         self, built: UserArch, schema: Schema, labels: Mapping[str, Labels], inputs: Labels
     ) -> tuple[list[Part], Labels]:
-        """Name the parts of what `build` gave, and label what the network reads; see `models.layout`.
+        """Name the parts of what `build` gave, and label what the network reads; see `models.parameter_names`.
 
         Args:
             built: What `build` gave.

@@ -1,1 +1,1 @@
-"""One run: ingest, sharding, the train step, checkpoints, storage and evaluation."""
+"""One run and all around it, in rooms; a room imports only from those before it, and config is the first."""

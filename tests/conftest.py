@@ -29,8 +29,8 @@ from s3_proxy import Proxy
 
 from features.encoding import Encoder
 from features.schema import Schema
-from pipeline.s3 import PatientS3FileSystem
-from pipeline.storage import Storage
+from pipeline.storage.files import Storage
+from pipeline.storage.s3 import PatientS3FileSystem
 
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60

@@ -18,12 +18,14 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
 from features.vocabulary import RowIndex, Vocabulary
-from pipeline.admission import _Runs, admit, count_ids
-from pipeline.config import Config, parse_config
-from pipeline.datasource import Parcel, ReadPlan, UnitDatasource, group_entries
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, whole_days
-from pipeline.units import DayLog, list_days
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.ingest.datasource import Parcel, ReadPlan, UnitDatasource, group_entries
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.units import DayLog, list_days
+from pipeline.log_passes.admission import _Runs, admit, count_ids
+from pipeline.storage.files import Storage
 
 DAYS = ["2026-03-01", "2026-03-02"]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file

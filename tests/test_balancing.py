@@ -11,12 +11,12 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from features.errors import ConfigError
 from features.tasks import TaskConfig
+from models.all_reduce import Ranks
 from models.balancing import LossBalancingConfig
+from models.gradient_balance import BalanceRule, GradientBalance
 from models.gradnorm import GradNorm
-from models.meeting import BalanceRule, GradientBalance
 from models.metabalance import MetaBalance
 from models.pcgrad import PCGrad, project
-from models.ranks import Ranks
 from models.uncertainty import UncertaintyWeights
 
 ALL = torch.ones(2, dtype=torch.bool)

@@ -10,8 +10,8 @@ import torch
 from test_resharding import FIRST, NONE, SECOND, assert_equal
 from test_train_step import SGD, Run, make_config, relative_difference, whole
 
-from models.ranks import Ranks
-from pipeline.config import Config
+from models.all_reduce import Ranks
+from pipeline.config.project import Config
 
 KINDS: dict[str, dict[str, Any]] = {
     "uncertainty": {"kind": "uncertainty"},
@@ -72,7 +72,7 @@ def no_other_ranks(*_: Any) -> Ranks:
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_control_a_rank_s_own_norms_differ(run_ranks: Any, one_rank: Any, kind: str) -> None:
     """The negative control of the test above: each rank balances by the gradients of its own rows."""
-    run = Run(exact(kind), spaces="skewed", wide=True, patches={"pipeline.worker.Ranks": no_other_ranks})
+    run = Run(exact(kind), spaces="skewed", wide=True, patches={"pipeline.trainer.worker_setup.Ranks": no_other_ranks})
     assert relative_difference(one_rank(kind, "skewed"), run_ranks(run, 3)) > 1e-4
 
 

@@ -14,9 +14,9 @@ from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.schema import Schema
 from models.batch import RankingBatch
-from pipeline.batcher import Batcher, collate
-from pipeline.datasource import Parcel
-from pipeline.units import Unit
+from pipeline.ingest.batcher import Batcher, collate
+from pipeline.ingest.datasource import Parcel
+from pipeline.ingest.units import Unit
 
 _BAGS = {"video": lambda k: [] if k % 5 == 4 else [k], "history": lambda k: list(range(k, k + k % 4))}
 

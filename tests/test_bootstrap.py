@@ -12,8 +12,9 @@ from torch import Tensor
 
 from features.hashing import salt_of
 from features.tasks import TaskConfig
+from pipeline.config.evaluation import BootstrapConfig
 from pipeline.evaluation import bootstrap
-from pipeline.evaluation.bootstrap import Bootstrap, BootstrapConfig, times_drawn
+from pipeline.evaluation.bootstrap import Bootstrap, times_drawn
 
 CTR = TaskConfig(name="ctr", label="click")
 VCR = TaskConfig(name="vcr", label="share", kind="regression")

@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 
 from features.errors import DataError
-from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointConfig, Saver, write_checkpoint
+from pipeline.checkpoint import write as writing
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.write import write_checkpoint
+from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import FORMAT
 
@@ -191,13 +193,13 @@ def _train_on_while_saving(rank: int, num_ranks: int, root: str) -> list[float]:
     line = Line.of(root, "main")
     saver = Saver(line, CheckpointConfig(keep=5), dist.new_group(backend="gloo"))
     tensors, held = _tensors(0.0), threading.Event()
-    write = checkpoint.save
+    write = writing.save
 
     def save_slowly(*arguments: Any, **options: Any) -> None:
         held.wait(10)
         write(*arguments, **options)
 
-    checkpoint.save = save_slowly
+    writing.save = save_slowly
     try:
         for step in (1, 2):
             for tensor in tensors["model"].values():
@@ -209,7 +211,7 @@ def _train_on_while_saving(rank: int, num_ranks: int, root: str) -> list[float]:
                 tensor.fill_(99)  # training goes on
         saver.wait()
     finally:
-        checkpoint.save = write
+        writing.save = write
     loaded = [_load(line, _name(step))["model"] for step in (1, 2)]
     return [float(tensor.max()) for found in loaded for tensor in found.values()]
 
@@ -225,14 +227,14 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
     """Returns what a check after a failed write says, and the next save."""
     line = Line.of(root, "main")
     saver = Saver(line, CheckpointConfig(), dist.new_group(backend="gloo"))
-    create_stream = checkpoint._HashingFileSystem.create_stream
+    create_stream = writing._HashingFileSystem.create_stream
 
     def full(self: Any, path: Any, mode: str) -> Any:
         if "w" in mode and rank == 1 and not superseded:
             raise OSError(28, "No space left on device")
         return create_stream(self, path, mode)
 
-    checkpoint._HashingFileSystem.create_stream = full
+    writing._HashingFileSystem.create_stream = full
     try:
         saver.save(_tensors(1.0), _name(1), _manifest(1))
         deadline = time.monotonic() + 30
@@ -247,7 +249,7 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
         except (OSError, RuntimeError, DataError) as error:
             said.append(f"{type(error).__name__}: {error}")
     finally:
-        checkpoint._HashingFileSystem.create_stream = create_stream
+        writing._HashingFileSystem.create_stream = create_stream
     return said[0], said[1]
 
 

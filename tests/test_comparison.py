@@ -14,8 +14,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.errors import ConfigError
 from models.batch import RankingBatch
 from models.network import NetworkConfig
-from pipeline.comparison import trainings
-from pipeline.comparison.candidates import (
+from pipeline.config.evaluation import BootstrapConfig
+from pipeline.config.load import load_config
+from pipeline.config.project import Config
+from pipeline.evaluation.evaluate import Measurement, measure_days
+from pipeline.lineage.line import Line
+from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
+from pipeline.studies import trainings
+from pipeline.studies.candidates import (
     _SHAPES,
     CLOSE,
     SINGLE,
@@ -25,14 +31,9 @@ from pipeline.comparison.candidates import (
     with_network,
     with_tasks,
 )
-from pipeline.comparison.gains import Spread, collapsed, gate_names, model_rows, verdicts
-from pipeline.comparison.runs import Comparison, ComparisonPlan, Outcome
-from pipeline.comparison.trainings import Variant
-from pipeline.config import Config, load_config
-from pipeline.evaluation.bootstrap import BootstrapConfig
-from pipeline.evaluation.evaluate import Measurement, measure_days
-from pipeline.lineage.line import Line
-from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
+from pipeline.studies.comparison import Comparison, ComparisonPlan, Outcome
+from pipeline.studies.gains import Spread, collapsed, gate_names, model_rows, verdicts
+from pipeline.studies.trainings import Variant
 
 __all__ = ["logs"]  # a fixture
 

@@ -8,13 +8,14 @@ import pytest
 from test_train_step import make_config
 
 from features.errors import DataError
-from pipeline.config import Config, parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.lineage.choose_start import start_of
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.seal import seal
-from pipeline.lineage.start import start_of
 from pipeline.lineage.stored_checkpoint import FORMAT, MANIFEST, Manifest
+from pipeline.storage.sealed_json import seal
 
 DAY = "2026-01-01"
 

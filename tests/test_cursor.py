@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from pipeline.cursor import BatchCursor, DayCursor, Span, audit, union
-from pipeline.units import Unit
+from pipeline.ingest.cursor import BatchCursor, DayCursor, Span, audit, union
+from pipeline.ingest.units import Unit
 
 _UNITS = [
     Unit("2026-03-01", "dt=2026-03-01/part-0.parquet", group, 0, rows, whole=True)

@@ -20,18 +20,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from features.errors import ConfigError, DataError
 from features.profile import DayProfile
-from pipeline.config import Config, parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.daily.run_days import Accepted, Refused, run_days
 from pipeline.evaluation.evaluate import Measurement
+from pipeline.ingest.parts import before
+from pipeline.ingest.units import DayLog, Unit
 from pipeline.lineage import lease as lease_file
-from pipeline.lineage.daily import Accepted, Refused, run_days
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.moves import branch, discard, rollback
-from pipeline.lineage.seal import seal
+from pipeline.lineage.manual_moves import branch, discard, rollback
 from pipeline.lineage.stored_checkpoint import FORMAT, Manifest
-from pipeline.parts import before
-from pipeline.storage import Storage
-from pipeline.units import DayLog, Unit
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal
 
 FIRST = "2026-03-01"
 STEPS = 3  # of a day; a checkpoint after each

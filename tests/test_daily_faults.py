@@ -27,15 +27,16 @@ from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
 from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline import checkpoint, train_group
-from pipeline.config import Config
+from pipeline.checkpoint import write
+from pipeline.config.project import Config
+from pipeline.daily.ray_work import RayWork
 from pipeline.evaluation import evaluate
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.work import RayWork
-from pipeline.storage import Storage
-from pipeline.train import Trainer, train_worker
+from pipeline.storage.files import Storage
+from pipeline.trainer import train_days
+from pipeline.trainer.train import Trainer, train_worker
 
 DAYS = ["2026-01-01", "2026-01-02"]
 ROWS, BATCH, EVERY = 4000, 32, 10
@@ -96,7 +97,7 @@ def undisturbed(two_days: Config, tmp_path_factory: pytest.TempPathFactory) -> d
 def _daily(config: Config, day: str) -> dict[str, Any]:
     import contextlib
 
-    from pipeline.lineage.daily import Accepted, run_days
+    from pipeline.daily.run_days import Accepted, run_days
 
     line = Line.of(config.root, config.line)
     with contextlib.ExitStack() as stack:
@@ -269,14 +270,14 @@ def _main(point: str, file: str, folder: str) -> int:
         Line.publish = die
     elif point in ("first step", "mid-day", "checkpoint write"):
         fault = functools.partial(_worker_that_kills, point=point, pid=os.getpid(), folder=folder)
-        train_group.train_worker = fault  # pyright: ignore[reportAttributeAccessIssue]
+        train_days.train_worker = fault  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv = ["daily", "--config", file, "--day", DAYS[1]]
     return command(daily.add_arguments, daily.run)
 
 
 def _worker_that_kills(settings: dict[str, Any], point: str, pid: int, folder: str) -> dict[str, Any]:
     """`train_worker`, whose rank 0 kills the driver at a point."""
-    next_step, commit = Trainer._next_step, checkpoint._commit
+    next_step, commit = Trainer._next_step, write._commit
     steps = {"first step": 1, "mid-day": EVERY + 5, "checkpoint write": 10**9}
     own = [0]
 
@@ -295,7 +296,7 @@ def _worker_that_kills(settings: dict[str, Any], point: str, pid: int, folder: s
 
     Trainer._next_step = step_and_kill
     if point == "checkpoint write":
-        checkpoint._commit = kill_and_commit
+        write._commit = kill_and_commit
     return train_worker(settings)
 
 
@@ -347,7 +348,7 @@ def test_a_disk_that_is_full(
     config = _config(logs, copied("local"))
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"max_failures": 0})})
     with monkeypatch.context() as patch:
-        patch.setattr(train_group, "train_worker", functools.partial(_worker_on_a_full_disk, step=FULL_AT))
+        patch.setattr(train_days, "train_worker", functools.partial(_worker_on_a_full_disk, step=FULL_AT))
         with pytest.raises(Exception, match="No space left on device"):
             _daily(config, DAYS[1])
     assert _daily(config, DAYS[1])["result"] == "published"
@@ -362,7 +363,7 @@ def test_a_clock_that_is_set_back(
     config = _config(logs, copied("local"))
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 10 * 365 * 86400)
-    monkeypatch.setattr(train_group, "train_worker", _worker_of_another_year)
+    monkeypatch.setattr(train_days, "train_worker", _worker_of_another_year)
     assert _daily(config, DAYS[1])["result"] == "published"
     _check(config, undisturbed, tmp_path)
 

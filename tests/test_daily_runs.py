@@ -20,16 +20,16 @@ from test_runs import make_config, weights
 from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day
 from features.tables import VocabularyConfig
-from pipeline.admission import read_vocabularies
-from pipeline.config import Config
+from pipeline.config.project import Config
+from pipeline.daily.ray_work import RayWork
+from pipeline.daily.run_days import Accepted, Refused, run_days
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.fit import fit_statistics
 from pipeline.lineage.audit import audit_line
-from pipeline.lineage.daily import Accepted, Refused, run_days
 from pipeline.lineage.ledger import Entry, Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.work import RayWork
-from pipeline.run import train
+from pipeline.log_passes.admission import read_vocabularies
+from pipeline.log_passes.statistics import fit_statistics
+from pipeline.trainer.train_line import train
 
 DAYS = [f"2026-01-0{number}" for number in range(1, 5)]
 ROWS = 1500

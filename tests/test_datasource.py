@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from features.encoding import Encoder
 from features.errors import DataError
-from pipeline.datasource import Entry, Parcel, ReadPlan, group_entries, read_parcels, read_unit
-from pipeline.deal import row_order
-from pipeline.storage import Storage
-from pipeline.units import Unit, list_days
+from pipeline.ingest.datasource import Entry, Parcel, ReadPlan, group_entries, read_parcels, read_unit
+from pipeline.ingest.deal import row_order
+from pipeline.ingest.units import Unit, list_days
+from pipeline.storage.files import Storage
 
 DAY = "2026-03-01"
 WriteLog = Callable[..., Storage]

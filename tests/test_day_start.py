@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_train_step import Run, assert_tables_moved, blocks_of, make_config, whole
 
-from pipeline.config import Config
-from pipeline.optimizer import LearningRateConfig
-from pipeline.worker import Groups, build_state
+from pipeline.config.optimizer import LearningRateConfig
+from pipeline.config.project import Config
+from pipeline.trainer.worker_setup import Groups, build_state
 
 KEPT, WARM = 0.25, 4
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.deal import Lanes, deal, rounds, row_order, unit_order
-from pipeline.units import Unit
+from pipeline.ingest.deal import Lanes, deal, rounds, row_order, unit_order
+from pipeline.ingest.units import Unit
 
 DAY = "2026-03-01"
 

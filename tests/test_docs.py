@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from features.synthetic.world import SyntheticConfig
 from jobs.config_reference import page
-from pipeline.config import Config, load_config
-from pipeline.config_reference import descriptions, sections
+from pipeline.config.load import load_config
+from pipeline.config.project import Config
+from pipeline.config.reference import descriptions, sections
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

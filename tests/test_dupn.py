@@ -11,19 +11,19 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError
 from features.schema import Schema
-from models.around import AroundConfig
 from models.assembly import build_ranker, declared_layout, task_heads
 from models.balancing import SCHEDULE, LossBalancingConfig
 from models.dupn import DUPN, PropertyGatedLSTM, Steps
 from models.inputs import sum_of_bags
-from models.joint import JointLoss
-from models.layout import match_layouts
 from models.loss import UnionSpaceLoss
+from models.loss_combination import JointLoss
+from models.optional_parts import AroundConfig
+from models.parameter_names import match_layouts
 from models.pcgrad import PCGradConfig
 from models.ranker import Ranker
 from models.sharing import HardSharingConfig
-from models.split import SplitRanker
 from models.tables import build_sequences, build_tables, parameter_of, table_of
+from models.user_item_split import SplitRanker
 
 LENGTHS = [2, 0, 4, 1, 0, 3]
 ITEM, PROPERTY, USER, QUERY, HIDDEN = 3, 2, 2, 1, 4

@@ -26,7 +26,8 @@ from test_train_step import (
 
 from features.encoded_rows import EncodedRows
 from models.tables import parameter_of, table_of
-from pipeline.config import Config, parse_config
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
 
 USER = {
     "kind": "dupn",

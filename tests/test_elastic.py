@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from test_faults import DAY, Command, config_of, start_command, write_log_of
 
-from pipeline.config import Config
+from pipeline.config.project import Config
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import Manifest

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from features.errors import ConfigError
 from features.schema import Schema
-from models.around import AroundConfig
 from models.assembly import build_ranker, task_heads
 from models.entire_space import EntireSpace, EntireSpaceConfig
 from models.loss import UnionSpaceLoss
+from models.optional_parts import AroundConfig
 from models.ple import CGCConfig
 from models.tasks import TaskHead, predictions_of
 

@@ -10,20 +10,14 @@ import yaml
 from test_comparison import _outcome
 
 from features.errors import ConfigError
-from pipeline.comparison import experiment
-from pipeline.comparison.experiment import (
-    CaseResult,
-    ExperimentConfig,
-    cases_of,
-    load_experiment,
-    mean_gains,
-)
-from pipeline.comparison.gains import model_rows
-from pipeline.comparison.runs import Comparison
 from pipeline.lineage.line import Line
 from pipeline.report.experiment import experiment_markdown, write_experiment
-from pipeline.storage import Storage
-from pipeline.train_group import HeldLine, _check_alike
+from pipeline.storage.files import Storage
+from pipeline.studies import experiment
+from pipeline.studies.comparison import Comparison
+from pipeline.studies.experiment import CaseResult, ExperimentConfig, cases_of, load_experiment, mean_gains
+from pipeline.studies.gains import model_rows
+from pipeline.trainer.train_days import HeldLine, _check_alike
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "jobs/configs/experiments").glob("*.yaml"))

@@ -2,7 +2,7 @@
 
 from ray.train import ControllerError, WorkerGroupError
 
-from pipeline.failures import run_failed
+from pipeline.cluster.failures import run_failed
 
 _TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in y\n{}\n'
 _CLOSED = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711"

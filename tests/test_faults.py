@@ -27,12 +27,13 @@ from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
 from models.ranker import StepOutput
-from pipeline import checkpoint, train_group
-from pipeline.config import Config
-from pipeline.counts import CountedBatches
+from pipeline.checkpoint import write
+from pipeline.config.project import Config
 from pipeline.lineage.line import Line
-from pipeline.run import train
-from pipeline.train import Trainer, train_worker
+from pipeline.trainer import train_days
+from pipeline.trainer.step_sync import CountedBatches
+from pipeline.trainer.train import Trainer, train_worker
+from pipeline.trainer.train_line import train
 
 DAY = "2026-01-01"
 ROWS, BATCH, EVERY = 12_000, 32, 25
@@ -130,8 +131,8 @@ def _faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[st
     rank = ray.train.get_context().get_world_rank()
     next_step, create_stream, commit = (
         Trainer._next_step,
-        checkpoint._HashingFileSystem.create_stream,
-        checkpoint._commit,
+        write._HashingFileSystem.create_stream,
+        write._commit,
     )
     own = [0]
 
@@ -164,8 +165,8 @@ def _faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[st
         return commit(*arguments)
 
     Trainer._next_step = step_and_fail
-    checkpoint._HashingFileSystem.create_stream = write_and_fail
-    checkpoint._commit = commit_and_fail
+    write._HashingFileSystem.create_stream = write_and_fail
+    write._commit = commit_and_fail
     return train_worker(settings)
 
 
@@ -197,7 +198,7 @@ def train_with_faults(faults: Sequence[Fault], monkeypatch: pytest.MonkeyPatch, 
     """What a run returns in which faults happen, all of which must have happened."""
     faults[0].folder.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(train_group, "train_worker", functools.partial(_faulty_worker, faults=faults))
+        patch.setattr(train_days, "train_worker", functools.partial(_faulty_worker, faults=faults))
         result = run()
     missing = [fault.mark.name for fault in faults if not fault.mark.exists()]
     assert not missing, "they did not happen: the test would see nothing"
@@ -273,7 +274,7 @@ def test_a_write_that_fails_fails_the_run(
 ) -> None:
     """Catches a background write whose error nobody sees: the run would go on for a day without a checkpoint."""
     config = config_of(logs, tmp_path / "root", workers={"max_failures": 0})
-    monkeypatch.setattr(train_group, "train_worker", functools.partial(_worker_on_a_full_disk, step=2 * EVERY))
+    monkeypatch.setattr(train_days, "train_worker", functools.partial(_worker_on_a_full_disk, step=2 * EVERY))
     with pytest.raises(Exception, match="No space left on device"):
         train(config, [DAY], passes=1)
     line = Line.of(config.root, config.line)
@@ -286,14 +287,14 @@ def test_a_write_that_fails_fails_the_run(
 
 
 def _worker_on_a_full_disk(settings: dict[str, Any], step: int) -> dict[str, Any]:
-    create_stream = checkpoint._HashingFileSystem.create_stream
+    create_stream = write._HashingFileSystem.create_stream
 
     def fail(self: Any, path: Any, mode: str) -> Any:
         if "w" in mode and f"{step:010d}" in str(path):
             raise OSError(28, "No space left on device")
         return create_stream(self, path, mode)
 
-    checkpoint._HashingFileSystem.create_stream = fail
+    write._HashingFileSystem.create_stream = fail
     return train_worker(settings)
 
 

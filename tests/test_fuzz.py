@@ -25,15 +25,16 @@ import yaml
 from features.encoding import Encoder
 from features.errors import DataError
 from jobs.command import BAD_ARGUMENTS, DONE, outcome
-from pipeline.config import load_config
-from pipeline.datasource import Entry, ReadPlan, read_parcels
-from pipeline.ingest import IngestConfig
+from pipeline.config.ingest import IngestConfig
+from pipeline.config.load import load_config
+from pipeline.ingest.datasource import Entry, ReadPlan, read_parcels
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.line import Line
-from pipeline.lineage.seal import seal
 from pipeline.lineage.stored_checkpoint import FORMAT
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, whole_days
-from pipeline.units import DayLog, check_days
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal
 
 DAY = "2026-03-01"
 _DEMO = Path(__file__).parent.parent / "jobs/configs/demo.yaml"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_runs import DAYS, logs, make_config
 
 from features.errors import ConfigError
-from pipeline.comparison import group_tasks as grouping_runs
-from pipeline.comparison.group_tasks import GroupingPlan, group_tasks, relative_losses
-from pipeline.comparison.grouping import Group, Grouping, best_grouping, groups_to_measure, higher_order
-from pipeline.comparison.trainings import Trainings, Variant
-from pipeline.config import load_config, parse_config
+from pipeline.config.load import load_config, parse_config
+from pipeline.studies import group_tasks as grouping_runs
+from pipeline.studies.group_tasks import GroupingPlan, group_tasks, relative_losses
+from pipeline.studies.grouping import Group, Grouping, best_grouping, groups_to_measure, higher_order
+from pipeline.studies.trainings import Trainings, Variant
 
 __all__ = ["logs"]  # a fixture
 
@@ -75,7 +75,7 @@ def test_equals_brute_force(seed: int, num: int, budget: int) -> None:
 
 def test_control_a_bound_that_is_too_high_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a bound that is not true is seen by the comparison with brute force."""
-    from pipeline.comparison import grouping
+    from pipeline.studies import grouping
 
     monkeypatch.setattr(grouping._Search, "_bound", lambda self, least, left: 4.0)
     assert any(

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from features.errors import ConfigError
 from features.schema import Schema
-from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.balancing import _blocks
 from models.interaction import NFwFM
 from models.mran import MRAN, MRANConfig
+from models.optional_parts import AroundConfig
 from models.ranker import Ranker
 from models.sharing import HardSharingConfig
 

@@ -10,11 +10,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError
 from features.schema import Schema
-from models.around import AroundConfig
 from models.assembly import build_ranker, task_heads
 from models.batch import RankingBatch
-from models.joint import JointLoss
 from models.kl_bound import KLBound, KLBoundConfig, symmetric_kl
+from models.loss_combination import JointLoss
+from models.optional_parts import AroundConfig
 from models.pcgrad import PCGradConfig
 from models.ranker import RankerTrain
 from models.sharing import HardSharingConfig

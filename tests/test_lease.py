@@ -15,13 +15,13 @@ from test_daily import SmallWork, World, config_of, day_of, history, run
 
 from features.errors import DataError
 from features.profile import DayProfile
+from pipeline.daily.run_days import Accepted, DayJob, run_days
+from pipeline.ingest.units import DayLog
 from pipeline.lineage import lease as lease_file
-from pipeline.lineage.daily import Accepted, DayJob, run_days
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.seal import seal
 from pipeline.lineage.stored_checkpoint import Manifest
-from pipeline.units import DayLog
+from pipeline.storage.sealed_json import seal
 
 
 def test_of_two_jobs_one_wins(tmp_path: Path) -> None:

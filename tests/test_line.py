@@ -12,9 +12,9 @@ import pytest
 
 from features.errors import DataError
 from pipeline.lineage.line import Line
-from pipeline.lineage.seal import seal, unseal
 from pipeline.lineage.stored_checkpoint import FORMAT, Manifest
-from pipeline.storage import Storage
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal, unseal
 
 DAYS = ["2026-03-01", "2026-03-02"]
 

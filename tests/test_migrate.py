@@ -18,19 +18,22 @@ from test_train_step import Run, assert_tables_moved, blocks_of, make_config, wh
 
 from features.errors import ConfigError, DataError
 from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline.checkpoint import TrainState, stored_tensors, write_checkpoint
-from pipeline.config import Config, parse_config
-from pipeline.fit import fit_statistics
-from pipeline.inheritance import Declared, check_stored, compare, inherit
+from pipeline.checkpoint.read import stored_tensors
+from pipeline.checkpoint.write import write_checkpoint
+from pipeline.cluster.session import run_workers
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.seal import unseal
-from pipeline.migrate import migrate
-from pipeline.run import train
-from pipeline.session import run_workers
-from pipeline.storage import Storage
-from pipeline.worker import Groups, build_state
+from pipeline.log_passes.statistics import fit_statistics
+from pipeline.migration.inheritance import Declared, check_stored, compare, inherit
+from pipeline.migration.migrate import migrate
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import unseal
+from pipeline.trainer.train_line import train
+from pipeline.trainer.train_state import TrainState
+from pipeline.trainer.worker_setup import Groups, build_state
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
@@ -182,7 +185,7 @@ def test_control_a_step_that_only_allocates_is_seen(run_ranks: Any, trained: Any
     new and leaves moments behind.
     """
     folder, old = trained
-    patches = {"pipeline.inheritance.allocate_optimizers": _materialise_only}
+    patches = {"pipeline.migration.inheritance.allocate_optimizers": _materialise_only}
     results = run_ranks(Migrate(_old(), changed(_old(), _grow), folder, patches=patches), 1)
     wrong = _differing(old, results)
     assert "model:ranker.head.network.levels.0.experts.0.weight" in wrong
@@ -383,7 +386,7 @@ def test_a_migration_that_is_overtaken_leaves_nothing(copied: Config, monkeypatc
         line.begin_attempt(DAYS[1:], {"run": "other"}, lambda _: line.newest())
         return run_workers(*arguments)
 
-    monkeypatch.setattr("pipeline.migrate.run_workers", overtaken)
+    monkeypatch.setattr("pipeline.migration.migrate.run_workers", overtaken)
     with pytest.raises(DataError, match=r"attempt 0002 no longer holds"):
         migrate(copied, None)
     assert len(Ledger(line).generations(DAYS[0])) == 1

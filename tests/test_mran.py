@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.all_reduce import Ranks
 from models.mran import MRAN, SelfAttention
 from models.norm import RealRowsNorm
-from models.ranks import Ranks
 
 FIELDS = [3, 1, 2]
 

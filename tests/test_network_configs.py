@@ -12,18 +12,18 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from features.errors import ConfigError
-from models.around import AroundConfig
-from models.fusion import FusionNetwork
 from models.kl_bound import KLBoundConfig
 from models.mmoe import MMoE, SharedExperts
 from models.mran import MRAN
 from models.network import NetworkConfig, build_network
+from models.network_base import FusionNetwork
+from models.optional_parts import AroundConfig
 from models.ple import PLE, Level
-from models.reach import parameter_blocks
 from models.sharing import SharedBottoms
 from models.stitch import Sluice, StitchedColumns
+from models.task_reach import parameter_blocks
 from models.towers import Towers
-from pipeline.config import parse_config
+from pipeline.config.load import parse_config
 
 ROOT = Path(__file__).parent.parent
 IN_FEATURES = 5

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.fusion import FusionNetwork, num_parameters
 from models.mmoe import MMoE, SharedExperts
+from models.network_base import FusionNetwork, num_parameters
 from models.sharing import SharedBottoms
 from models.stitch import Sluice, StitchedColumns
 

@@ -11,7 +11,7 @@ from test_resharding import FIRST, NONE, SECOND, assert_equal
 from test_train_step import SGD, Run, largest_difference, make_config, whole
 
 from models.network import NetworkConfig
-from pipeline.config import Config
+from pipeline.config.project import Config
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 RENAMED = {"ctr": "click", "vtr": "share", "vcr": "completion"}

@@ -6,12 +6,13 @@ import pytest
 from test_stream import DAYS
 
 from features.encoding import Encoder
-from pipeline import pacing
-from pipeline.ingest import IngestConfig
-from pipeline.pacing import PacedLoop
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, whole_days
-from pipeline.units import list_days
+from pipeline.config.ingest import IngestConfig
+from pipeline.ingest import pacing
+from pipeline.ingest.pacing import PacedLoop
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.units import list_days
+from pipeline.storage.files import Storage
 
 
 def test_a_turn_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ from test_train_step import NUM_STEPS, SGD, Run, assert_tables_moved, blocks_of,
 
 from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at
-from pipeline.checkpoint import TrainState
-from pipeline.sharding import reset_rows
-from pipeline.worker import Groups, build_state
+from pipeline.trainer.sharding import reset_rows
+from pipeline.trainer.train_state import TrainState
+from pipeline.trainer.worker_setup import Groups, build_state
 
 # Across the borders between two ranks' rows, the first and the last; of one table none, in another test.
 ROWS = {"user": np.array([0, 15, 16, 30], np.int32), "video": np.array([3, 24, 25, 26, 49], np.int32)}

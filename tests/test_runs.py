@@ -22,28 +22,31 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from features.encoding import Encoder
 from features.errors import DataError
 from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline import stream
-from pipeline.admission import Admission
-from pipeline.config import Config, parse_config
-from pipeline.datasource import Parcel
+from pipeline.cluster.progress import ProgressBoard
+from pipeline.cluster.session import run_workers
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table
-from pipeline.fit import fit_statistics
+from pipeline.ingest import receive
+from pipeline.ingest.datasource import Parcel
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.receive import read_segments, receive_blocks
+from pipeline.ingest.units import check_days
 from pipeline.lineage.audit import audit_line
+from pipeline.lineage.choose_start import start_of
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.seal import seal, unseal
-from pipeline.lineage.start import start_of
 from pipeline.lineage.stored_checkpoint import MANIFEST
-from pipeline.progress import ProgressBoard
-from pipeline.run import train
-from pipeline.session import run_workers
-from pipeline.storage import Storage
-from pipeline.stream import RunPlan, Start, read_segments, receive_blocks, whole_days
-from pipeline.train import train_worker
-from pipeline.train_job import TrainJob
-from pipeline.units import check_days
+from pipeline.log_passes.admission import Admission
+from pipeline.log_passes.statistics import fit_statistics
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal, unseal
+from pipeline.trainer.train import train_worker
+from pipeline.trainer.train_job import TrainJob
+from pipeline.trainer.train_line import train
 
 DAYS = ["2026-01-01", "2026-01-02"]
 ROWS_PER_DAY = 3000
@@ -417,7 +420,7 @@ def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
             reads.append(parcel.read_at)
         return parcel
 
-    stream.Parcel.from_block = classmethod(from_block)  # pyright: ignore[reportAttributeAccessIssue]
+    receive.Parcel.from_block = classmethod(from_block)  # pyright: ignore[reportAttributeAccessIssue]
     return train_worker(settings) | {"reads": reads}
 
 

@@ -13,9 +13,9 @@ import pytest
 from s3_proxy import Fault, Handler, Proxy, Request, stopped_server
 
 from features.errors import ConfigError
-from pipeline import s3
-from pipeline.s3 import PatientS3FileSystem
-from pipeline.storage import Storage
+from pipeline.storage import s3
+from pipeline.storage.files import Storage
+from pipeline.storage.s3 import PatientS3FileSystem
 
 MIB = 1 << 20
 

@@ -29,12 +29,12 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, dist
 
 from features.encoding import Encoder
 from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline import s3
-from pipeline.datasource import read_unit
+from pipeline.ingest.datasource import read_unit
+from pipeline.ingest.units import list_days
 from pipeline.lineage.line import Line
-from pipeline.s3 import PatientS3FileSystem
-from pipeline.storage import Storage
-from pipeline.units import list_days
+from pipeline.storage import s3
+from pipeline.storage.files import Storage
+from pipeline.storage.s3 import PatientS3FileSystem
 
 MIB = 1 << 20
 

@@ -10,11 +10,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError
 from features.schema import Schema
-from models.around import AroundConfig
 from models.assembly import build_ranker
 from models.entire_space import EntireSpaceConfig
-from models.layout import match_layouts
 from models.loss import UnionSpaceLoss
+from models.optional_parts import AroundConfig
+from models.parameter_names import match_layouts
 from models.sharing import HardSharingConfig
 from models.slot_bias import Device, SlotBias, SlotBiasConfig
 from models.tasks import TaskHead

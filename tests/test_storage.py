@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from features.errors import ConfigError
-from pipeline.storage import Storage
+from pipeline.storage.files import Storage
 
 _RACERS = 8
 

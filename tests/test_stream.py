@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 from features.encoding import Encoder
 from features.errors import DataError
 from models.batch import RankingBatch
-from pipeline.batcher import Batcher
-from pipeline.cursor import DayCursor, audit, union
-from pipeline.datasource import Entry, group_entries, read_parcels
-from pipeline.ingest import IngestConfig, ShuffleConfig, UnitConfig
-from pipeline.storage import Storage
-from pipeline.stream import Header, ResumePoint, RunPlan, Start, read_segments, whole_days
-from pipeline.units import DayLog, list_days
+from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
+from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.cursor import DayCursor, audit, union
+from pipeline.ingest.datasource import Entry, group_entries, read_parcels
+from pipeline.ingest.parts import whole_days
+from pipeline.ingest.plan import Header, ResumePoint, RunPlan, Start
+from pipeline.ingest.receive import read_segments
+from pipeline.ingest.units import DayLog, list_days
+from pipeline.storage.files import Storage
 
 DAYS = ["2026-03-01", "2026-03-02"]
 WriteLog = Callable[..., Storage]

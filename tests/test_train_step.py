@@ -18,15 +18,17 @@ from features.encoded_rows import EncodedRows
 from models.batch import RankingBatch
 from models.ranker import Head
 from models.tables import table_of
-from pipeline.batcher import collate
-from pipeline.checkpoint import TrainState, read_checkpoint, write_checkpoint
-from pipeline.config import Config, parse_config
-from pipeline.counts import CountedBatches
-from pipeline.cursor import BatchCursor, Span
-from pipeline.optimizer import StepOptimizer
-from pipeline.sharding import local_blocks, table_shardings
-from pipeline.storage import Storage
-from pipeline.worker import Groups, build_optimizer, build_state, build_train_pipeline
+from pipeline.checkpoint.write import write_checkpoint
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.ingest.batcher import collate
+from pipeline.ingest.cursor import BatchCursor, Span
+from pipeline.storage.files import Storage
+from pipeline.trainer.optimizer import StepOptimizer, build_dense_optimizer
+from pipeline.trainer.sharding import local_blocks, table_shardings
+from pipeline.trainer.step_sync import CountedBatches
+from pipeline.trainer.train_state import TrainState
+from pipeline.trainer.worker_setup import Groups, build_optimizer, build_state, build_train_pipeline
 
 NUM_STEPS, ROWS_PER_STEP = 20, 96
 SGD: dict[str, Any] = {"tables": "sgd", "rate": 150.0, "kind": "sgd", "learning_rate": 0.5}
@@ -173,7 +175,7 @@ class Run:
         if self.wide:
             state = widen(self.config, state, groups.training)
         if self.load:
-            read_checkpoint(state, Storage(self.load), "checkpoint", groups.control)
+            state.load(Storage(self.load), "checkpoint", groups.control)
             state.optimizer.num_steps = self.steps.start
         before = blocks_of(state.tensors())
         self._step(state, groups, functools.partial(self.make_batch, rank, num_ranks))
@@ -383,19 +385,19 @@ def test_a_table_that_is_declared_column_wise_is_cut(run_ranks: Any) -> None:
 
 def test_pieces_of_rows_with_row_wise_accumulators_differ(run_ranks: Any, one_rank: Any) -> None:
     """The negative control, past the check that refuses it: an accumulator a piece, where one a row is declared."""
-    with mock.patch("pipeline.config.check_sharding"):
+    with mock.patch("pipeline.config.load.check_sharding"):
         config = make_config("column_wise")
     assert relative_difference(one_rank("skewed"), run_ranks(Run(config), 2)) > 1e-2
 
 
 def adam_of_everything(optimizer: StepOptimizer, parameters: Any) -> torch.optim.Optimizer:
     """What trains a table that has lost its fused optimizer, where nobody looks after it."""
-    return optimizer._config.dense.build(parameters)
+    return build_dense_optimizer(optimizer._config.dense, parameters)
 
 
 def test_data_parallel_tables_under_adam_differ(run_ranks: Any, one_rank: Any) -> None:
     """The negative control: TorchRec drops a data-parallel table's fused optimizer without a word."""
-    patches = {"pipeline.optimizer.StepOptimizer._replicated_class": adam_of_everything}
+    patches = {"pipeline.trainer.optimizer.StepOptimizer._replicated_class": adam_of_everything}
     results = run_ranks(Run(make_config("data_parallel"), patches=patches), 2)
     assert relative_difference(one_rank("skewed"), results) > 1e-2
 

@@ -9,9 +9,9 @@ import pytest
 from features.encoding import Encoder
 from features.errors import DataError
 from features.profile import DayProfile
-from pipeline.storage import Storage
-from pipeline.unit_work import ProfileUnit
-from pipeline.units import list_days
+from pipeline.ingest.units import list_days
+from pipeline.log_passes.unit_work import ProfileUnit
+from pipeline.storage.files import Storage
 
 
 def _damage(logs: Storage, file: str) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
-from pipeline.storage import Storage
-from pipeline.units import audit_sum, check_days, list_days, parse_days
+from pipeline.ingest.units import audit_sum, check_days, list_days, parse_days
+from pipeline.storage.files import Storage
 
 DAY = "2026-03-01"
 WriteLog = Callable[..., Storage]

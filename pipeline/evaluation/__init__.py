@@ -1,1 +1,1 @@
-"""What a model is worth: metrics in each task's own sample space, baselines, and the table that shows them."""
+"""Metrics in each task's own sample space, from batches to intervals."""

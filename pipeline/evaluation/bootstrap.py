@@ -15,12 +15,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from features.declaration import Declaration, Name
 from features.hashing import mix64, salt_of
 from features.tasks import TaskConfig
+from pipeline.config.evaluation import BootstrapConfig
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.evaluation.table import metric_of
 
@@ -30,20 +29,6 @@ _ROWS = 2**14  # that wait until all resamples take them
 _POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
 
 Known = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-class BootstrapConfig(Declaration):
-    """Intervals of the metric that each task is judged by.
-
-    Args:
-        by: An id feature: the users. Those who share a row of its table count as one, as do all rows without an id.
-        resamples: How many are drawn.
-        level: Share of the resamples within the interval.
-    """
-
-    by: Name
-    resamples: int = Field(default=200, ge=20, le=10_000)
-    level: float = Field(default=0.95, gt=0, lt=1)
 
 
 class Bootstrap:

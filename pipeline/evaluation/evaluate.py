@@ -14,24 +14,26 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase
 from features.errors import ConfigError, DataError, Interrupted
 from features.holdout import Rows
 from models.ranker import StepOutput
-from pipeline.batcher import Batcher
-from pipeline.checkpoint import TrainState, read_checkpoint
-from pipeline.config import Config
-from pipeline.counts import CountedBatches
-from pipeline.datasource import read_columns
-from pipeline.evaluation.chosen import complete_manifest, encoder_of, published
+from pipeline.cluster.progress import ProgressBoard, ProgressReporter
+from pipeline.cluster.session import ray_session, run_workers
+from pipeline.config.ingest import IngestConfig, ShuffleConfig
+from pipeline.config.project import Config
+from pipeline.evaluation.accumulate import Measured
 from pipeline.evaluation.gate_use import GateUse
-from pipeline.evaluation.measured import Measured
-from pipeline.fit import Popularity, fit_popularity
-from pipeline.ingest import IngestConfig, ShuffleConfig
+from pipeline.evaluation.subject import complete_manifest, encoder_of, published
+from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.datasource import read_columns
+from pipeline.ingest.parts import Part, whole_days
+from pipeline.ingest.plan import SHARD, RunPlan, Start
+from pipeline.ingest.receive import Segment, read_segments, receive_blocks
+from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
-from pipeline.progress import ProgressBoard, ProgressReporter
-from pipeline.session import ray_session, run_workers
-from pipeline.storage import Storage
-from pipeline.stream import SHARD, Part, RunPlan, Segment, Start, read_segments, receive_blocks, whole_days
-from pipeline.units import DayLog, check_days
-from pipeline.worker import Groups, begin_worker, build_state, build_train_pipeline
+from pipeline.log_passes.popularity import Popularity, fit_popularity
+from pipeline.storage.files import Storage
+from pipeline.trainer.step_sync import CountedBatches
+from pipeline.trainer.train_state import TrainState
+from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, build_train_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +262,7 @@ def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.
     config = subject.config
     state = before.state if before else build_state(config, groups.training, device)
     loaded = Loaded(config, state, before.pipeline if before else build_train_pipeline(config, state, device))
-    read_checkpoint(loaded.state, *subject.line.place(subject.checkpoint), groups.saving, config.log_schema)
+    loaded.state.load(*subject.line.place(subject.checkpoint), groups.saving, config.log_schema)
     loaded.state.model.eval()
     return loaded
 

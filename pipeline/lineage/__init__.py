@@ -1,1 +1,1 @@
-"""Lines: chains of days, each trained from the day before; their attempts, checkpoints and newest published one."""
+"""Records of a root and the line that they make: fence, checkpoints that count, moves by hand, audit."""

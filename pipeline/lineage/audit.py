@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from features.errors import ConfigError, DataError
-from pipeline.config import Config
-from pipeline.cursor import DayCursor
-from pipeline.deal import row_order
+from pipeline.config.project import Config
+from pipeline.ingest.cursor import DayCursor
+from pipeline.ingest.deal import row_order
+from pipeline.ingest.units import DayLog, audit_sum, list_days
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import Manifest
-from pipeline.storage import Storage
-from pipeline.units import DayLog, audit_sum, list_days
+from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
 

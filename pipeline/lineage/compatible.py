@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from features.errors import DataError
-from pipeline.config import Config, ModelConfig
+from pipeline.config.project import Config, ModelConfig
 from pipeline.lineage.stored_checkpoint import Manifest
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from features.errors import DataError
 from pipeline.lineage.line import Line
-from pipeline.lineage.seal import seal, unseal
-from pipeline.storage import Storage
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from features.errors import DataError
 from pipeline.lineage.line import Line
-from pipeline.lineage.seal import seal, unseal
+from pipeline.storage.sealed_json import seal, unseal
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.errors import DataError
-from pipeline.lineage.seal import seal, unseal
 from pipeline.lineage.stored_checkpoint import MANIFEST, Manifest, damage, is_pinned, pin, read_manifest
-from pipeline.storage import Storage
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
 

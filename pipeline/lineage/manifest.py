@@ -4,10 +4,11 @@ import importlib.metadata
 from typing import Any
 
 from features.statistics import Statistics
-from pipeline.config import Config
-from pipeline.cursor import DayCursor
+from pipeline.config.project import Config
+from pipeline.ingest.cursor import DayCursor
+from pipeline.ingest.parts import Part
+from pipeline.ingest.plan import Header
 from pipeline.lineage.stored_checkpoint import FORMAT
-from pipeline.stream import Header, Part
 
 _LIBRARIES = ("torch", "torchrec", "ray", "pyarrow", "numpy")
 

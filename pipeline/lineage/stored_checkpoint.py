@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.lineage.seal import seal, unseal
-from pipeline.storage import Storage
-from pipeline.stream import ResumePoint
+from pipeline.ingest.plan import ResumePoint
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
 

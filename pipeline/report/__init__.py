@@ -1,1 +1,1 @@
-"""The report room: charts and pages, each drawn in one place; self-contained, with nothing to be fetched."""
+"""Pages and charts of studies."""

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comparison.gains import ModelRow, Spread, collapsed, gate_names, metric, verdicts
-from pipeline.comparison.runs import ComparisonPlan, Outcome
 from pipeline.evaluation.table import metric_of
 from pipeline.report.svg import Point, bars, scatter
+from pipeline.studies.comparison import ComparisonPlan, Outcome
+from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_names, metric, verdicts
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 .table{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.comparison.experiment import CaseResult, ExperimentConfig, mean_gains
 from pipeline.report.comparison import markdown_table, signed, span, table_of, write_report
+from pipeline.studies.experiment import CaseResult, ExperimentConfig, mean_gains
 
 
 def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> str:

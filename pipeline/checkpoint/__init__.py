@@ -1,0 +1,1 @@
+"""Tensors of all ranks to files and back, through torch.distributed.checkpoint."""

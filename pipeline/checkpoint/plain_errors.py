@@ -1,0 +1,24 @@
+"""Errors of torch.distributed.checkpoint as ordinary exceptions in one line."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from features.errors import DataError
+
+
+@contextlib.contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Raise DCP's errors as ordinary exceptions: a thread loses a `BaseException`, and DCP's has a traceback a rank.
+
+    Data that all ranks refuse stay a DataError: trying again would not help.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        refused = [met for met, _ in error.failures.values() if isinstance(met, DataError)]
+        if refused and len(refused) == len(error.failures):
+            raise DataError(f"{what}: {refused[0]}") from error
+        ranks = (f"rank {rank}: {type(met).__name__}: {met}" for rank, (met, _) in error.failures.items())
+        raise RuntimeError(f"{what}: {'; '.join(ranks)}") from error

@@ -1,0 +1,110 @@
+"""Saving a run's checkpoints, one at a time, while the run goes on."""
+
+import functools
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
+
+from features.errors import DataError
+from pipeline.checkpoint.write import write_checkpoint
+from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.lineage.line import Line
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a run's checkpoints, one at a time, while the run goes on.
+
+    Args:
+        line: Where they go.
+        config: How often, how many.
+        group: A gloo process group for the writing thread alone.
+
+    Attributes:
+        num_saved: Checkpoints that were handed to it.
+    """
+
+    def __init__(self, line: Line, config: CheckpointConfig, group: dist.ProcessGroup) -> None:
+        self._line, self._config, self._group = line, config, group
+        self._copy: dict[str, Any] | None = None
+        self._thread: threading.Thread | None = None
+        self._failed: Exception | None = None
+        self._within_day: list[str] = []
+        self.num_saved = 0
+
+    def save(
+        self,
+        tensors: dict[str, Any],
+        name: str,
+        manifest: dict[str, Any],
+        extra_files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Copy the tensors and write them in the background; waits for the write before it. Collective.
+
+        Args:
+            tensors: As `TrainState.tensors` gives them.
+            name: Of the checkpoint.
+            manifest: What it says of itself.
+            extra_files: Further files by name.
+
+        Raises:
+            Exception: What the write before it met.
+        """
+        self.wait()
+        self.num_saved += 1
+        if not self._config.background:
+            self._write(tensors, name, manifest, extra_files)
+            self.check()
+            return
+        if self._copy is None:
+            self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
+        _copy_state_dict(tensors, self._copy, type_check=False)
+        arguments = (self._copy, name, manifest, extra_files)
+        self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what a write met, if one did."""
+        if self._failed is not None:
+            raise self._failed
+
+    def wait(self) -> None:
+        """Wait for the write that is going on, if one is.
+
+        Raises:
+            Exception: What it met.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(
+        self, tensors: dict[str, Any], name: str, manifest: dict[str, Any], extra_files: Mapping[str, bytes] | None
+    ) -> None:
+        holds = functools.partial(self._line.check_holder, manifest["attempt"])
+        try:
+            write_checkpoint(tensors, self._line.storage, name, manifest, self._group, holds, extra_files)
+            if self._group.rank() == 0:
+                logger.info("saved %s", name)
+                if not manifest["complete"]:
+                    self._retire(name)
+        except Exception as error:  # noqa: BLE001 - it is raised where the run looks next
+            self._failed = error
+
+    def _retire(self, newest: str) -> None:
+        """Keep the newest few of this start's checkpoints within days; only its own are ever removed."""
+        self._within_day.append(newest)
+        for name in self._within_day[: -self._config.keep]:
+            try:
+                if not self._line.is_pinned(name):
+                    self._line.remove(name)
+                    self._within_day.remove(name)
+            except (OSError, DataError) as error:  # the new one is complete; that counts
+                logger.warning("%s stays for now: %s", name, error)

@@ -1,0 +1,125 @@
+"""Checkpoints: weights, optimizer state and cursor of all ranks, written together, complete with their manifest.
+
+Tensors go through torch.distributed.checkpoint, so a rank writes and reads only its own shards and another number
+of ranks, or another sharding, can load them. Training waits for a copy in memory; the files are written behind it.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from features.errors import DataError
+from pipeline.checkpoint.plain_errors import plain_errors
+from pipeline.lineage.stored_checkpoint import MANIFEST
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal
+
+logger = logging.getLogger(__name__)
+
+
+def write_checkpoint(
+    tensors: dict[str, Any],
+    line: Storage,
+    name: str,
+    manifest: dict[str, Any],
+    group: dist.ProcessGroup,
+    before_commit: Callable[[], None] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a checkpoint; collective. It exists for nobody until its manifest does, which is written last.
+
+    Args:
+        tensors: What to write, as `TrainState.tensors` gives it.
+        line: The folder of the line.
+        name: Where, below it; nothing else ever writes there.
+        manifest: What the checkpoint says of itself; files and checksums are added here.
+        group: A process group that only checkpoints use.
+        before_commit: Called on rank 0 just before the manifest is written; may refuse.
+        extra_files: Further files by name, the same on all ranks; rank 0 writes them.
+
+    Raises:
+        Exception: On all ranks, what any of them met.
+    """
+    writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
+    writer.fs = hashing = _HashingFileSystem(line)
+    with plain_errors(f"checkpoint {name} was not written"):
+        save(tensors, storage_writer=writer, process_group=group)
+    gathered: list[Any] = [None] * group.size()
+    dist.all_gather_object(gathered, hashing.files, group=group)
+    outcome: list[Exception | None] = [None]
+    if group.rank() == 0:
+        files = {file: entry for found in gathered for file, entry in found.items()}
+        outcome = [_commit(line, name, manifest | {"files": files}, before_commit, extra_files or {})]
+    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _commit(
+    line: Storage,
+    name: str,
+    manifest: dict[str, Any],
+    before_commit: Callable[[], None] | None,
+    extra_files: Mapping[str, bytes],
+) -> Exception | None:
+    """Write further files and the manifest; returns what went wrong, which the other ranks have to hear of."""
+    try:
+        for file, data in extra_files.items():
+            line.write(f"{name}/{file}", data)
+            manifest["files"][file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if before_commit is not None:
+            before_commit()
+        line.sync(name)
+        line.write(f"{name}/{MANIFEST}", seal(manifest))
+    except DataError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain one surely travels
+        return RuntimeError(f"checkpoint {name} was not completed: {type(error).__name__}: {error}")
+    return None
+
+
+class _HashingFileSystem(FileSystem):
+    """DCP's file system, which also takes the size and checksum of every file while it is written."""
+
+    def __init__(self, line: Storage) -> None:
+        super().__init__()
+        self.fs = line.filesystem  # which waits for a server that is away
+        self.files: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as stream:
+            hashed = _HashingStream(stream)
+            yield hashed
+        name = str(path).rsplit("/", 1)[-1]
+        self.files[name] = {"bytes": hashed.num_bytes, "sha256": hashed.digest.hexdigest()}
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        super().rename(path, new_path)
+        self.files[str(new_path).rsplit("/", 1)[-1]] = self.files.pop(str(path).rsplit("/", 1)[-1])
+
+
+class _HashingStream:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return self._stream.write(data)
+
+    def fileno(self) -> int:
+        """For fsync, before which DCP does not flush: it would leave the end of a file, or all of it, in memory."""
+        self._stream.flush()
+        return self._stream.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,138 @@
+"""The Ray of a command, and a group of workers on it."""
+
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from features.errors import ConfigError
+from pipeline.cluster.failures import run_failed
+from pipeline.cluster.progress import ProgressWatcher
+from pipeline.cluster.signals import stop_on_sigterm
+from pipeline.cluster.worker_entry import run_worker
+from pipeline.config.project import Config
+from pipeline.ingest.plan import SHARD, LaneConfig, RunPlan
+from pipeline.storage.files import Storage
+
+_RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+
+
+@contextlib.contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """A Ray for the duration of a command: one of its own, or the cluster that the config names.
+
+    A Ray that the process is connected to already is used as it is, and left running.
+
+    Raises:
+        ConfigError: The cluster has fewer logical CPUs than workers and one data task need.
+    """
+    owned = not ray.is_initialized()
+    if owned:
+        for name, value in _RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        local: dict[str, Any] = {
+            "num_cpus": config.ray.num_cpus,
+            "object_store_memory": config.ray.object_store_mb * 2**20,
+        }
+        ray.init(
+            address=config.ray.address,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": _RAY_ENVIRONMENT},
+            **(local if config.ray.address == "local" else {}),  # pyright: ignore[reportArgumentType]
+        )
+    try:
+        _check_resources(config)
+        yield
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _check_resources(config: Config) -> None:
+    workers, resources, reading = config.workers, ray.cluster_resources(), config.ingest.read_cpus
+    needed, found = workers.fewest * workers.cpus + reading, resources.get("CPU", 0)
+    if needed > found:
+        raise ConfigError(
+            f"{workers.fewest} workers of {workers.cpus:g} logical CPUs and one data task need {needed:g}, the cluster "
+            f"has {found:g}: use fewer workers, lower workers.cpus, or a larger cluster"
+        )
+    if workers.min is not None and not _has_room_to_read(config, [_cpus(node) for node in ray.nodes()]):
+        raise ConfigError(
+            f"up to {workers.most} workers of {workers.cpus:g} CPUs fill the nodes, and none has left what a data task "
+            f"takes, {reading:g} CPUs: let workers.cpus not divide a node's CPUs evenly, or lower ingest.read_cpus"
+        )
+    if workers.device == "cuda" and resources.get("GPU", 0) < workers.fewest:
+        raise ConfigError(f"{workers.fewest} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")
+
+
+def _cpus(node: dict[str, Any]) -> float:
+    return node["Resources"].get("CPU", 0.0) if node["Alive"] else 0.0
+
+
+def _has_room_to_read(config: Config, nodes: Sequence[float]) -> bool:
+    """Whether elastic workers, which take what they find, leave a data task the CPUs that it needs on some node."""
+    cpus, reading = config.workers.cpus, config.ingest.read_cpus
+    slots = [int(node / cpus + 1e-9) for node in nodes]
+    left = max(node - count * cpus for node, count in zip(nodes, slots, strict=True))
+    return left >= reading - 1e-9 or (sum(slots) > config.workers.most and cpus >= reading)
+
+
+def run_workers(
+    config: Config, plan: RunPlan, worker: Callable[[dict[str, Any]], dict[str, Any]], job: Any, board: Any
+) -> dict[str, Any]:
+    """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
+
+    Returns:
+        What rank 0's worker returned, and `asked_to_stop`: whether SIGTERM came. Reports to Ray Train would be kept
+        with checkpoints only, and those are ours.
+
+    Raises:
+        RunFailed: The workers, or Ray Train itself, failed.
+    """
+    workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
+    num_workers = workers.num if workers.min is None else (workers.fewest, workers.most)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"work": ray.put((worker, job))},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            elastic_resize_monitor_interval_s=workers.resize_every_s,
+            use_gpu=workers.device == "cuda",
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.device == "cuda" else {}),
+        ),
+        torch_config=TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl", timeout_s=workers.timeout_s),
+        run_config=RunConfig(
+            name=name,
+            storage_path=_ray_storage(config),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            ),
+        ),
+        datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the ranks it is given
+        dataset_config=LaneConfig(plan),
+    )
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
+    try:
+        with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise run_failed(error) from error
+    finally:
+        Storage(config.root).remove(f"ray/{name}")
+    return (result.return_value or {}) | {"asked_to_stop": asked_to_stop.is_set()}
+
+
+def _ray_storage(config: Config) -> str:
+    url = f"{config.root}/ray"
+    return url if "://" in url else os.path.abspath(url)

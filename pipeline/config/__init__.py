@@ -1,0 +1,1 @@
+"""The whole configuration as pydantic models: its sections, its loading, and its reference page."""

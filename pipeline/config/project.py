@@ -1,0 +1,103 @@
+"""The whole configuration of a project, from one YAML file; a wrong key fails before a cluster is asked for."""
+
+from pydantic import Field
+
+from features.declaration import Declaration
+from features.holdout import HoldoutConfig
+from features.schema import Schema
+from models.balancing import SCHEDULE, LossBalancingConfig
+from models.kl_bound import KLBoundConfig
+from models.loss import LossWeightConfig
+from models.loss_combination import JointLoss
+from models.network import NetworkConfig
+from models.optional_parts import AroundConfig
+from models.sizes import Width
+from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.daily import DailyConfig
+from pipeline.config.evaluation import EvaluationConfig
+from pipeline.config.ingest import IngestConfig
+from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.sharding import ShardingConfig
+from pipeline.config.workers import RayConfig, WorkersConfig
+
+LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
+
+
+class ModelConfig(AroundConfig):
+    """The dense part of the model.
+
+    Args:
+        entire_space: Tasks whose probabilities are composed of several towers', as in ESMM and ESM2; absent: each task
+            has its own tower's.
+        slot_bias: A logit for the slot, added to tasks' own in training; absent: none.
+        interaction: Products of every two sparse features' embeddings, before the network; absent: none.
+        user: The user's side, computed once for a user and scored against many items, as in DUPN; absent: none.
+        network: The multi-task network over pooled embeddings and dense values.
+        towers: Widths of the hidden layers of every task's tower.
+        dropout: Within the towers, in training.
+    """
+
+    network: NetworkConfig
+    towers: list[Width] = Field(default=[64])
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class LogsConfig(Declaration):
+    """Where the logs are.
+
+    Args:
+        path: A directory or s3:// prefix with folders `dt=YYYY-MM-DD` of Parquet files.
+    """
+
+    path: str
+
+
+class Config(Declaration):
+    """A project.
+
+    Args:
+        name: What reports call it.
+        root: Directory or s3:// prefix for checkpoints, ledger and reports.
+        line: The chain of days to train.
+        seed: All randomness is drawn from it.
+        logs: The logs.
+        log_schema: What a log line means; the key in the file is `schema`.
+        model: The dense part of the model.
+        loss_weights: w_k(t) of each task.
+        loss_balancing: How the tasks' losses are balanced beyond that.
+        kl_bounds: What is added to hold p(click) p(convert) to p(order).
+        optimizer: Optimizers of tables and dense part.
+        sharding: How tables are laid over the workers.
+        ingest: How the log is read.
+        holdout: Which rows are never trained; absent: all are.
+        checkpoint: When checkpoints are written.
+        evaluation: What evaluations compare with.
+        daily: The daily job.
+        workers: The workers that train.
+        ray: The Ray that runs it.
+    """
+
+    name: str
+    root: str
+    line: str = Field(default="main", pattern=LINE_NAME)
+    seed: int = Field(default=0, ge=0)
+    logs: LogsConfig
+    log_schema: Schema = Field(alias="schema")
+    model: ModelConfig
+    loss_weights: LossWeightConfig = LossWeightConfig()
+    loss_balancing: LossBalancingConfig = SCHEDULE
+    kl_bounds: list[KLBoundConfig] = []
+    optimizer: OptimizerConfig
+    sharding: ShardingConfig = ShardingConfig()
+    ingest: IngestConfig = IngestConfig()
+    holdout: HoldoutConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    daily: DailyConfig = DailyConfig()
+    workers: WorkersConfig = WorkersConfig()
+    ray: RayConfig = RayConfig()
+
+    @property
+    def joint_loss(self) -> JointLoss:
+        """How the tasks' losses become one, beyond w_k(t)."""
+        return JointLoss(balancing=self.loss_balancing, bounds=self.kl_bounds)

@@ -1,0 +1,1 @@
+"""The daily job: preflight, predict, train, gate, publish."""

@@ -1,0 +1,110 @@
+"""The gate: checks of a new model before it is published.
+
+The new model is compared with its parent on the hold-out, and the parent's metrics on the day's log with those of its
+predecessors on theirs. Figures alone are read here, neither a log nor a model.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.config.daily import GateConfig
+from pipeline.daily.ratios import ratio_apart, within_ratio
+
+
+def check_model(
+    config: GateConfig,
+    before: Mapping[str, Any] | None,
+    usual: Sequence[Mapping[str, Any]],
+    new: Mapping[str, Any] | None,
+    parent: Mapping[str, Any] | None,
+) -> list[str]:
+    """Hold a new model against its parent, and the day against the days before.
+
+    All are metrics by task name, as `TaskMetrics.result` gives them with the task's kind.
+
+    Args:
+        config: How far off is too far.
+        before: Of the parent on the day's log, before it was trained; None without a parent.
+        usual: The same of the newest entries that have it, at most `window`.
+        new: Of the new model on the hold-out; None without a hold-out.
+        parent: Of the parent on the same rows; None without a parent.
+
+    Returns:
+        One line for each thing that is wrong; empty when the model may be published.
+    """
+    problems: list[str] = []
+    for task, found in (before or {}).items():
+        problems += _before(config, task, found, [entry[task] for entry in usual if task in entry])
+    for task, found in (new or {}).items():
+        problems += _after(config, task, found, (parent or {}).get(task))
+    return problems
+
+
+def quality(metrics: Mapping[str, Any]) -> float | None:
+    """What a task is judged by: AUC, R2 or accuracy, of which more is better; None where it is not defined."""
+    return metrics.get({"binary": "auc", "regression": "r2", "multiclass": "accuracy"}[metrics["kind"]])
+
+
+def _noise(metrics: Mapping[str, Any]) -> float:
+    """What chance does to a task's quality: one standard error, for two models on the same rows more than three.
+
+    For the AUC the bound sqrt(A (1 - A) / min(positives, negatives)) (Birnbaum and Klose, 1957); for R2 its asymptotic
+    2 (1 - R2) sqrt(R2 / rows), with at least .01 under the root; for the accuracy the binomial one.
+    """
+    value, rows = quality(metrics), metrics["rows"]
+    if value is None or not rows:
+        return 0.0
+    if metrics["kind"] == "regression":
+        return 2 * (1 - value) * math.sqrt(max(value, 0.01) / rows)
+    counted = min(metrics["positives"], rows - metrics["positives"]) if metrics["kind"] == "binary" else rows
+    return math.sqrt(value * (1 - value) / max(counted, 1))
+
+
+def _judged(config: GateConfig, task: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a task has enough rows for its metrics to say something."""
+    rows, positives = metrics["rows"], metrics.get("positives", 0)
+    enough = min(positives, rows - positives) if metrics["kind"] == "binary" else rows
+    return enough >= config.limit(task, "min_positives")
+
+
+def _before(
+    config: GateConfig, task: str, found: Mapping[str, Any], usual: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    known = [value for metrics in usual if (value := quality(metrics)) is not None and _judged(config, task, metrics)]
+    value, limit = quality(found), config.limit(task, "before_drop")
+    if len(known) < config.min_entries or value is None or not _judged(config, task, found):
+        return
+    if value < statistics.median(known) - limit - _noise(found):
+        yield (
+            f"task {task!r}: yesterday's model reaches {value:.4f} on this day, usual is {statistics.median(known):.4f}"
+            f" (daily.gate.before_drop {limit:g}): look whether the day's labels are right"
+        )
+
+
+def _after(config: GateConfig, task: str, new: Mapping[str, Any], parent: Mapping[str, Any] | None) -> Iterator[str]:
+    if not _judged(config, task, new):
+        return
+    mean, calibration = new.get("mean_prediction"), new.get("calibration")
+    if new["kind"] != "multiclass" and (mean is None or not math.isfinite(mean)):
+        yield f"task {task!r}: the new model's predictions on the hold-out are not finite"
+        return
+    if parent is None:
+        return
+    value, old, limit = quality(new), quality(parent), config.limit(task, "drop")
+    if value is not None and old is not None and value < old - limit - _noise(parent):
+        yield f"task {task!r}: {value:.4f} on the hold-out, its parent {old:.4f} (daily.gate.drop {limit:g})"
+    ratio, before = config.limit(task, "calibration_ratio"), parent.get("calibration")
+    off, allowed = (math.inf if value is None else ratio_apart(value, 1.0) for value in (calibration, before))
+    if calibration is not None and off > max(math.log(ratio), allowed):
+        yield (
+            f"task {task!r}: calibration {calibration:.3f} on the hold-out, its parent {parent['calibration']} "
+            f"(daily.gate.calibration_ratio {ratio:g})"
+        )
+    ratio, before = config.limit(task, "shift_ratio"), parent.get("mean_prediction")
+    if mean is not None and before is not None and not within_ratio(mean, before, ratio):
+        yield (
+            f"task {task!r}: mean prediction {mean:.4g} on the hold-out, its parent {before:.4g} "
+            f"(daily.gate.shift_ratio {ratio:g})"
+        )

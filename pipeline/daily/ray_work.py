@@ -1,0 +1,99 @@
+"""The heavy parts of a day, as the daily job asks for them, and how they are done on Ray."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from features.holdout import Rows
+from features.profile import DayProfile
+from pipeline.cluster.session import ray_session
+from pipeline.config.project import Config
+from pipeline.evaluation.evaluate import Measurement, measure
+from pipeline.ingest.datasource import read_columns
+from pipeline.ingest.units import DayLog
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.log_passes.map_units import map_units
+from pipeline.log_passes.unit_work import ProfileUnit
+from pipeline.storage.files import Storage
+from pipeline.trainer.train_days import HeldLine, parts_to_train, train_days
+
+logger = logging.getLogger(__name__)
+
+
+class Work(Protocol):
+    """The heavy parts of a day."""
+
+    def logs(self, day: str) -> dict[str, DayLog]:
+        """The units of a day, and of the earlier days whose late labels are trained with it."""
+        ...
+
+    def has_success_marker(self, day: str) -> bool:
+        """Whether the writer of the day's log has said that it is complete."""
+        ...
+
+    def profile(self, log: DayLog) -> DayProfile:
+        """What the day's log looks like."""
+        ...
+
+    def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
+        """Metrics of checkpoints on the same rows of a day."""
+        ...
+
+    def train(self, day: str, run: str) -> Manifest:
+        """Train a day to its end, from what is published, or from where that was cut off."""
+        ...
+
+
+class RayWork:
+    """The product's: Ray Data reads, Ray Train's workers measure and train.
+
+    Args:
+        config: The project's configuration.
+        line: The line.
+        stack: Ends the Ray that the first heavy part starts.
+    """
+
+    def __init__(self, config: Config, line: Line, stack: contextlib.ExitStack) -> None:
+        self._config, self._line, self._stack = config, line, stack
+        self._logs = Storage(config.logs.path)
+        self._has_ray = False
+
+    def _need_ray(self) -> None:
+        """Start Ray, once: a day that is done or refused already needs none."""
+        if not self._has_ray:
+            self._stack.enter_context(ray_session(self._config))
+            self._has_ray = True
+
+    def logs(self, day: str) -> dict[str, DayLog]:
+        """The units of a day, and of the earlier days whose late labels are trained with it."""
+        return {part.log.day: part.log for part in parts_to_train(self._config, self._line, [day])}
+
+    def has_success_marker(self, day: str) -> bool:
+        """Whether the writer of the day's log has said that it is complete."""
+        return self._logs.exists(f"dt={day}/_SUCCESS")
+
+    def profile(self, log: DayLog) -> DayProfile:
+        """What the day's log looks like, in one pass of data tasks over it."""
+        self._need_ray()
+        schema = self._config.log_schema
+        total = DayProfile()
+        columns, pass_over_bad = tuple(read_columns(schema.columns(), None)), self._config.ingest.on_bad_unit != "fail"
+        for part in map_units([log], ProfileUnit(self._logs, schema, columns, pass_over_bad)):
+            if isinstance(part, str):
+                logger.warning("not looked at: %s", part)
+            else:
+                total.merge(part)
+        return total
+
+    def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
+        """Metrics of checkpoints on the same rows of a day."""
+        self._need_ray()
+        return measure(self._config, self._line, checkpoints, parts_to_train(self._config, self._line, [day]), rows)
+
+    def train(self, day: str, run: str) -> Manifest:
+        """Train a day to its end, from what is published, or from where that was cut off."""
+        self._need_ray()
+        held = HeldLine(self._config, self._line, run)
+        return train_days(self._config, [held], [day], 1)[0][0]

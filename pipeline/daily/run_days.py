@@ -1,0 +1,393 @@
+"""The daily job: for each day preflight, predict, train, gate and publish, on one line, whatever was cut off before.
+
+Nothing is decided by what a process remembers: every step looks at the line. A result is kept with what it was made
+from (`Steps`), the training in its checkpoints, the publication in the ledger and then in LATEST. So a job that was
+killed anywhere and is started again does what is left, and ends with the same ledger.
+"""
+
+import itertools
+import json
+import logging
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from features.errors import ConfigError, DataError
+from features.profile import DayProfile
+from pipeline.cluster.failures import RunFailed
+from pipeline.config.project import Config
+from pipeline.daily.gate import check_model, quality
+from pipeline.daily.preflight import check_profile
+from pipeline.daily.ray_work import Work
+from pipeline.evaluation.evaluate import Measurement
+from pipeline.ingest.parts import before
+from pipeline.ingest.units import DayLog
+from pipeline.lineage.day_entry import described
+from pipeline.lineage.lease import lease
+from pipeline.lineage.ledger import Entry, Ledger
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.storage.kept_results import Steps
+
+logger = logging.getLogger(__name__)
+
+_WEBHOOK_S = 10
+
+
+class Refused(DataError):  # noqa: N818 - it is what the command says
+    """A check said no: LATEST stays, and later days wait."""
+
+    def __init__(self, day: str, step: str, text: str) -> None:
+        super().__init__(text)
+        self.day, self.step = day, step
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Why somebody goes on in spite of a check.
+
+    Args:
+        anomaly: Of preflight.
+        gate: Of the gate.
+        skip: The day is left out.
+    """
+
+    anomaly: str | None = None
+    gate: str | None = None
+    skip: str | None = None
+
+
+def run_days(
+    config: Config, line: Line, work: Work, days: Sequence[str], max_catch_up: int, accepted: Accepted
+) -> dict[str, Any]:
+    """Bring a line up to a day.
+
+    Args:
+        config: The project's configuration.
+        line: The line.
+        work: The heavy parts.
+        days: ISO dates in order, without a gap.
+        max_catch_up: Days before the first of them that are missing and may be done first.
+        accepted: What is accepted, of the one day that is asked for.
+
+    Returns:
+        The figures of the command's JSON line.
+
+    Raises:
+        DataError: A check refused a day, the log of a trained day has changed, or another job holds the line.
+    """
+    if not missing_days(line, work, days, max_catch_up):
+        latest = line.latest()
+        return {"result": "nothing to do", "line": line.name, "latest": latest["day"] if latest else None}
+    published = []
+    with lease(line, f"jobs.daily {days[0]}..{days[-1]}", config.daily.lease_s) as run:
+        for day in missing_days(line, work, days, max_catch_up):
+            logger.info("%s begins, on line %s", day, line.name)
+            one = DayJob(config, line, work, day, run, accepted if day == days[-1] else Accepted())
+            try:
+                published.append(one.publish())
+            except DataError as refusal:
+                _tell(config, line, day, refusal)
+                raise
+    if not published:  # another job has done them while this one waited for the lease
+        return {"result": "nothing to do", "line": line.name, "latest": days[-1]}
+    return {"result": "published", "line": line.name, "days": [summary(entry) for entry in published]}
+
+
+def missing_days(line: Line, work: Work, days: Sequence[str], max_catch_up: int) -> list[str]:
+    """Which days are to be done, in order.
+
+    Raises:
+        DataError: The log of a done day has changed, a day lies before the line, or too many are missing.
+    """
+    ledger = Ledger(line)
+    newest = ledger.newest()
+    if newest is None:
+        return list(days)
+    for day in days:
+        if day <= newest.day:
+            _check_done(ledger, work, day)
+    left = []
+    day = before(newest.day, -1)
+    while day <= days[-1]:
+        left.append(day)
+        day = before(day, -1)
+    early = [day for day in left if day < days[0]]
+    if len(early) > max_catch_up:
+        raise DataError(
+            f"line {line.name!r} is at {newest.day}, {len(early)} days before {days[0]} are missing, at most "
+            f"{max_catch_up} are caught up: ask for an earlier day, or raise --max-catch-up"
+        )
+    return left
+
+
+def _check_done(ledger: Ledger, work: Work, day: str) -> None:
+    """Hold the log of a day that is not to be trained against what was trained of it."""
+    entry, name = ledger.find(day), ledger.line.name
+    if entry is None:
+        newest = ledger.newest()
+        raise DataError(
+            f"line {name!r} is at {newest.day if newest else None} and has not trained {day}: days are not put in "
+            f"between; train it on a line of its own with --branch NAME"
+        )
+    if "skipped" in entry.content:
+        return
+    try:
+        then, now = _files_read(ledger, day), work.logs(day)[day].files
+    except DataError as error:  # logs are not kept for ever
+        logger.warning("the log of %s, which is done, cannot be compared any more: %s", day, error)
+        return
+    changed = sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
+    if changed:
+        shown = ", ".join(f"{file} ({_change(then.get(file), now.get(file))})" for file in changed[:3])
+        raise DataError(
+            f"{len(changed)} files of {day} have changed since line {name!r} trained it: {shown}: restore them, or "
+            f"train the day again on a line of its own with --branch NAME"
+        )
+
+
+def _files_read(ledger: Ledger, day: str) -> dict[str, str]:
+    """The files of a day as they were read last: with late labels a day is read twice, and written again between."""
+    for entry in ledger.chain():
+        late = entry.content.get("late", {}).get(day)
+        if late is not None:
+            return late["logs"]
+        if entry.day == day:
+            return entry.content["logs"]
+    return {}
+
+
+def _change(then: str | None, now: str | None) -> str:
+    if then is None or now is None:
+        return "new" if then is None else "gone"
+    return f"was {then}, is {now}"
+
+
+@dataclass
+class DayJob:
+    """One day's steps, each of which can be cut off and started again.
+
+    Args:
+        config: The project's configuration.
+        line: The line.
+        work: The heavy parts.
+        day: ISO date.
+        run: The run that holds the line.
+        accepted: What is accepted.
+    """
+
+    config: Config
+    line: Line
+    work: Work
+    day: str
+    run: str
+    accepted: Accepted
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def publish(self) -> Entry:
+        """Do what is left of the day, and publish it.
+
+        Raises:
+            Refused: A check said no.
+            DataError: Something else is wrong, or another run has taken the line over.
+        """
+        ledger = Ledger(self.line)
+        parent = ledger.newest()
+        entry = self._entered(ledger, self.line.state()["serial"])
+        if entry is not None and self.accepted.skip is not None and "skipped" not in entry.content:
+            raise DataError(
+                f"{self.day} is trained and entered in the ledger already: publish it with the same command without "
+                "--skip-day, and take it back with --rollback"
+            )
+        if entry is None:
+            entry = self._skip(ledger, parent) if self.accepted.skip is not None else self._enter(ledger, parent)
+        self.line.publish(entry.content, entry.content["serial"], self.run)
+        logger.info("published %s, generation %d: %s", entry.day, entry.generation, entry.checkpoint)
+        self.line.tidy(self.day)
+        if self.config.checkpoint.keep_days is not None:
+            self._retire(ledger, self.config.checkpoint.keep_days)
+        return entry
+
+    def _retire(self, ledger: Ledger, keep: int) -> None:
+        """Remove the checkpoints of days long past; their entries stay."""
+        own = (entry for entry in ledger.chain() if entry.content["line"] == self.line.name)
+        kept = {entry.checkpoint for entry in itertools.islice(own, keep)}  # a day that was skipped has another's
+        for entry in own:
+            if self.line.read_manifest(entry.checkpoint) is None:
+                return
+            if entry.checkpoint not in kept and not self.line.is_pinned(entry.checkpoint):
+                self.line.remove(entry.checkpoint)
+
+    def _entered(self, ledger: Ledger, serial: int) -> Entry | None:
+        """The day's entry, if a job was cut off between it and LATEST."""
+        known = ledger.generations(self.day)
+        if not known or known[-1].content["serial"] != serial:
+            return None
+        manifest = self.line.read_manifest(known[-1].checkpoint)
+        return known[-1] if manifest is not None and self.line.damage(manifest) is None else None
+
+    def _enter(self, ledger: Ledger, parent: Entry | None) -> Entry:
+        logs = self._listed()
+        files = {day: log.files for day, log in logs.items()}
+        self._forget_what_was_read_before(files)
+        state = self.line.state()
+        steps, base = self._steps(state["serial"]), state.get("checkpoint")
+        preflight = self._preflight(ledger, steps, logs[self.day])
+        predicted = self._predict(steps, base, files)
+        manifest = self._train(files[self.day])
+        gate = self._gate(ledger, steps, base, manifest, predicted)
+        self.line.check_run(self.run)
+        content = described(self.line, manifest, self.run) | preflight | gate | {"kind": "daily", "before": predicted}
+        content |= {"seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
+        return ledger.enter(content, parent, state["serial"])
+
+    def _steps(self, serial: int) -> Steps:
+        """The day's steps under LATEST's serial: after a publication or a rollback all of them begin anew."""
+        return Steps(self.line.storage, f"steps/{self.day}/{serial}")
+
+    def _skip(self, ledger: Ledger, parent: Entry | None) -> Entry:
+        state = self.line.state()
+        if parent is None:
+            raise ConfigError(f"{self.day} cannot be skipped: nothing is published, so begin with a later day")
+        content = {"day": self.day, "checkpoint": state["checkpoint"], "skipped": self.accepted.skip, "run": self.run}
+        content |= {"kind": "skip", "at": datetime.now(UTC).isoformat()}
+        return ledger.enter(content, parent, state["serial"])
+
+    def _forget_what_was_read_before(self, files: Mapping[str, dict[str, str]]) -> None:
+        """Begin again if the day's log has been written anew since its training began."""
+        begun, latest = self.line.newest(), self.line.latest()
+        if begun is None or begun.day != self.day or (latest is not None and begun.checkpoint == latest["checkpoint"]):
+            return
+        if begun.content["files_of_log"] != files.get(begun.content["log_day"]):
+            logger.warning("the log of %s has changed since %s: it is begun again", self.day, begun.checkpoint)
+            self.line.restart(self.run)
+
+    def _listed(self) -> dict[str, DayLog]:
+        marker = self.config.daily.preflight.success_marker
+        if marker and not self.work.has_success_marker(self.day):
+            problem = "its folder has no _SUCCESS (daily.preflight.success_marker)"
+            raise self._refused("preflight", [problem], can_be_accepted=False)
+        try:
+            return self.work.logs(self.day)
+        except DataError as error:
+            raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
+
+    def _preflight(self, ledger: Ledger, steps: Steps, log: DayLog) -> dict[str, Any]:
+        """Hold the day's log against the days before."""
+        config = self.config.daily.preflight
+        inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
+        found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
+        known = (entry.content["profile"] for entry in ledger.chain() if "profile" in entry.content)
+        earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
+        problems = check_profile(config, self.config.log_schema, DayProfile.from_json(found), earlier)
+        reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
+        if problems and reason is None:
+            raise self._refused("preflight", problems)
+        verdict = {"problems": problems} | ({"accepted": reason} if problems else {})
+        return {"profile": found, "preflight": verdict}
+
+    def _predict(self, steps: Steps, base: str | None, files: Any) -> dict[str, Any] | None:
+        """Measure yesterday's model on today's log, before it is trained on it."""
+        if base is None:
+            return None
+        inputs = {"checkpoint": base, "files": files}
+        measure = lambda: _kept(self.work.measure([base], self.day, "all"))  # noqa: E731
+        return self._timed("predict", steps, inputs, measure)["checkpoints"][0]["tasks"]
+
+    def _train(self, files: Mapping[str, str]) -> Manifest:
+        """Train the day, or find it trained."""
+        started = time.monotonic()
+        manifest = self.work.train(self.day, self.run)
+        self.seconds["train"] = round(time.monotonic() - started, 1)
+        if manifest.content["files_of_log"] != files:
+            self.line.restart(self.run)
+            raise RunFailed(f"the log of {self.day} was written while it was trained: start the same command again")
+        return manifest
+
+    def _gate(
+        self, ledger: Ledger, steps: Steps, base: str | None, manifest: Manifest, predicted: Any
+    ) -> dict[str, Any]:
+        """Hold the new model against its parent, on rows that neither was trained on, and the day against others."""
+        config = self.config.daily.gate
+        checkpoints = [manifest.checkpoint, *([base] if base else [])]
+        measured: list[dict[str, Any]] = []
+        if self.config.holdout is not None:
+            inputs = {"checkpoints": checkpoints, "files": manifest.content["files_of_log"]}
+            measure = lambda: _kept(self.work.measure(checkpoints, self.day, "held_out"))  # noqa: E731
+            measured = self._timed("gate", steps, inputs, measure)["checkpoints"]
+        new, parent = ([one["tasks"] for one in measured] + [None, None])[:2]
+        known = (entry.content["before"] for entry in ledger.chain() if entry.content.get("before"))
+        usual = [entry for _, entry in zip(range(config.window), known, strict=False)]
+        problems = check_model(config, predicted, usual, new, parent)
+        reason = steps.accepted("gate", checkpoints, self.accepted.gate)
+        if problems and reason is None:
+            raise self._refused("gate", problems)
+        verdict = {"problems": problems} | ({"accepted": reason} if problems else {})
+        use = measured[0]["expert_use"] if measured else {}
+        return {"gate": verdict, "holdout": {"new": new, "parent": parent}, "expert_use": use}
+
+    def _timed(self, name: str, steps: Steps, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        started = time.monotonic()
+        found = steps.done(name, inputs, work)
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        return found
+
+    def _refused(self, step: str, problems: Sequence[str], *, can_be_accepted: bool = True) -> Refused:
+        latest = self.line.latest()
+        accept = {
+            "preflight": "go on with --accept-anomaly REASON, or ",
+            "gate": "go on with --accept-gate REASON, or ",
+        }
+        done, again = {
+            "preflight": ("nothing of it is trained", "write the log again and start the same command"),
+            "gate": (
+                "what was trained of it is kept, unpublished",
+                "if the log is wrong, write it again; if the config is, change it and use --discard REASON",
+            ),
+        }[step]
+        return Refused(
+            self.day,
+            step,
+            f"{self.day} is refused by {step}: {'; '.join(problems)}. {done}, LATEST stays at "
+            f"{latest['day'] if latest else 'nothing'}, later days wait: {again}; or "
+            f"{accept[step] if can_be_accepted else ''}leave the day out with --skip-day REASON",
+        )
+
+
+def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
+    """What the ledger keeps of measurements: the model's metrics by task, and the use of its experts."""
+    return {
+        "checkpoints": [
+            {
+                "tasks": {entry["task"]: {"kind": entry["kind"]} | entry["model"] for entry in one.tasks},
+                "expert_use": one.expert_use,
+            }
+            for one in measured
+        ]
+    }
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """What a command says of an entry."""
+    content = entry.content
+    said = {key: content[key] for key in ("day", "generation", "checkpoint", "rows", "skipped") if key in content}
+    tasks = content.get("before") or {}
+    return said | {"before": {task: quality(metrics) for task, metrics in tasks.items()}}
+
+
+def _tell(config: Config, line: Line, day: str, refusal: DataError) -> None:
+    """Tell whoever wants to know of a refusal; that it cannot be told is only logged."""
+    url = config.daily.on_refusal.webhook
+    if url is None:
+        return
+    step = refusal.step if isinstance(refusal, Refused) else None
+    said = {"project": config.name, "line": line.name, "day": day, "step": step, "text": str(refusal)}
+    request = urllib.request.Request(url, json.dumps(said).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=_WEBHOOK_S):
+            pass
+    except (OSError, ValueError) as error:
+        logger.warning("the webhook was not told: %s", type(error).__name__)

@@ -1,0 +1,129 @@
+"""What is measured of a model while batches come: the model's metrics, those of baselines and truth, and intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from features.tasks import TaskConfig
+from models.assembly import task_heads
+from models.batch import RankingBatch
+from models.tasks import TaskHead, predictions_of
+from pipeline.config.evaluation import BootstrapConfig
+from pipeline.evaluation.bootstrap import Bootstrap
+from pipeline.evaluation.gate_use import GateUse
+from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.log_passes.popularity import Popularity
+
+_PROBABILITY_EPS = 1e-7
+
+
+class Measured:
+    """Metrics of the model, of popularity and of the truth, per task.
+
+    Args:
+        tasks: The declared tasks.
+        popularity: The baseline, if there is one.
+        gates: How the model's gates weigh its experts.
+        bootstrap: How intervals are drawn; None: there are none.
+
+    Attributes:
+        problem: Why a batch could not be measured, if one could not; the ranks go on together and tell each other then.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskConfig],
+        popularity: Popularity | None,
+        gates: GateUse,
+        bootstrap: BootstrapConfig | None = None,
+    ) -> None:
+        self.problem: str | None = None
+        self._users = bootstrap.by if bootstrap else None
+        self._bootstrap = Bootstrap(bootstrap, tasks) if bootstrap else None
+        self._tasks = tasks
+        self.gates = gates
+        self._popularity = popularity
+        self._heads: list[TaskHead] = task_heads(tasks)
+        self._model = [TaskMetrics(task) for task in tasks]
+        self._baseline = [TaskMetrics(task) for task in tasks]
+        self._truth = [TaskMetrics(task) for task in tasks]
+
+    def update(self, outputs: Tensor, batch: RankingBatch) -> None:
+        """Add a batch: the model's raw outputs, shape (B, sum of outputs), and what they are measured against."""
+        try:
+            self._update(outputs, batch)
+        except ValueError as error:
+            self.problem = self.problem or str(error)
+
+    def _update(self, outputs: Tensor, batch: RankingBatch) -> None:
+        self.gates.add(batch.cursor.num_rows)
+        outputs, batch = outputs.cpu(), batch.to(torch.device("cpu"))
+        predicted = predictions_of(self._heads, outputs)
+        raw = torch.split(outputs, [head.num_outputs for head in self._heads], dim=1)
+        popular = self._popular(batch)
+        users = _ids(batch.sparse[self._users]) if self._users else None
+        for index, task in enumerate(self._tasks):
+            known = (batch.labels[:, index], batch.in_space[:, index], batch.weight[:, index])
+            scores = raw[index] if task.kind == "multiclass" else raw[index].squeeze(1)
+            self._model[index].update(predicted[task.name], scores, *known)
+            if self._bootstrap is not None and users is not None:
+                label, in_space, weight = known
+                self._bootstrap.update(index, users, in_space, predicted[task.name], scores, label, weight)
+            if popular is not None:
+                _add_baseline(self._baseline[index], popular[:, index], *known)
+            if batch.truth is not None and task.truth is not None:
+                _add_baseline(self._truth[index], batch.truth[:, index], *known)
+
+    def _popular(self, batch: RankingBatch) -> Tensor | None:
+        if self._popularity is None:
+            return None
+        bags = batch.sparse[self._popularity.feature]
+        scores = self._popularity.scores(bags.values().numpy(), bags.lengths().numpy())
+        return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
+
+    def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
+        """The arguments of a `Measurement`, over the rows of all ranks; collective."""
+        merged = [merge_over_ranks(metrics, group) for metrics in (self._model, self._baseline, self._truth)]
+        tasks = [
+            {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
+            | {
+                name: _finite(m[index].result())
+                for name, m in zip(("model", "popularity", "truth"), merged, strict=True)
+            }
+            for index, task in enumerate(self._tasks)
+        ]
+        if self._bootstrap is not None:
+            for task, interval in zip(tasks, self._bootstrap.results(group), strict=True):
+                task["interval"] = interval
+        means, deviations = self.gates.moments(group)
+        return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
+
+
+def _ids(bags: JaggedTensor) -> Tensor:
+    """The one id of each row, -1 where there is none; shape (B,)."""
+    lengths = bags.lengths()
+    ids = torch.full_like(lengths, -1, dtype=torch.int64)
+    ids[lengths > 0] = bags.values().to(torch.int64)
+    return ids
+
+
+def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:
+    """Add probabilities or values that somebody else predicts; multiclass tasks have no such baseline."""
+    if metrics.task.kind == "binary":
+        values = values.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
+        metrics.update(values, torch.logit(values), labels, in_space, weight)
+    elif metrics.task.kind == "regression":
+        metrics.update(values, values, labels, in_space, weight)
+
+
+def _finite(result: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a metric that is not finite is not defined."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
+    }

@@ -1,0 +1,187 @@
+"""The cursor: for each unit of a day, how many of its rows the model has seen, and which ones.
+
+It rides on the batch and is advanced with the batch that was stepped; a reader's own position runs ahead of the
+model by whatever is prefetched.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from features.errors import DataError
+from pipeline.ingest.units import DayLog, Unit, audit_sum
+
+_MASK = (1 << 64) - 1
+
+CursorJson = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows of one unit in one batch.
+
+    Args:
+        unit: Index into the day's units.
+        salt: The unit's part in the audit's hash.
+        rows: Row numbers within the unit, int32 of shape (n,).
+    """
+
+    unit: int
+    salt: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCursor:
+    """Where the rows of one batch came from; empty for a batch of padding.
+
+    Args:
+        step: The step that the batch is for.
+        spans: The batch's rows, in order.
+        in_space: Rows in each task's sample space, int64 of shape (K,).
+        held_out: Rows that are held out: they are in no task's space.
+    """
+
+    step: int
+    spans: tuple[Span, ...]
+    in_space: np.ndarray
+    held_out: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the log in the batch, padding left out."""
+        return sum(len(span.rows) for span in self.spans)
+
+
+@dataclass(slots=True)
+class DayCursor:
+    """Rows of one (pass, day) that have been stepped.
+
+    Args:
+        seen: By unit: rows stepped.
+        sums: By unit: sum modulo 2^64 of hash(unit, row number) over the rows stepped.
+        in_space: Rows stepped in each task's sample space, in task order; empty before the first.
+        quarantined: By unit: why it could not be read. Its rows are never stepped on this line, except those that
+            were stepped before it went bad.
+        held_out: Of the rows stepped, those that are held out: no weight has moved for them.
+    """
+
+    seen: dict[int, int] = field(default_factory=dict)
+    sums: dict[int, int] = field(default_factory=dict)
+    in_space: list[int] = field(default_factory=list)
+    quarantined: dict[int, str] = field(default_factory=dict)
+    held_out: int = 0
+
+    def advance(self, stepped: BatchCursor) -> None:
+        """Count the rows of a batch that was stepped."""
+        for span in stepped.spans:
+            self.seen[span.unit] = self.seen.get(span.unit, 0) + len(span.rows)
+            self.sums[span.unit] = (self.sums.get(span.unit, 0) + audit_sum(span.salt, span.rows)) & _MASK
+        self._add_in_space(stepped.in_space.tolist())
+        self.held_out += stepped.held_out
+
+    def _add_in_space(self, counts: Sequence[int]) -> None:
+        so_far = self.in_space or [0] * len(counts)
+        self.in_space = [a + b for a, b in zip(so_far, counts, strict=True)] if counts else so_far
+
+    @property
+    def num_rows(self) -> int:
+        """Rows stepped."""
+        return sum(self.seen.values())
+
+    def missing(self, units: Sequence[Unit]) -> dict[int, int]:
+        """Rows that are left to step, by unit; only units that have some."""
+        left = {index: unit.num_rows - self.seen.get(index, 0) for index, unit in enumerate(units)}
+        return {index: rows for index, rows in left.items() if rows > 0 and index not in self.quarantined}
+
+    def num_quarantined(self, units: Sequence[Unit]) -> int:
+        """Rows of quarantined units that were never stepped."""
+        return sum(units[index].num_rows - self.seen.get(index, 0) for index in self.quarantined)
+
+    def to_json(self, units: Sequence[Unit]) -> CursorJson:
+        """By unit key: rows stepped and their sum (a decimal string: JSON numbers lose 64-bit integers)."""
+        listed = {units[index].key: [count, str(self.sums[index])] for index, count in sorted(self.seen.items())}
+        quarantined = {units[index].key: reason for index, reason in sorted(self.quarantined.items())}
+        counts = {"in_space": self.in_space, "held_out": self.held_out}
+        return {"units": listed, "quarantined": quarantined} | counts
+
+    @classmethod
+    def from_json(cls, data: CursorJson, units: Sequence[Unit]) -> "DayCursor":
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: The log no longer has a unit that was trained.
+        """
+        places = {unit.key: index for index, unit in enumerate(units)}
+        cursor = cls(in_space=list(data.get("in_space", [])), held_out=data.get("held_out", 0))
+        quarantined = data.get("quarantined", {})
+        trained = data.get("units", {}) | {key: (0, 0) for key in quarantined if key not in data.get("units", {})}
+        for key, (count, total) in trained.items():
+            if key not in places or count > units[places[key]].num_rows:
+                raise DataError(
+                    f"the checkpoint has trained {count} rows of {key}, the log of that day has changed since: "
+                    "restore the file, or train the day on a new line"
+                )
+            if count:
+                cursor.seen[places[key]] = count
+                cursor.sums[places[key]] = int(total)
+        cursor.quarantined = {places[key]: reason for key, reason in quarantined.items()}
+        return cursor
+
+
+def union(cursors: Iterable[DayCursor]) -> DayCursor:
+    """The union of cursors of which no two have seen the same unit's rows since they last were one."""
+    result = DayCursor()
+    for cursor in cursors:
+        for index, count in cursor.seen.items():
+            result.seen[index] = result.seen.get(index, 0) + count
+            result.sums[index] = (result.sums.get(index, 0) + cursor.sums[index]) & _MASK
+        result.quarantined |= cursor.quarantined
+        result.held_out += cursor.held_out
+        result._add_in_space(cursor.in_space)
+    return result
+
+
+def audit(cursor: DayCursor, units: Sequence[Unit]) -> list[str]:
+    """Hold a finished day against its units: every row once.
+
+    Returns:
+        One line for each unit whose count or sum is wrong; empty when every row was stepped exactly once. Quarantined
+        units are not looked at.
+    """
+    problems = []
+    for index, unit in enumerate(units):
+        if index in cursor.quarantined:
+            continue
+        seen, total = cursor.seen.get(index, 0), cursor.sums.get(index, 0)
+        if seen != unit.num_rows or total != audit_sum(unit.salt, np.arange(unit.num_rows)):
+            problems.append(f"{unit.key}: {seen} rows stepped of {unit.num_rows}, or not each of them once")
+    return problems
+
+
+def check_audit(cursor: DayCursor, day: DayLog) -> None:
+    """Refuse a finished day of which a row was not stepped, or stepped twice.
+
+    Raises:
+        DataError: Says how many units, and names one.
+    """
+    problems = audit(cursor, day.units)
+    if problems:
+        raise DataError(f"audit of {day.day}: {len(problems)} units are not trained exactly once: {problems[0]}")
+
+
+def check_quarantine(cursor: DayCursor, day: DayLog, limit: float) -> None:
+    """Refuse a day of which too much could not be read.
+
+    Raises:
+        DataError: Names the share, a unit and its error.
+    """
+    rows = cursor.num_quarantined(day.units)
+    if rows > limit * day.num_rows:
+        reason = next(iter(cursor.quarantined.values()))
+        raise DataError(
+            f"{rows} of {day.num_rows} rows of {day.day} are quarantined, more than ingest.max_quarantined = {limit}; "
+            f"the first: {reason}"
+        )

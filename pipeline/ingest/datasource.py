@@ -1,0 +1,322 @@
+"""The Ray Data source of units: one read task decodes and encodes a unit, which then travels as one row.
+
+A row cannot be split, so no unit is: not by Ray's block sizes, not by its splitter. What a rank receives is a
+sequence of parcels: the start of a segment (a day of a pass), encoded units, blanks, or the reason why a unit
+could not be read.
+"""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data import Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from features.encoded_rows import EncodedRows
+from features.encoding import Encoder
+from features.errors import DataError
+from features.holdout import HoldoutConfig, Rows
+from pipeline.ingest.deal import row_order
+from pipeline.ingest.units import Unit, first_line, is_bad_file
+from pipeline.storage.files import Storage
+
+_SKIP_ROWS = 8192  # read at a time, at least
+_BUFFER_BYTES = 1 << 20  # of a column, read ahead from a local file
+
+Kind = Literal["start", "unit", "blank", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What travels from a data task to a rank as one row.
+
+    Args:
+        kind: `start` of a segment, a `unit`, a `blank`, or a `bad` unit.
+        segment: Index of the segment.
+        unit: Index into the segment's units; -1 where there is none.
+        text: The segment's header as JSON, or what is wrong with a bad unit.
+        rows: The unit's encoded rows that the model has not seen; empty for other kinds.
+        read_at: When the data task read it, seconds since the epoch.
+    """
+
+    kind: Kind
+    segment: int
+    unit: int = -1
+    text: str = ""
+    rows: EncodedRows | None = None
+    read_at: float = 0.0
+
+    def to_block(self, blank: EncodedRows) -> pa.Table:
+        """One Arrow row; `blank` gives the columns where there are no rows."""
+        table = (self.rows or blank).to_arrow()
+        head = json.dumps([self.kind, self.segment, self.unit, self.text, time.time()])
+        return table.add_column(0, "parcel", pa.array([head]))
+
+    @classmethod
+    def from_block(cls, block: pa.Table) -> "Parcel":
+        """Read what `to_block` wrote; the rows are views of the block."""
+        kind, segment, unit, text, read_at = json.loads(block["parcel"][0].as_py())
+        rows = EncodedRows.from_arrow(block.drop_columns(["parcel"])) if kind == "unit" else None
+        return cls(kind, segment, unit, text, rows, read_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One parcel to be made.
+
+    Args:
+        kind: `start`, `unit`, `blank`, or a `bad` plan.
+        segment: Index of the segment.
+        unit: Index into the segment's units.
+        skip: Rows of the unit, in its row order, that the model has seen.
+        text: The header of a `start`, or what is wrong.
+    """
+
+    kind: Kind
+    segment: int
+    unit: int = -1
+    skip: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """What every data task needs to know; put into the object store once.
+
+    Args:
+        logs: Where the files are.
+        encoder: How rows are encoded.
+        units: The units of each segment.
+        passes: The pass of each segment.
+        seed: The run's seed.
+        shuffle_rows: Whether rows are shuffled within their unit.
+        tasks: The tasks whose labels are read, of each segment; None: all.
+        holdout: Which rows are never trained; None: all are.
+        rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
+    """
+
+    logs: Storage
+    encoder: Encoder
+    units: tuple[tuple[Unit, ...], ...]
+    passes: tuple[int, ...]
+    seed: int
+    shuffle_rows: bool
+    tasks: tuple[frozenset[str] | None, ...] = ()
+    holdout: HoldoutConfig | None = None
+    rows: Rows = "trained"
+
+    @property
+    def columns(self) -> list[str]:
+        """The log's columns that are read."""
+        return read_columns(self.encoder.columns, self.holdout)
+
+    def unit_of(self, entry: Entry) -> Unit:
+        """The unit that an entry of kind `unit` names."""
+        return self.units[entry.segment][entry.unit]
+
+    def encode(self, columns: dict[str, pa.Array], segment: int) -> EncodedRows:
+        """Encode a unit's rows, without the labels that the segment does not train or measure."""
+        held = self.holdout.held(columns) if self.holdout is not None else None
+        if self.rows == "held_out" and held is not None:
+            chosen = pa.array(held)
+            encoded = self.encoder.encode({name: column.filter(chosen) for name, column in columns.items()})
+            encoded = replace(encoded, rows=np.flatnonzero(held).astype(np.int32))
+        else:
+            encoded = self.encoder.encode(columns)
+        if self.rows == "trained" and held is not None:
+            encoded = replace(_without_labels(encoded, held[:, None]), held=held.astype(np.uint8))
+        tasks = self.tasks[segment] if self.tasks else None
+        if tasks is not None:
+            left_out = [name not in tasks for name in self.encoder.schema.task_names]
+            encoded = _without_labels(encoded, np.array(left_out)[None])
+        return encoded
+
+
+def read_columns(columns: Sequence[str], holdout: HoldoutConfig | None) -> list[str]:
+    """The log's columns that a run reads: those of the schema, and the one that says what is held out."""
+    return list(dict.fromkeys([*columns, *([holdout.column] if holdout else [])]))
+
+
+def _without_labels(rows: EncodedRows, where: np.ndarray) -> EncodedRows:
+    """The rows, outside the tasks' spaces where `where`, of a shape that broadcasts to (N, K), is true."""
+    weights = None if rows.weights is None else np.where(where, np.float32(1), rows.weights)
+    return replace(rows, labels=np.where(where, np.float32(np.nan), rows.labels), weights=weights)
+
+
+class UnitDatasource(Datasource):
+    """Parcels in a fixed order, grouped into read tasks.
+
+    Args:
+        plan: What every task needs to know.
+        tasks: Entries per task, in order.
+    """
+
+    def __init__(self, plan: ReadPlan, tasks: Sequence[Sequence[Entry]]) -> None:
+        super().__init__()
+        self._plan = plan
+        self._tasks = tasks
+        self._plan_ref: Any = None
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown: the encoded size depends on the schema."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One read task per group of entries, whatever the parallelism asked for."""
+        if self._plan_ref is None:
+            self._plan_ref = ray.put(self._plan)
+        return [
+            ReadTask(
+                functools.partial(_run_task, self._plan_ref, tuple(entries)),
+                BlockMetadata(num_rows=len(entries), size_bytes=None, input_files=None, exec_stats=None),
+            )
+            for entries in self._tasks
+        ]
+
+
+def group_entries(plan: ReadPlan, entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Group entries into tasks of one unit each; successive ranges of one row group share a task, and its decoding."""
+    tasks: list[list[Entry]] = []
+    last: Unit | None = None
+    for entry in entries:
+        unit = plan.unit_of(entry) if entry.kind == "unit" else None
+        follows = unit is None or (
+            last is not None
+            and (unit.file, unit.row_group) == (last.file, last.row_group)
+            and unit.first_row > last.first_row
+        )
+        if tasks and (follows or last is None):
+            tasks[-1].append(entry)
+        else:
+            tasks.append([entry])
+        last = unit or last
+    return tasks
+
+
+def _run_task(plan_ref: Any, entries: tuple[Entry, ...]) -> Iterator[pa.Table]:
+    plan: ReadPlan = ray.get(plan_ref)
+    blank = plan.encoder.empty()
+    if plan.holdout is not None and plan.rows == "trained":
+        blank = replace(blank, held=np.empty(0, np.uint8))
+    for parcel in read_parcels(plan, entries):
+        yield parcel.to_block(blank)
+
+
+def read_parcels(plan: ReadPlan, entries: Sequence[Entry]) -> Iterator[Parcel]:
+    """Make the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel that says why."""
+    reader: _RowGroupReader | None = None
+    for entry in entries:
+        if entry.kind != "unit":
+            yield Parcel(entry.kind, entry.segment, text=entry.text)
+            continue
+        unit = plan.unit_of(entry)
+        try:
+            with named_unit(plan.logs, unit):
+                if reader is None or not reader.reaches(unit):
+                    reader = _RowGroupReader(plan.logs, unit, plan.columns)
+                encoded = plan.encode(reader.read(unit), entry.segment)
+        except DataError as error:
+            reader = None  # where a broken row group was left off is not known
+            yield Parcel("bad", entry.segment, entry.unit, text=str(error))
+            continue
+        order = row_order(unit, seed=plan.seed, pass_index=plan.passes[entry.segment], shuffle=plan.shuffle_rows)
+        in_order = entry.skip == 0 and not plan.shuffle_rows
+        yield Parcel("unit", entry.segment, entry.unit, rows=encoded if in_order else encoded.take(order[entry.skip :]))
+
+
+def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Array]:
+    """Decode one unit.
+
+    Returns:
+        Arrays of `unit.num_rows` by column name.
+
+    Raises:
+        DataError: It cannot be read; names file and row group.
+    """
+    with named_unit(logs, unit):
+        return _RowGroupReader(logs, unit, columns).read(unit)
+
+
+@contextlib.contextmanager
+def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
+    """Give an error of reading or encoding the name of the unit; a storage that does not answer is no bad unit."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, DataError) and not is_bad_file(error):
+            raise
+        where = f"{logs.url}/{unit.file}, row group {unit.row_group}, rows from {unit.first_row}"
+        raise DataError(f"{where}: {first_line(error)}") from error
+
+
+class _RowGroupReader:
+    """Decodes a row group forwards, in the ranges that are asked for."""
+
+    def __init__(self, logs: Storage, unit: Unit, columns: list[str]) -> None:
+        # A map of a file that somebody cuts short would end the process with a SIGBUS; a read ends with an error.
+        source = logs.path(unit.file) if logs.is_local else logs.open_read(unit.file)
+        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
+        # Without the checksums, which its writer has to ask for, most flipped bytes of a page are read as other values.
+        self._file = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
+        self._of = (unit.file, unit.row_group)
+        self._columns = columns
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        if not unit.whole:  # the first range asked for may be a last, short one: do not skip by its length
+            rows = max(unit.num_rows, _SKIP_ROWS)
+            self._batches = self._file.iter_batches(
+                rows, row_groups=[unit.row_group], columns=columns, use_threads=False
+            )
+        self._pending: list[pa.RecordBatch] = []
+        self._next_row = 0
+
+    def reaches(self, unit: Unit) -> bool:
+        """Whether the unit lies ahead in the same row group."""
+        return (unit.file, unit.row_group) == self._of and unit.first_row >= self._next_row
+
+    def read(self, unit: Unit) -> dict[str, pa.Array]:
+        """The unit's rows, by column."""
+        if unit.whole:
+            table = self._file.read_row_group(unit.row_group, columns=self._columns, use_threads=False)
+        else:
+            self._advance(unit.first_row - self._next_row)
+            batches = self._advance(unit.num_rows)
+            table = pa.Table.from_batches(batches) if batches else pa.table({})
+        if table.num_rows != unit.num_rows:
+            raise DataError(f"{table.num_rows} rows where the footer said {unit.num_rows}: write the file again")
+        for name in self._columns:
+            if name not in table.column_names:
+                raise DataError(f"no column {name!r}, which was there when the day was listed: write the file again")
+        return {name: _one_array(table[name]) for name in self._columns}
+
+    def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
+        """The next rows of the row group; fewer at its end."""
+        taken = []
+        while num_rows > 0:
+            batch = self._pending.pop() if self._pending else next(self._batches, None)
+            if batch is None:
+                break
+            if batch.num_rows > num_rows:
+                self._pending.append(batch.slice(num_rows))
+                batch = batch.slice(0, num_rows)
+            taken.append(batch)
+            num_rows -= batch.num_rows
+            self._next_row += batch.num_rows
+        return taken
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)  # which combine_chunks would copy
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined

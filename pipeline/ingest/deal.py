@@ -1,0 +1,105 @@
+"""Which unit goes to which rank, in which order: a pure function of the day's units, the seed and the ranks.
+
+A lane is the list of units of one rank. Lanes are drawn from the day's start, so they do not depend on how fast
+anybody reads. Ray Data's splitter then has to reproduce them: a unit travels as one row, so that a splitter that
+gives to whoever has the fewest rows deals round and round; where a lane has no unit for its turn it gets a blank.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from features.hashing import salt_of
+from pipeline.ingest.units import Unit
+
+Lanes = list[list[int]]
+
+
+def generator(seed: int, *parts: object) -> np.random.Generator:
+    """The random stream of a thing that has a name, e.g. (seed, "rows", pass, day, unit)."""
+    return np.random.Generator(np.random.Philox(key=salt_of("/".join(map(str, (seed, *parts))))))
+
+
+def deal(
+    units: Sequence[Unit], num_ranks: int, order: Sequence[int], missing: Mapping[int, int] | None = None
+) -> Lanes:
+    """Deal units to ranks: in the given order, each to the rank with the fewest rows so far, ties by rank.
+
+    Args:
+        units: The day's units.
+        num_ranks: Ranks W.
+        order: Indices into `units`, each at most once.
+        missing: Rows that the model has not seen, by index; absent: all rows of every unit. Units without a
+            missing row are not dealt.
+
+    Returns:
+        W lanes of indices into `units`.
+    """
+    lanes: Lanes = [[] for _ in range(num_ranks)]
+    rows = [0] * num_ranks
+    for index in order:
+        left = units[index].num_rows if missing is None else missing.get(index, 0)
+        if left == 0:
+            continue
+        rank = min(range(num_ranks), key=lambda candidate: (rows[candidate], candidate))
+        lanes[rank].append(index)
+        rows[rank] += left
+    return lanes
+
+
+def unit_order(units: Sequence[Unit], *, seed: int, pass_index: int, day: str, shuffle: bool) -> list[int]:
+    """The order in which a day's units are dealt.
+
+    Row groups are shuffled, the ranges of one row group stay together so that it is decoded once.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, unit in enumerate(units):
+        groups.setdefault((unit.file, unit.row_group), []).append(index)
+    listed = list(groups.values())
+    if shuffle:
+        permutation = generator(seed, "units", pass_index, day).permutation(len(listed))
+        listed = [listed[place] for place in permutation]
+    return [index for group in listed for index in group]
+
+
+def row_order(unit: Unit, *, seed: int, pass_index: int, shuffle: bool) -> np.ndarray:
+    """The order of the rows within a unit, so that "its first n rows" means the same at every resume.
+
+    Returns:
+        int64 of shape (unit.num_rows,).
+    """
+    if not shuffle:
+        return np.arange(unit.num_rows)
+    return generator(seed, "rows", pass_index, unit.day, unit.key).permutation(unit.num_rows)
+
+
+def rounds(lanes: Lanes, rows: Mapping[int, int], slack_rows: int) -> list[list[int | None]]:
+    """Line the lanes up in turns, one entry a rank and turn; None is a blank.
+
+    A lane that is more than `slack_rows` ahead of the one furthest behind waits a turn: otherwise its units would
+    pile up in the object store while the others' were read.
+
+    Args:
+        lanes: Indices of units, per rank.
+        rows: Rows that each unit will bring.
+        slack_rows: How far a lane may be ahead.
+
+    Returns:
+        Turns of W entries each; every lane's units appear once and in order.
+    """
+    turns: list[list[int | None]] = []
+    place, fed = [0] * len(lanes), [0] * len(lanes)
+    while True:
+        behind = [fed[rank] for rank, lane in enumerate(lanes) if place[rank] < len(lane)]
+        if not behind:
+            return turns
+        turn: list[int | None] = []
+        for rank, lane in enumerate(lanes):
+            if place[rank] == len(lane) or fed[rank] > min(behind) + slack_rows:
+                turn.append(None)
+                continue
+            index = lane[place[rank]]
+            turn.append(index)
+            place[rank] += 1
+            fed[rank] += rows[index]
+        turns.append(turn)

@@ -1,0 +1,274 @@
+"""The stream of a run: segments planned where the ranks are known, split by Ray Data, read lane by lane.
+
+The checkpoint to resume from is chosen once, when the stream is planned, and travels in the first parcel, with the
+fencing number of the attempt that this start of the workers is: the weights that a rank restores and the rows that it
+is sent cannot come from different checkpoints, and two starts never write into one directory.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import ray.data
+import ray.train
+from ray.data import DataContext, DataIterator, ExecutionResources
+
+from features.encoding import Encoder
+from features.errors import DataError
+from features.holdout import HoldoutConfig, Rows
+from pipeline.config.ingest import IngestConfig
+from pipeline.ingest.cursor import CursorJson, DayCursor
+from pipeline.ingest.datasource import Entry, ReadPlan, UnitDatasource, group_entries
+from pipeline.ingest.deal import Lanes, deal, rounds, unit_order
+from pipeline.ingest.pacing import PacedLoop
+from pipeline.ingest.parts import Part
+from pipeline.ingest.units import DayLog
+from pipeline.storage.files import Storage
+
+logger = logging.getLogger(__name__)
+
+SHARD = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """What a checkpoint says about where the model is.
+
+    Args:
+        checkpoint: Its name below the line's checkpoints.
+        pass_index: Pass that was being trained.
+        day: Day that was being trained.
+        log_day: Day whose log was being read for it.
+        seen: The day's cursor, as `DayCursor.to_json` wrote it.
+        lanes: The day's lanes, as unit keys per rank.
+        complete: Whether all rows of the log have been stepped.
+        seed: Of the run that wrote it.
+        shuffle_rows: Whether that run shuffled rows within their unit.
+        files: Sizes and fingerprints of the log's files, when they were read.
+    """
+
+    checkpoint: str
+    pass_index: int
+    day: str
+    log_day: str
+    seen: CursorJson
+    lanes: Sequence[Sequence[str]]
+    complete: bool
+    seed: int
+    shuffle_rows: bool
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the workers start.
+
+    Args:
+        attempt: The fencing number of this start; None where nothing is written.
+        resume: The checkpoint to go on from; None: from nothing.
+    """
+
+    attempt: str | None = None
+    resume: ResumePoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first parcel of a segment says.
+
+    Args:
+        pass_index: The pass over the days.
+        day: ISO date of the day that is trained.
+        log_day: Of the day whose log is read.
+        lanes: Indices of units per rank.
+        seen: Rows that the model had seen when the stream was planned, as `DayCursor.to_json`.
+        checkpoint: What to restore before the first batch; only in a model's first segment.
+        attempt: The fencing number of this start of the workers.
+        model: Whose segment it is, of the models that a run works on one after the other.
+    """
+
+    pass_index: int
+    day: str
+    log_day: str
+    lanes: Lanes
+    seen: CursorJson = field(default_factory=dict)
+    checkpoint: str | None = None
+    attempt: str | None = None
+    model: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Which rows a run reads, in which order.
+
+    Args:
+        logs: Where the files are.
+        parts: What to read, in order.
+        passes: How often to go over all of it.
+        encoder: How rows are encoded.
+        ingest: Sizes, shuffling and bounds.
+        seed: The run's seed.
+        starts: By model: says where to start. Called at every start of the workers; models are brought all that is left
+            of theirs one after the other.
+        holdout: Which rows are never trained.
+        rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
+    """
+
+    logs: Storage
+    parts: tuple[Part, ...]
+    passes: int
+    encoder: Encoder
+    ingest: IngestConfig
+    seed: int
+    starts: tuple[Callable[[], Start], ...]
+    holdout: HoldoutConfig | None = None
+    rows: Rows = "trained"
+
+    def segments(self, num_ranks: int) -> list[tuple[Part, Header]]:
+        """The segments that are left to read, each dealt to the ranks.
+
+        Raises:
+            DataError: The log has changed since the checkpoint was written.
+        """
+        begun = enumerate([start() for start in self.starts])
+        return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
+
+    def _of_model(self, model: int, start: Start, num_ranks: int) -> list[tuple[Part, Header]]:
+        left = self._left(start.resume, num_ranks)
+        checkpoint = start.resume.checkpoint if start.resume and left else None
+        first = [(part, replace(header, checkpoint=checkpoint)) for part, header in left[:1]]
+        return [(part, replace(header, attempt=start.attempt, model=model)) for part, header in first + left[1:]]
+
+    def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[Part, Header]]:
+        todo = [(pass_index, part) for pass_index in range(self.passes) for part in self.parts]
+        reached = (resume.pass_index, (resume.day, resume.log_day)) if resume else None
+        places = [place for place, (pass_index, part) in enumerate(todo) if (pass_index, part.key) == reached]
+        if resume is None or not places:  # no checkpoint, or one of an earlier day: all segments are left
+            return [(part, self._fresh(pass_index, part, num_ranks)) for pass_index, part in todo]
+        left = [(part, self._fresh(pass_index, part, num_ranks)) for pass_index, part in todo[places[0] + 1 :]]
+        if not resume.complete:
+            left.insert(0, (todo[places[0]][1], self._resumed(resume, todo[places[0]][1], num_ranks)))
+        return left
+
+    def _fresh(self, pass_index: int, part: Part, num_ranks: int) -> Header:
+        lanes = deal(part.log.units, num_ranks, self._order(pass_index, part.log))
+        return Header(pass_index, part.day, part.log.day, lanes)
+
+    def _order(self, pass_index: int, day: DayLog) -> list[int]:
+        shuffle = self.ingest.shuffle.units
+        return unit_order(day.units, seed=self.seed, pass_index=pass_index, day=day.day, shuffle=shuffle)
+
+    def _resumed(self, resume: ResumePoint, part: Part, num_ranks: int) -> Header:
+        day = part.log
+        self._check_unchanged(resume, day)
+        missing = DayCursor.from_json(resume.seen, day.units).missing(day.units)
+        if len(resume.lanes) == num_ranks:
+            places = {unit.key: index for index, unit in enumerate(day.units)}
+            lanes = [[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes]
+        else:
+            lanes = deal(day.units, num_ranks, self._order(resume.pass_index, day), missing)
+        return Header(resume.pass_index, part.day, day.day, lanes, dict(resume.seen))
+
+    def _check_unchanged(self, resume: ResumePoint, day: DayLog) -> None:
+        """Refuse to go on within a day where "the first n rows of a unit" are no longer those that were trained."""
+        if (resume.seed, resume.shuffle_rows) != (self.seed, self.ingest.shuffle.rows):
+            raise DataError(
+                f"{resume.checkpoint} is within {day.day}, trained with seed {resume.seed} and shuffle.rows "
+                f"{resume.shuffle_rows}, the config has {self.seed} and {self.ingest.shuffle.rows}: restore them until "
+                "the day is done"
+            )
+        then = {key for lane in resume.lanes for key in lane} | set(resume.seen["units"])
+        then |= set(resume.seen.get("quarantined", {}))
+        changed = sorted(then ^ {unit.key for unit in day.units})
+        what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
+        rewritten = sorted(file for file, mark in resume.files.items() if day.files.get(file, mark) != mark)
+        if rewritten and not changed:
+            file = rewritten[0]
+            what = f"{file} was {resume.files[file]} (bytes and fingerprint) and is {day.files[file]}"
+        if what:
+            raise DataError(
+                f"{resume.checkpoint} is within {day.day}, whose log or ingest.unit.max_rows has changed since "
+                f"({what}): restore them, or train the day on a new line"
+            )
+
+    def entries(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[Entry]:
+        """The parcels of all ranks in the order in which the splitter deals them out."""
+        entries = [] if segments else [Entry("blank", 0)] * num_ranks  # Ray Data wants something to read
+        for segment, (part, header) in enumerate(segments):
+            text = json.dumps(asdict(header))
+            entries += [Entry("start", segment, text=text)] * num_ranks
+            seen = DayCursor.from_json(header.seen, part.log.units).seen
+            rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)}
+            slack = 2 * max(rows.values())
+            for turn in rounds(header.lanes, rows, slack):
+                entries += [
+                    Entry("blank", segment)
+                    if index is None
+                    else Entry("unit", segment, unit=index, skip=seen.get(index, 0))
+                    for index in turn
+                ]
+        return entries
+
+    def read_plan(self, segments: Sequence[tuple[Part, Header]]) -> ReadPlan:
+        """What the data tasks need to know to read segments."""
+        return ReadPlan(
+            logs=self.logs,
+            encoder=self.encoder,
+            units=tuple(part.log.units for part, _ in segments),
+            passes=tuple(header.pass_index for _, header in segments),
+            seed=self.seed,
+            shuffle_rows=self.ingest.shuffle.rows,
+            tasks=tuple(part.tasks for part, _ in segments),
+            holdout=self.holdout,
+            rows=self.rows,
+        )
+
+    def dataset(self, num_ranks: int) -> ray.data.Dataset:
+        """The stream as a Ray Data set of parcels."""
+        try:
+            segments = self.segments(num_ranks)
+            entries = self.entries(segments, num_ranks)
+        except DataError as error:  # Ray Train would start the workers again and again: they say it and end
+            segments, entries = [], [Entry("bad", 0, text=str(error))] * num_ranks
+        plan = self.read_plan(segments)
+        tasks = group_entries(plan, entries)
+        context = DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.target_max_block_size = 1  # bytes: every row, that is every unit, is a block of its own
+        context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [PacedLoop]
+        context.execution_options.resource_limits = ExecutionResources(
+            object_store_memory=self.ingest.object_store_mb * 2**20
+        )
+        return ray.data.read_datasource(
+            UnitDatasource(plan, tasks),
+            override_num_blocks=len(tasks),
+            concurrency=self.ingest.read_tasks,
+            num_cpus=self.ingest.read_cpus,
+        )
+
+
+class LaneConfig(ray.train.DataConfig):
+    """Plans the stream where Ray Train knows the number of workers, at every start of the worker group.
+
+    Args:
+        plan: What the run reads.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any = None,
+        worker_node_ids: Any = None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One lane a rank. `equal=True`, Ray Train's own way, drops rows to make the lanes even."""
+        splits = self._plan.dataset(world_size).streaming_split(world_size, equal=False)
+        return [{SHARD: split} for split in splits]

@@ -1,0 +1,76 @@
+"""The receiving end of the stream: a rank's blocks, cut into segments."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.data import DataIterator
+
+from features.errors import DataError
+from pipeline.ingest.datasource import Parcel
+from pipeline.ingest.plan import Header
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Segment:
+    """A part of a pass, as one rank receives it.
+
+    Args:
+        header: Its first parcel's header.
+        parcels: Its units, in lane order.
+        bad: By unit, why it could not be read or encoded; filled while the parcels are read.
+    """
+
+    header: Header
+    parcels: Iterator[Parcel]
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[Any]:
+    """A rank's blocks as they are, each of them one Arrow row.
+
+    Args:
+        shard: The rank's lane, as Ray Train gives it.
+        prefetch_units: Blocks to fetch ahead.
+    """
+    assert shard is not None
+    whole: Any = None  # a batch is a block, whatever its size
+    return iter(shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=prefetch_units))
+
+
+def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[Segment]:
+    """Cut a rank's blocks into segments; each has to be read to its end before the next.
+
+    Args:
+        blocks: A rank's blocks, as `receive_blocks` gives them.
+        on_bad: What the log says of a unit that could not be read or encoded, which is noted in its segment and passed
+            over; None: that is an error.
+
+    Raises:
+        DataError: While the parcels are read: a unit could not be read or encoded.
+    """
+    waiting: list[Parcel] = []
+
+    def parcels(bad: dict[int, str]) -> Iterator[Parcel]:
+        for block in blocks:
+            parcel = Parcel.from_block(block)
+            if parcel.kind == "start":
+                waiting.append(parcel)
+                return
+            if parcel.kind == "bad":
+                if on_bad is None or parcel.unit < 0:
+                    raise DataError(parcel.text)
+                bad[parcel.unit] = parcel.text
+                logger.warning("%s %s", on_bad, parcel.text)
+            if parcel.kind == "unit":
+                yield parcel
+
+    for _ in parcels({}):
+        raise AssertionError("a lane begins with the start of a segment")
+    while waiting:
+        bad: dict[int, str] = {}
+        yield Segment(Header(**json.loads(waiting.pop().text)), parcels(bad), bad)

@@ -1,0 +1,95 @@
+"""Where a run goes on, asked at every start of its workers.
+
+Ray Data plans the stream in a process of its own, which imports this file: that process is to be there within a second,
+so nothing here imports torch. Only a checkpoint of another configuration has it imported, to say what differs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from features.errors import DataError
+from pipeline.ingest.plan import Start
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Begins an attempt of a run; called at every start of the workers.
+
+    Args:
+        declared: The configuration, as manifests have it.
+        line: The line.
+        days: ISO dates in order.
+        record: What the attempt's record says: the run, and its passes over the days.
+        trusted: A checkpoint that was found intact a moment ago.
+    """
+
+    declared: dict[str, Any]
+    line: Line
+    days: tuple[str, ...]
+    record: dict[str, Any]
+    trusted: str | None
+
+    def __call__(self) -> Start:
+        """Take the line for an attempt, and choose where it starts."""
+        attempt, start = self.line.begin_attempt(self.days, self.record, self._choose, held=True)
+        return Start(attempt, start.resume_point() if start else None)
+
+    def _choose(self, known: str | None) -> Manifest | None:
+        return start_of(self.declared, self.line, self.days, self.record["passes"], known or self.trusted)
+
+
+def start_of(
+    declared: dict[str, Any], line: Line, days: Sequence[str], passes: int, trusted: str | None = None
+) -> Manifest | None:
+    """The checkpoint to start from, if it fits the days that are asked for.
+
+    Args:
+        declared: The configuration, as manifests have it.
+        line: The line.
+        days: ISO dates in order.
+        passes: Passes over all of them.
+        trusted: A checkpoint that was found intact a moment ago.
+
+    Raises:
+        DataError: The line is elsewhere, or was trained with another schema.
+    """
+    newest = line.newest(trusted)
+    if newest is None:
+        return None
+    _check_fits(declared, newest)
+    content, latest = newest.content, line.latest()
+    if content["run"] == {"days": list(days), "passes": passes}:
+        return newest
+    after = max(newest.day, latest["day"]) if latest else newest.day
+    if after < days[0] and is_last(newest, content["run"]["days"], content["run"]["passes"]):
+        return newest
+    raise DataError(
+        f"line {line.name!r} has trained up to {newest.day} (step {newest.step}, "
+        f"{'complete' if content['complete'] else 'within the day'}), asked for are {days[0]}..{days[-1]}: ask for "
+        f"later days, finish {content['run']['days'][0]}..{content['run']['days'][-1]}, forget what is not published "
+        "with jobs.daily --discard REASON, or name another line"
+    )
+
+
+def _check_fits(declared: dict[str, Any], manifest: Manifest) -> None:
+    if manifest.content["config"] == declared:
+        return
+    from pipeline.config.project import Config
+    from pipeline.lineage.compatible import check_same_schema
+
+    # A comparison names lines as no person may.
+    check_same_schema(Config.model_validate(declared | {"line": "main"}), manifest)
+
+
+def is_last(manifest: Manifest, days: Sequence[str], passes: int) -> bool:
+    """Whether a checkpoint is the end of all that a run was to train."""
+    return ends_day(manifest, passes) and manifest.day == days[-1]
+
+
+def ends_day(manifest: Manifest, passes: int) -> bool:
+    """Whether a checkpoint is the end of a day, of its own rows and in the last pass."""
+    content = manifest.content
+    return content["complete"] and content["pass"] == passes - 1 and content["log_day"] == content["day"]

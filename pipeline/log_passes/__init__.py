@@ -1,0 +1,1 @@
+"""Passes over a log beside training: statistics, popularity, admission of ids, profiles."""

@@ -1,0 +1,160 @@
+"""Admission: which ids of a day get rows of their own, counted by a pass over its units before it is trained."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.errors import DataError
+from features.schema import Schema
+from features.vocabulary import Vocabulary, merge_counts
+from pipeline.config.project import Config
+from pipeline.ingest.units import DayLog
+from pipeline.log_passes.map_units import map_units
+from pipeline.log_passes.unit_work import CountIds, Counts
+from pipeline.storage.files import Storage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What days have made of the vocabularies; all mappings are by table.
+
+    Args:
+        vocabularies: What these days are to be encoded with, and the checkpoints of their training to be saved with.
+        rows_to_reset: Rows that have another id now, increasing, int32; before the first step their weights and
+            optimizer state must start anew (`pipeline.trainer.sharding.reset_rows`). None: this was not counted but
+            read from a checkpoint of the days, in which they have.
+        figures: As `features.vocabulary.VocabularyUpdate` has them.
+    """
+
+    vocabularies: dict[str, Vocabulary]
+    rows_to_reset: dict[str, np.ndarray] | None
+    figures: dict[str, dict[str, int]]
+
+    def needed_resets(self) -> dict[str, np.ndarray]:
+        """Rows to reset in the checkpoint of the day before.
+
+        Raises:
+            RuntimeError: It was gone back to although a checkpoint of the days was there: what to reset is not known.
+        """
+        if self.rows_to_reset is None:
+            raise RuntimeError("the days' own checkpoint is gone or damaged: start the same command again")
+        return self.rows_to_reset
+
+
+def admit(config: Config, previous: Mapping[str, Vocabulary], day_logs: Sequence[DayLog]) -> Admission:
+    """Update the vocabularies of all tables that declare one, within a running Ray session.
+
+    It is a pure function of the previous vocabularies and the rows of the days, so a run that is started again and
+    computes it again has the same.
+
+    Args:
+        config: The project's configuration.
+        previous: Of the checkpoint that the days go on from, by table; empty where there is none.
+        day_logs: The days that are trained next; counted together, as seen on the newest of them.
+
+    Raises:
+        DataError: A unit could not be read, or a table has become smaller.
+    """
+    tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
+    start = {table.name: previous.get(table.name, Vocabulary.empty(table)).grown(table.num_rows) for table in tables}
+    counts = count_ids(config, day_logs) if start else {}
+    newest = max(day.day for day in day_logs)
+    mappings = config.log_schema.vocabularies
+    updates = {name: start[name].update(mappings[name], newest, *counts[name]) for name in start}
+    for name, update in updates.items():
+        logger.info("ids of table %s on %s: %s", name, newest, update.figures)
+    return Admission(
+        vocabularies={name: update.vocabulary for name, update in updates.items()},
+        rows_to_reset={name: update.rows_to_reset for name, update in updates.items()},
+        figures={name: update.figures for name, update in updates.items()},
+    )
+
+
+def vocabulary_files(vocabularies: Mapping[str, Vocabulary]) -> dict[str, bytes]:
+    """What a checkpoint holds of vocabularies, by name of the file."""
+    return {_file_of(name): vocabulary.to_arrow() for name, vocabulary in vocabularies.items()}
+
+
+def read_vocabularies(line: Storage, checkpoint: str, schema: Schema) -> dict[str, Vocabulary]:
+    """The vocabularies of a checkpoint, by table; where a table has grown since, it has room for more.
+
+    Args:
+        line: The folder of the line.
+        checkpoint: Its name below it.
+        schema: Of today.
+
+    Raises:
+        DataError: A file is missing, damaged, or of another table, or a table has become smaller.
+    """
+    found = {}
+    for table in schema.tables:
+        if table.name in schema.vocabularies:
+            where = f"{line.url}/{checkpoint}/{_file_of(table.name)}"
+            try:
+                read = Vocabulary.from_arrow(line.read(f"{checkpoint}/{_file_of(table.name)}"))
+            except FileNotFoundError as error:
+                raise DataError(f"{where} is missing: restore the checkpoint") from error
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+            if (read.table, read.tail_rows) != (table.name, schema.vocabularies[table.name].tail_rows):
+                raise DataError(
+                    f"{where} is of table {read.table!r} with {read.tail_rows} tail_rows, the config has "
+                    f"{table.name!r} with {schema.vocabularies[table.name].tail_rows}: restore the old config"
+                )
+            found[table.name] = read.grown(table.num_rows)
+    return found
+
+
+def _file_of(table: str) -> str:
+    return f"vocabulary-{table}.arrow"
+
+
+def count_ids(config: Config, day_logs: Sequence[DayLog]) -> dict[str, Counts]:
+    """Count the ids of the tables that declare a vocabulary, over all id and sequence features that read them.
+
+    The parts are merged here, in the driver, which needs about 100 bytes a distinct id while it does.
+
+    Args:
+        config: The project's configuration.
+        day_logs: The days.
+
+    Returns:
+        Keys, increasing, each once, uint64, and how often the encoder will look them up, int64, by table.
+
+    Raises:
+        DataError: A unit could not be read, unless `ingest.on_bad_unit` is `quarantine`: then its ids do not count.
+    """
+    runs = {name: _Runs() for name in config.log_schema.vocabularies}
+    work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
+    for part in map_units(day_logs, work):
+        if isinstance(part, str):
+            logger.warning("not counted: %s", part)
+            continue
+        for name, counts in part.items():
+            runs[name].add(counts)
+    return {name: found.total() for name, found in runs.items()}
+
+
+class _Runs:
+    """Sums of counts, each more than twice as long as the next: few merges, and little memory beside the longest."""
+
+    def __init__(self) -> None:
+        self._runs: list[Counts] = []
+
+    def add(self, counts: Counts) -> None:
+        self._runs.append(counts)
+        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
+            self._merge_last()
+
+    def total(self) -> Counts:
+        while len(self._runs) > 1:
+            self._merge_last()
+        return self._runs[0] if self._runs else (np.empty(0, np.uint64), np.empty(0, np.int64))
+
+    def _merge_last(self) -> None:
+        last = self._runs.pop()
+        self._runs[-1] = merge_counts(self._runs[-1], last)

@@ -1,0 +1,48 @@
+"""A pass over units in Ray Data tasks, for what is computed of a log beside training on it."""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray.data
+
+from features.errors import DataError
+from pipeline.ingest.units import DayLog, Unit
+
+
+def map_units(days: Sequence[DayLog], work: Callable[[Unit], Any]) -> Iterator[Any]:
+    """Apply a function to every unit in data tasks.
+
+    Args:
+        days: Whose units.
+        work: Picklable.
+
+    Yields:
+        What it returned, in unit order; who takes one at a time does not hold them all.
+
+    Raises:
+        DataError: It raised it, for this unit.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    rows = [{"unit": pickle.dumps(unit)} for day in days for unit in day.units]
+    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Apply(work))
+    for row in found.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, DataError):
+            raise result
+        yield result
+
+
+@dataclass(frozen=True, slots=True)
+class _Apply:
+    work: Callable[[Unit], Any]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            result = self.work(pickle.loads(row["unit"]))
+        except DataError as error:
+            result = error
+        return {"result": pickle.dumps(result)}

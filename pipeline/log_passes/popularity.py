@@ -1,0 +1,68 @@
+"""The popularity baseline: the mean label of every id, in one pass over units."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.encoding import Encoder
+from pipeline.config.project import Config
+from pipeline.ingest.units import DayLog
+from pipeline.log_passes.map_units import map_units
+from pipeline.log_passes.unit_work import SumLabels
+from pipeline.storage.files import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """The mean label of every id on some days, shrunk to the global mean: what a model has to beat.
+
+    Args:
+        feature: The id feature.
+        ids: Table rows that were seen, increasing, shape (N,).
+        means: Mean label per id and task, shape (N, K).
+        overall: Mean label per task, shape (K,), for ids that were not seen.
+    """
+
+    feature: str
+    ids: np.ndarray
+    means: np.ndarray
+    overall: np.ndarray
+
+    def scores(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Scores of rows.
+
+        Args:
+            ids: Table rows of the feature's bags, one after the other.
+            lengths: 0 or 1 per row, shape (B,).
+
+        Returns:
+            float64 of shape (B, K).
+        """
+        scores = np.tile(self.overall, (len(lengths), 1))
+        if len(self.ids):
+            place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+            known = self.ids[place] == ids
+            scores[np.flatnonzero(lengths)[known]] = self.means[place[known]]
+        return scores
+
+
+def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], feature: str) -> Popularity:
+    """Mean labels per id over days, within a running Ray session.
+
+    Args:
+        config: The project's configuration.
+        encoder: Encodes the same rows that training sees.
+        days: The days.
+        feature: An id feature.
+    """
+    place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
+    parts = list(map_units(days, SumLabels(Storage(config.logs.path), encoder, place)))
+    ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    sums = np.zeros((len(ids), 2, len(config.log_schema.tasks)))
+    np.add.at(sums, inverse, np.concatenate([part[1] for part in parts]))
+    totals = sums.sum(0)
+    overall = totals[0] / np.maximum(totals[1], 1)
+    prior = config.evaluation.prior_rows
+    means = (sums[:, 0] + prior * overall) / (sums[:, 1] + prior)
+    return Popularity(feature, ids, means, overall)

@@ -1,0 +1,67 @@
+"""Statistics of the log and popularity of its ids, each in one Ray Data pass over units."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from features.errors import DataError
+from features.schema import Schema
+from features.statistics import Statistics, StatisticsAccumulator
+from pipeline.cluster.session import ray_session
+from pipeline.config.project import Config
+from pipeline.ingest.units import DayLog, check_days
+from pipeline.lineage.frozen_statistics import STATISTICS
+from pipeline.lineage.line import Line
+from pipeline.log_passes.map_units import map_units
+from pipeline.log_passes.unit_work import ObserveUnit
+from pipeline.storage.files import Storage
+from pipeline.storage.sealed_json import seal
+
+logger = logging.getLogger(__name__)
+
+
+def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
+    """Fit a line's statistics and store them; a line that has checkpoints keeps its own.
+
+    Args:
+        config: The project's configuration.
+        days: ISO dates to read.
+
+    Returns:
+        The figures of the command's JSON line.
+
+    Raises:
+        DataError: The logs do not fit the schema, or the line has been trained with other statistics.
+    """
+    line, schema = Line.of(config.root, config.line), config.log_schema
+    if line.newest() is not None:
+        raise DataError(f"line {config.line!r} has checkpoints, its statistics are frozen: use a new line or root")
+    logs, columns = Storage(config.logs.path), schema.columns()
+    day_logs = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
+    with ray_session(config):
+        statistics = collect_statistics(logs, schema, columns, day_logs)
+    line.storage.write(STATISTICS, seal(statistics.model_dump(mode="json")))
+    return {
+        "statistics": f"{line.storage.url}/{STATISTICS}",
+        "days": list(days),
+        "rows": statistics.rows,
+        "distinct_ids": statistics.distinct_ids,
+    }
+
+
+def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog]) -> Statistics:
+    """Statistics of a schema's features, within a running Ray session.
+
+    Args:
+        logs: Where the files are.
+        schema: Whose features to observe.
+        columns: Of the log, that are to be read: those of the features, at least.
+        days: The days.
+
+    Raises:
+        DataError: A unit could not be read.
+    """
+    total = StatisticsAccumulator(schema)
+    for part in map_units(days, ObserveUnit(logs, schema, tuple(columns))):
+        total.merge(part)
+    return total.finish([day.day for day in days])

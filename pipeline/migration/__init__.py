@@ -1,0 +1,1 @@
+"""A line that goes on with another schema or another model."""

@@ -1,0 +1,334 @@
+"""Migration: a living line goes on with another schema or model, and keeps all that both have.
+
+The published checkpoint becomes another one of the same day, for another configuration: nothing is trained. It is the
+day's next generation in the ledger.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray.train
+from pydantic import TypeAdapter, ValidationError
+
+from features.encoding import Encoder
+from features.errors import ConfigError, DataError
+from features.schema import BucketFeature, DenseFeature, FeatureConfig, Schema
+from features.statistics import Statistics
+from features.vocabulary import Vocabulary
+from models.balancing import LossBalancingConfig
+from pipeline.checkpoint.read import stored_tensors
+from pipeline.checkpoint.write import write_checkpoint
+from pipeline.cluster.progress import ProgressBoard
+from pipeline.cluster.session import ray_session, run_workers
+from pipeline.config.project import Config, ModelConfig
+from pipeline.ingest.plan import SHARD, RunPlan, Start
+from pipeline.ingest.receive import read_segments, receive_blocks
+from pipeline.ingest.units import DayLog, check_days
+from pipeline.lineage.day_entry import described
+from pipeline.lineage.lease import lease
+from pipeline.lineage.ledger import Entry, Ledger
+from pipeline.lineage.line import Line, qualified
+from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.log_passes.admission import read_vocabularies, vocabulary_files
+from pipeline.log_passes.statistics import collect_statistics
+from pipeline.migration.inheritance import Declared, check_stored, compare, inherit, kept_tables
+from pipeline.storage.files import Storage
+from pipeline.trainer.sharding import table_shardings
+from pipeline.trainer.worker_setup import begin_worker, build_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateJob:
+    """What every worker of a migration is given.
+
+    Args:
+        config: The new configuration.
+        line: Where the checkpoints are.
+        parent: The checkpoint that is migrated.
+        old: What its tensors are.
+        name: Of the new checkpoint, below the line.
+        manifest: What the new checkpoint says of itself.
+    """
+
+    config: Config
+    line: Line
+    parent: str
+    old: Declared
+    name: str
+    manifest: dict[str, Any]
+
+
+def migrate(config: Config, checkpoint: str | None, statistics_days: Sequence[str] = ()) -> dict[str, Any]:
+    """Make of a checkpoint one for another configuration; what both have is kept, optimizer state included.
+
+    Args:
+        config: The new configuration, with the line's root and name.
+        checkpoint: Its name below the line, which has to be what is published; None: that.
+        statistics_days: ISO dates on which the statistics of new features are fitted; those of the others stay.
+
+    Returns:
+        The figures of the command's JSON line: what is kept, new and dropped, in words and in numbers of parameters.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or the configuration cannot be migrated to.
+        DataError: The checkpoint, or the log of the days of the statistics, does not fit, or another job holds the
+            line.
+    """
+    line = Line.of(config.root, config.line)
+    parent = _published(line, checkpoint)
+    name = parent.checkpoint
+    old, new = _declared(parent), Declared.by(config)
+    _check_migration(config, parent)
+    check_stored(name, old, stored_tensors(*line.place(name)))
+    missing = _missing_statistics(config, parent, statistics_days)
+    days = _days_of_statistics(config, missing, statistics_days)
+    with lease(line, "jobs.migrate", config.daily.lease_s) as run, ray_session(config):
+        serial = line.state()["serial"]
+        statistics = _statistics(config, parent, missing, days)
+        written = _write(config, line, parent, old, statistics, run)
+        entry = _enter(line, written, parent, run, serial)
+        line.publish(entry.content, serial, run)
+    figures = {"checkpoint": written.checkpoint, "from": name, "day": entry.day, "generation": entry.generation}
+    return {"result": "migrated"} | figures | asdict(compare(old, new))
+
+
+def _published(line: Line, asked: str | None) -> Manifest:
+    """What is published, if that is what is asked for."""
+    latest = line.latest()
+    if latest is None:
+        raise ConfigError(f"{line.storage.url} has nothing published: train first")
+    name = latest["checkpoint"]
+    if asked is not None and asked != name:
+        raise DataError(
+            f"{asked} is not what is published, which is {name} of {latest['day']}: migrate that, or go back to "
+            "another day first with jobs.daily --rollback DAY REASON"
+        )
+    manifest = line.read_manifest(name)
+    if manifest is None:
+        raise DataError(f"{line.storage.url}/{name} has no intact manifest: restore it, or go back to an earlier day")
+    problem = line.damage(manifest)
+    if problem is not None:
+        raise DataError(f"{line.storage.url}/{name} is damaged: {problem}")
+    return manifest
+
+
+def _declared(manifest: Manifest) -> Declared:
+    config = manifest.content["config"]
+    schema, model = (json.dumps(config[section]) for section in ("schema", "model"))
+    balancing = config.get("loss_balancing", {"kind": "schedule"})  # older ones have no other
+    try:
+        return Declared(
+            Schema.model_validate_json(schema),
+            ModelConfig.model_validate_json(model),
+            TypeAdapter(LossBalancingConfig).validate_python(balancing),
+        )
+    except ValidationError as error:
+        raise DataError(
+            f"the config of {manifest.checkpoint} is of another version ({' '.join(str(error).split())}): migrate with "
+            "that version, or start a new root"
+        ) from error
+
+
+def _check_migration(config: Config, parent: Manifest) -> None:
+    """Refuse what would leave nothing to keep, or would keep what means something else.
+
+    Raises:
+        ConfigError: Says what differs.
+    """
+    then = parent.content["config"]
+    kept = [("schema.hash_salt", then["schema"]["hash_salt"], config.log_schema.hash_salt, "every id has another row")]
+    for part in ("tables", "dense"):
+        kind = getattr(config.optimizer, part).kind
+        kept.append((f"optimizer.{part}.kind", then["optimizer"][part]["kind"], kind, "its state means something else"))
+    for key, old, new, why in kept:
+        if old != new:
+            raise ConfigError(
+                f"{key} was {old!r} in {parent.checkpoint} and is {new!r}: {why}, keep it, or start a new root"
+            )
+
+
+# --- Statistics ---
+
+
+def _meaning(feature: FeatureConfig) -> dict[str, Any]:
+    """What the statistics of a feature depend on."""
+    return feature.model_dump(include={"kind", "log1p", "num_buckets"}) | {"column": feature.source}
+
+
+def _missing_statistics(config: Config, parent: Manifest, days: Sequence[str]) -> list[FeatureConfig]:
+    """Features of which encoding needs statistics that the line does not have.
+
+    Raises:
+        ConfigError: There are some and no days to fit them on, or none and days.
+    """
+    known = _known_statistics(config, parent)
+    missing: list[FeatureConfig] = [
+        feature
+        for feature in config.log_schema.features
+        if isinstance(feature, BucketFeature) or (isinstance(feature, DenseFeature) and feature.standardise)
+        if feature.name not in known
+    ]
+    names = [feature.name for feature in missing]
+    if missing and not days:
+        raise ConfigError(f"features {names} need statistics that the line does not have: give --statistics-days")
+    if days and not missing:
+        raise ConfigError("no feature needs statistics that the line does not have: leave --statistics-days out")
+    return missing
+
+
+def _known_statistics(config: Config, parent: Manifest) -> dict[str, Any]:
+    """The line's statistics of features that still mean the same."""
+    then = {feature.name: _meaning(feature) for feature in _declared(parent).log_schema.features}
+    now = {feature.name: _meaning(feature) for feature in config.log_schema.features}
+    frozen = parent.content["statistics"] or {"numbers": {}}
+    return {name: found for name, found in frozen["numbers"].items() if name in now and then[name] == now[name]}
+
+
+def _days_of_statistics(config: Config, missing: Sequence[FeatureConfig], days: Sequence[str]) -> list[DayLog]:
+    if not missing:
+        return []
+    schema, max_rows = _schema_of(config.log_schema, missing), config.ingest.unit.max_rows
+    return check_days(Storage(config.logs.path), days, max_rows, schema, _columns(missing))
+
+
+def _schema_of(schema: Schema, features: Sequence[FeatureConfig]) -> Schema:
+    """A schema with some of its features only."""
+    read = {feature.table for feature in features if not isinstance(feature, DenseFeature)}
+    tables = [table for table in schema.tables if table.name in read]
+    return schema.model_copy(update={"features": list(features), "tables": tables, "slot": None})
+
+
+def _columns(features: Sequence[FeatureConfig]) -> list[str]:
+    return list(dict.fromkeys(feature.source for feature in features))
+
+
+def _statistics(
+    config: Config, parent: Manifest, missing: Sequence[FeatureConfig], days: Sequence[DayLog]
+) -> Statistics | None:
+    """The line's statistics with those of new features, and without those of features that are gone."""
+    schema, frozen = config.log_schema, parent.content["statistics"]
+    fitted: dict[str, Any] = {"days": [], "rows": 0, "numbers": {}, "distinct_ids": {}, "missing_ids": {}}
+    if missing:
+        logs, part = Storage(config.logs.path), _schema_of(schema, missing)
+        fitted = collect_statistics(logs, part, _columns(missing), days).model_dump(mode="json")
+    if frozen is None and not missing:
+        return None
+    old = frozen or fitted
+    tables, ids = {table.name for table in schema.tables}, {f.name for f in schema.features if f.kind == "id"}
+    merged = {
+        "days": old["days"],
+        "rows": old["rows"],
+        "numbers": _known_statistics(config, parent) | fitted["numbers"],
+        "distinct_ids": {name: n for name, n in old["distinct_ids"].items() if name in tables},
+        "missing_ids": {name: share for name, share in old["missing_ids"].items() if name in ids},
+        "schema_fingerprint": schema.fingerprint(),
+    }
+    return Statistics.model_validate(merged)
+
+
+# --- The new checkpoint ---
+
+
+def _write(
+    config: Config, line: Line, parent: Manifest, old: Declared, statistics: Statistics | None, run: str
+) -> Manifest:
+    """Write the new checkpoint, within a running Ray session."""
+    workers = config.workers
+    # Workers that are started again would write where those before them may still be writing: the command fails.
+    once = workers.model_copy(update={"num": workers.fewest, "min": None, "max": None, "max_failures": 0})
+    tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
+    empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
+    encoder = Encoder(config.log_schema, statistics, vocabularies=empty)
+    plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, starts=(Start,))
+    record = {"run": run, "migrates": parent.checkpoint}
+    attempt, _ = line.begin_attempt([parent.day], record, lambda _: parent, held=True)
+    name = f"checkpoints/{parent.day}/{attempt}/{parent.step:010d}-migrated"
+    manifest = _manifest(config, parent, statistics) | {"attempt": attempt}
+    job, board = MigrateJob(config, line, parent.checkpoint, old, name, manifest), ProgressBoard.remote()
+    try:
+        reported = run_workers(config.model_copy(update={"workers": once}), plan, migrate_worker, job, board)
+        if reported["refused"]:
+            raise DataError(reported["refused"])
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:500]
+        with contextlib.suppress(OSError, DataError):  # a storage that is away may be why
+            line.end_attempts([parent.day], run, {"result": "failed", "reason": reason})
+        raise
+    line.end_attempts([parent.day], run, {"result": "done"})
+    written = line.read_manifest(name)
+    assert written is not None
+    return written
+
+
+def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: int) -> Entry:
+    """The next generation of the day that is published: what was read and measured stays, the checkpoint is another."""
+    ledger = Ledger(line)
+    old = ledger.newest()
+    assert old is not None
+    grandparent = next((entry for entry in ledger.chain() if entry.reference == old.content["parent"]), None)
+    content = (
+        {key: value for key, value in old.content.items() if key != "skipped"}
+        | described(line, written, run)
+        | {"day": old.day, "kind": "migrate", "migrated_from": parent.checkpoint}
+    )
+    return ledger.enter(content, grandparent, serial)
+
+
+def _manifest(config: Config, parent: Manifest, statistics: Statistics | None) -> dict[str, Any]:
+    """The parent's manifest, for other tensors: what was trained is the same, what it means now is the new config's.
+
+    `config.ingest` stays the parent's: it says how the day was read, and the audit reads it so again.
+    """
+    content, schema = parent.content, config.log_schema
+    before = dict(content["rows_in_space"])
+    in_space = {name: before.get(name, 0) for name in schema.task_names}
+    declared = config.model_dump(mode="json", by_alias=True)
+    older = content["parent"]
+    return {key: value for key, value in content.items() if key != "files"} | {
+        "parent": qualified(parent.checkpoint, older) if older else None,
+        "cursor": content["cursor"] | {"in_space": list(in_space.values())},
+        "rows_in_space": in_space,
+        "config": declared | {"ingest": content["config"]["ingest"]},
+        "schema_fingerprint": schema.fingerprint(),
+        "statistics": statistics.model_dump(mode="json") if statistics else None,
+        "libraries": {name: importlib.metadata.version(name) for name in content["libraries"]},
+        "migrated_from": parent.checkpoint,
+    }
+
+
+def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
+    """Build the new model, take over what it has of the old one, and save; runs on every worker of Ray Train."""
+    job = settings["job"]
+    config, storage = job.config, job.line.storage
+    old_place, old_name = job.line.place(job.parent)
+    groups, device = begin_worker(config)
+    for _ in read_segments(receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)):
+        raise AssertionError("a migration reads no rows")
+    state = build_state(config, groups.training, device)
+    inherit(state, job.old, Declared.by(config), old_place, old_name, groups.saving)
+    manifest = job.manifest | {"sharding": table_shardings(state.model)}
+    holds = functools.partial(job.line.check_holder, job.manifest["attempt"])
+    files = vocabulary_files(_vocabularies(job)) if groups.saving.rank() == 0 else {}
+    try:
+        write_checkpoint(state.tensors(), storage, job.name, manifest, groups.saving, holds, files)
+    except DataError as error:  # on all ranks: the line was taken over
+        return {"refused": str(error)}
+    return {"refused": None}
+
+
+def _vocabularies(job: MigrateJob) -> dict[str, Vocabulary]:
+    """The old ones of the tables that are kept; the others give out their rows from the next day on."""
+    schema = job.config.log_schema
+    kept = kept_tables(job.old, Declared.by(job.config))
+    of_kept = schema.model_copy(update={"tables": [table for table in schema.tables if table.name in kept]})
+    found = read_vocabularies(*job.line.place(job.parent), of_kept)
+    tables = [table for table in schema.tables if table.name in schema.vocabularies]
+    return {table.name: found.get(table.name) or Vocabulary.empty(table) for table in tables}

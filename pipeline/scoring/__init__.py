@@ -1,0 +1,1 @@
+"""Vectors of users, computed once and scored against many items."""

@@ -1,0 +1,206 @@
+"""Users' vectors as Parquet: one row for each user of some days, computed by a checkpoint that has a user's side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from features.errors import ConfigError, DataError, Interrupted
+from models.batch import RankingBatch
+from models.user import UserArch
+from pipeline.cluster.progress import ProgressBoard
+from pipeline.cluster.session import ray_session, run_workers
+from pipeline.config.project import Config
+from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_days, load, measure_part, passed_over
+from pipeline.evaluation.subject import complete_manifest, encoder_of, published
+from pipeline.ingest.datasource import read_unit
+from pipeline.ingest.parts import Part, whole_days
+from pipeline.ingest.plan import SHARD, RunPlan, Start
+from pipeline.ingest.receive import read_segments, receive_blocks
+from pipeline.ingest.units import Unit
+from pipeline.lineage.compatible import check_same_schema
+from pipeline.lineage.line import Line
+from pipeline.storage.files import Storage
+from pipeline.trainer.worker_setup import begin_worker
+
+Place = tuple[int, int, int]
+"""Where a row stands: part, unit, row within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorsJob:
+    """What every worker is given.
+
+    Args:
+        reading: The pass over the days.
+        logs: The logs; made where the command runs, since a relative path means another place in a worker.
+        column: The log's column of users' ids.
+        out: Where the files go.
+    """
+
+    reading: EvaluateJob
+    logs: Storage
+    column: str
+    out: Storage
+
+
+def write_user_vectors(
+    config: Config, days: Sequence[str], out: str, column: str, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Compute a vector for each user of some days, and write them to Parquet files.
+
+    Of a user with several rows the last one counts, in the order of days, files and rows: our reading, as a log is in
+    order of time.
+
+    Args:
+        config: The project's configuration.
+        days: ISO dates, in order.
+        out: Directory or s3:// prefix that has no files yet.
+        column: The log's column of users' ids; rows without one are left out.
+        checkpoint: Its name below the line; None: the newest published.
+
+    Returns:
+        The figures of the command's JSON line.
+
+    Raises:
+        ConfigError: The model has no user's side, there is no such checkpoint, or something is there already.
+        DataError: The logs or the checkpoint do not fit the configuration.
+    """
+    if config.model.user is None:
+        raise ConfigError("the config has no section model.user: nothing of the model is computed once for a user")
+    target = Storage(out)
+    if target.names():
+        raise ConfigError(f"{target.url} is not empty: name another directory, or remove what is there")
+    line = Line.of(config.root, config.line)
+    name = checkpoint or published(line)
+    with line.pinned(name, "user_vectors"):
+        manifest = complete_manifest(line, name)
+        check_same_schema(config, manifest)
+        encoder = encoder_of(config, line, manifest)
+        parts, logs = whole_days(listed_days(config, days, [column])), Storage(config.logs.path)
+        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, (Start,), None, "all")
+        reading = EvaluateJob(config, (Subject(config, line, name),), parts, None, None)
+        written = _compute(config, plan, reading, column, target)
+    return {"result": "written", "checkpoint": name, "days": list(days), "out": target.url} | written
+
+
+def _compute(config: Config, plan: RunPlan, reading: EvaluateJob, column: str, out: Storage) -> dict[str, Any]:
+    with ray_session(config):
+        board = ProgressBoard.remote()
+        job = VectorsJob(replace(reading, board=board), plan.logs, column, out)
+        reported = run_workers(config, plan, vectors_worker, job, board)
+    if reported.get("refused"):
+        raise DataError(reported["refused"])
+    if reported["asked_to_stop"]:
+        raise Interrupted(f"stopped by SIGTERM: remove {out.url}, and start the same command again")
+    return {"users": reported["users"], "width": reported["width"]}
+
+
+def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
+    """Compute the vectors of what the stream brings; runs on every worker of Ray Train."""
+    job, reading = settings["job"], settings["job"].reading
+    config = reading.config
+    groups, device = begin_worker(config)
+    loaded = load(reading.subjects[0], None, groups, device)
+    found = UserVectors(loaded.state.model, job.logs, job.column)
+    blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
+    for segment in read_segments(blocks, passed_over(config)):
+        part = next(part for part in reading.parts if part.key == (segment.header.day, segment.header.log_day))
+        found.begin_part(reading.parts.index(part), part)
+        refused = measure_part(reading, segment, groups, loaded, found)
+        if refused is not None:
+            return {"refused": refused}
+    num_users = found.write(job.out, groups.control)
+    return {"users": num_users, "width": found.width}
+
+
+class UserVectors:
+    """The newest vector of every user that this rank has seen.
+
+    It holds one vector for each of them, some 4 bytes times its width and 200 more.
+
+    Args:
+        model: Its module of kind `UserArch` is watched.
+        logs: Where ids are read from: a batch has only their rows in a table, of which several may share one.
+        column: The column of ids.
+
+    Attributes:
+        problem: Why a batch's ids could not be read, if they could not; the ranks go on together.
+    """
+
+    def __init__(self, model: nn.Module, logs: Storage, column: str) -> None:
+        self.problem: str | None = None
+        self._logs, self._column = logs, column
+        self._units: Sequence[Unit] = ()
+        self._part, self._open, self._ids = 0, -1, pa.nulls(0)
+        self._found: dict[Any, tuple[Place, np.ndarray]] = {}
+        (arch,) = (module for module in model.modules() if isinstance(module, UserArch))
+        self.width = arch.width
+        arch.register_forward_hook(self._note)
+        self._newest = torch.empty(0, arch.width)
+
+    def _note(self, module: nn.Module, inputs: Any, vectors: Tensor) -> None:
+        self._newest = vectors
+
+    def begin_part(self, number: int, part: Part) -> None:
+        """Say which units the next batches are of."""
+        self._part, self._open, self._units = number, -1, part.log.units
+
+    def update(self, outputs: Tensor, batch: RankingBatch) -> None:
+        """Keep the vectors of a batch that has just been computed."""
+        try:
+            self._update(self._newest.detach().to("cpu", torch.float32).numpy(), batch)
+        except DataError as error:
+            self.problem = self.problem or str(error)
+
+    def _update(self, vectors: np.ndarray, batch: RankingBatch) -> None:
+        first = 0
+        for span in batch.cursor.spans:
+            if span.unit != self._open:
+                self._ids = read_unit(self._logs, self._units[span.unit], [self._column])[self._column]
+                self._open = span.unit
+            ids = self._ids.take(pa.array(span.rows)).to_pylist()
+            last = {user: at for at, user in enumerate(ids) if user is not None}
+            for user, at in last.items():
+                self._keep(user, (self._part, span.unit, int(span.rows[at])), vectors[first + at])
+            first += len(span.rows)
+
+    def _keep(self, user: Any, place: Place, vector: np.ndarray) -> None:
+        before = self._found.get(user)
+        if before is None or before[0] < place:
+            self._found[user] = place, vector.copy()
+
+    def write(self, out: Storage, group: dist.ProcessGroup) -> int:
+        """Write the users whose last row this rank has seen, in a file of its own; collective.
+
+        Returns:
+            How many users there are on all ranks.
+        """
+        gathered: list[Any] = [None] * dist.get_world_size()
+        kind = self._ids.type if self._found else None
+        dist.all_gather_object(gathered, (kind, {u: place for u, (place, _) in self._found.items()}), group=group)
+        newest: dict[Any, Place] = {}
+        for _, places in gathered:
+            for user, place in places.items():
+                newest[user] = max(place, newest.get(user, place))
+        mine = {user: vector for user, (place, vector) in self._found.items() if newest[user] == place}
+        sink = pa.BufferOutputStream()
+        pq.write_table(self._table(mine, next((kind for kind, _ in gathered if kind is not None), pa.null())), sink)
+        out.write(f"part-{dist.get_rank():05d}.parquet", sink.getvalue().to_pybytes())
+        return len(newest)
+
+    def _table(self, vectors: dict[Any, np.ndarray], kind: pa.DataType) -> pa.Table:
+        users = sorted(vectors)
+        flat = np.concatenate([vectors[user] for user in users]) if users else np.empty(0, np.float32)
+        columns = {
+            self._column: pa.array(users, kind),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), self.width),
+        }
+        return pa.table(columns)

@@ -1,0 +1,224 @@
+"""Where a root, its checkpoints and the logs live: a local directory or an s3:// prefix, behind few operations.
+
+A file is either there whole or not there. Exclusive creation and compare-and-swap are a lock-free hard link and a
+locked rename on a local disk, conditional puts on S3. What was reported as written survives a power cut. Credentials
+and endpoint come from the environment or the instance's role, never from a config.
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.config.urls import check_url
+
+_READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
+# Of a conditional put: somebody was first, or has removed the file that was to be replaced.
+_CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
+
+
+class Storage:
+    """Files under one prefix.
+
+    Args:
+        url: A local directory or `s3://bucket/prefix`. A directory's path is made absolute at once: a worker that the
+            storage travels to may have another working directory.
+
+    Raises:
+        ConfigError: Another kind of url.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url)
+        self.is_local = not url.startswith("s3://")
+        if self.is_local:
+            self.filesystem: Any = LocalFileSystem()
+        else:
+            from pipeline.storage.s3 import PatientS3FileSystem  # a second's import, which a local run does without
+
+            self.filesystem = PatientS3FileSystem()
+        self._prefix = str(self.filesystem._strip_protocol(url.rstrip("/") or "/"))
+        self.url = self._prefix if self.is_local else f"s3://{self._prefix}"
+
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+        return Storage, (self.url,)
+
+    def path(self, name: str = "") -> str:
+        """The path of a file or folder as the file system knows it."""
+        return f"{self._prefix}/{name}" if name else self._prefix
+
+    def under(self, name: str) -> "Storage":
+        """The storage below a folder."""
+        return Storage(f"{self.url}/{name}")
+
+    def sibling(self, name: str) -> "Storage":
+        """The storage of a folder beside this one."""
+        return Storage(f"{self.url.rpartition('/')[0]}/{name}")
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder is there."""
+        try:
+            self.filesystem.info(self.path(name))  # `exists` of s3fs takes any error of a bucket for its absence
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files and folders directly in a folder, sorted; empty where there is no such folder.
+
+        Names that begin with a dot are left out, as readers of data sets do: among them are what is just being
+        written, and locks.
+        """
+        path = self.path(folder)
+        try:
+            found = self.filesystem.ls(path, detail=False) if self.is_local else self.filesystem.children(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = {str(entry).rstrip("/") for entry in found} - {path}  # S3 may list a folder in itself
+        names = (path.rsplit("/", 1)[-1] for path in paths)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def open_read(self, name: str) -> BinaryIO:
+        """Open for reading, mostly forwards."""
+        return self.filesystem.open(self.path(name), "rb", block_size=_READ_AHEAD)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        return self.filesystem.cat_file(self.path(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file, replacing an older one; a reader sees the old or the new one."""
+        if not self.is_local:
+            self.filesystem.pipe_file(self.path(name), data)
+            return
+        with self._complete_file(name, data) as temporary:
+            os.replace(temporary, self.path(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file unless it is there already; of racing writers one wins.
+
+        Returns:
+            Whether this call created it.
+        """
+        if not self.is_local:
+            return self._conditional_put(name, data, mode="create")
+        with self._complete_file(name, data) as temporary:
+            try:
+                os.link(temporary, self.path(name))
+            except FileExistsError:
+                return False
+        return True
+
+    def read_versioned(self, name: str) -> tuple[bytes, str] | None:
+        """A file's bytes and the version to hand to `replace`; None where there is none."""
+        try:
+            if self.is_local:
+                data = self.read(name)
+                return data, data.hex()
+            version = self.filesystem.info(self.path(name))["ETag"]
+            return self.read(name), version
+        except FileNotFoundError:
+            return None
+
+    def replace(self, name: str, data: bytes, version: str | None) -> bool:
+        """Compare and swap: write only if the file still has the version (None: is still absent).
+
+        Returns:
+            Whether it was written. False also if, on S3, it was, the answer was lost, and before the put could be sent
+            again somebody replaced the file in turn.
+        """
+        if version is None:
+            return self.create(name, data)
+        if not self.is_local:
+            return self._conditional_put(name, data, IfMatch=version)
+        folder, _, file = self.path(name).rpartition("/")
+        if not os.path.isdir(folder):
+            return False
+        with open(f"{folder}/.{file}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            current = self.read_versioned(name)
+            if current is None or current[1] != version:
+                return False
+            self.write(name, data)
+            return True
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder and all that is in it."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(self.path(folder), recursive=True)
+
+    def sync(self, folder: str = "") -> None:
+        """Let what was written and flushed past this class survive a power cut; S3 needs nothing.
+
+        Args:
+            folder: Its entries are flushed, and those of the folders above it, up to the one that has the storage's.
+        """
+        if self.is_local:
+            top = Path(self._prefix).parent
+            _sync_folders(Path(self.path(folder)), top)
+
+    def _conditional_put(self, name: str, data: bytes, **condition: Any) -> bool:
+        from pipeline.storage.s3 import WRITER, error_code
+
+        own = uuid.uuid4().hex
+        try:
+            self.filesystem.pipe_file(self.path(name), data, Metadata={WRITER: own}, **condition)
+        except OSError as error:
+            # s3fs turns a failed condition into OSError 22, and a dozen real errors as well.
+            if error_code(error) not in _CONDITION_FAILED:
+                raise
+            # A put that was carried out, but whose answer was lost, is sent again and is refused because of itself.
+            return self.filesystem.writer_of(self.path(name)) == own
+        return True
+
+    @contextlib.contextmanager
+    def _complete_file(self, name: str, data: bytes) -> Iterator[str]:
+        """A temporary file beside the named one, written and flushed to the disk, to be put in its place.
+
+        It is removed if it is still there at the end, and what was made of it then survives a power cut.
+        """
+        folder = Path(self.path(name)).parent
+        top = _make_folder(folder, Path(self._prefix))
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
+        try:
+            os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the file from other users of a shared disk
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        _sync_folders(folder, top)
+
+
+def _make_folder(folder: Path, prefix: Path) -> Path:
+    """Make a folder; returns the highest folder whose entries may be new: another process may have just made one."""
+    top = folder
+    while not top.exists():
+        top = top.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return top if top in prefix.parents else prefix
+
+
+def _sync_folders(folder: Path, top: Path) -> None:
+    """Flush the entries of a folder and of those above it, up to and with `top`."""
+    for place in (folder, *folder.parents):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place == top:
+            return

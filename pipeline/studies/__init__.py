@@ -1,0 +1,1 @@
+"""Many trainings held against each other: comparisons, experiments, groups of tasks."""

@@ -1,0 +1,159 @@
+"""What a comparison says: metrics with their spread, MTL gain (Eq. 11 of PLE), and a verdict on every task."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.evaluation.table import metric_of
+from pipeline.studies.candidates import SINGLE
+from pipeline.studies.comparison import Outcome
+
+_LESS_IS_BETTER = ("mse",)
+COLLAPSED = 0.01  # an expert with less of a gate's mean weight is not used
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation over seeds; the deviation is None for one seed.
+
+    Args:
+        mean: None where the metric is not defined with any seed.
+        deviation: Of the sample.
+        values: By seed, in order; None where it is not defined.
+    """
+
+    mean: float | None
+    deviation: float | None
+    values: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Spread":
+        """Sum up values."""
+        known = [value for value in values if value is not None]
+        mean = statistics.mean(known) if known else None
+        return cls(mean, statistics.stdev(known) if len(known) > 1 else None, tuple(values))
+
+    def __str__(self) -> str:
+        """Four digits, and the spread where there is one."""
+        if self.mean is None:
+            return "undefined"
+        return f"{self.mean:.4f}" + ("" if self.deviation is None else f" ± {self.deviation:.4f}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One model over all seeds.
+
+    Args:
+        model: Its name.
+        parameters: Of network and towers.
+        setting: The network, as a config file has it.
+        rows_per_s: Median over seeds.
+        metrics: By task.
+        gains: MTL gain by task: M - M_single, or M_single - M where less is better, with the same seed. None without a
+            single-task model, and for it.
+    """
+
+    model: str
+    parameters: int
+    setting: dict[str, Any]
+    rows_per_s: float
+    metrics: dict[str, Spread]
+    gains: dict[str, Spread] | None
+
+
+def model_rows(outcomes: Sequence[Outcome]) -> list[ModelRow]:
+    """Sum up outcomes by model, in the order in which the models were asked for."""
+    by_model: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_model.setdefault(outcome.model, []).append(outcome)
+    single = by_model.get(SINGLE)
+    return [_model_row(found, None if name == SINGLE else single) for name, found in by_model.items()]
+
+
+def _model_row(outcomes: Sequence[Outcome], single: Sequence[Outcome] | None) -> ModelRow:
+    names = [task["task"] for task in outcomes[0].tasks]
+    values = {name: [metric(outcome, name) for outcome in outcomes] for name in names}
+    gains = None
+    if single is not None:
+        alone = {outcome.seed: outcome for outcome in single}
+        gains = {name: Spread.of([_gain(outcome, alone[outcome.seed], name) for outcome in outcomes]) for name in names}
+    first = outcomes[0]
+    return ModelRow(
+        model=first.model,
+        parameters=first.parameters,
+        setting=first.setting,
+        rows_per_s=statistics.median(outcome.rows_per_s for outcome in outcomes),
+        metrics={name: Spread.of(found) for name, found in values.items()},
+        gains=gains,
+    )
+
+
+def metric(outcome: Outcome, name: str) -> float | None:
+    """What a task is judged by in the papers: AUC, MSE or accuracy, in its own sample space."""
+    (task,) = [task for task in outcome.tasks if task["task"] == name]
+    return task["model"].get(metric_of(task["kind"]))
+
+
+def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
+    found, alone = metric(outcome, name), metric(single, name)
+    if found is None or alone is None:
+        return None
+    (task,) = [task for task in outcome.tasks if task["task"] == name]
+    return alone - found if metric_of(task["kind"]) in _LESS_IS_BETTER else found - alone
+
+
+def verdicts(rows: Sequence[ModelRow]) -> dict[str, str]:
+    """What to do with each task, by the model that gains most on it; empty without a single-task model.
+
+    A gain counts that is beyond its own spread over seeds; with one seed nothing is known of the spread, and it says
+    so.
+    """
+    shared = [row for row in rows if row.gains is not None]
+    return {name: _verdict(name, shared) for name in (shared[0].metrics if shared else ())}
+
+
+def _verdict(task: str, rows: Sequence[ModelRow]) -> str:
+    known = [(row.gains[task], row.model) for row in rows if row.gains and row.gains[task].mean is not None]
+    if not known:
+        return f"the metric of {task} is not defined on these days: measure more of them"
+    gain, model = max(known, key=lambda pair: pair[0].mean or 0.0)
+    assert gain.mean is not None
+    if gain.deviation is None:
+        return f"{task}: {model} gains {gain.mean:+.4f}; one seed says nothing of the spread: ask for 3"
+    if gain.mean < -gain.deviation:
+        return f"transfer is negative for {task}, {model} at {gain.mean:+.4f} ± {gain.deviation:.4f}: train it alone"
+    if gain.mean > gain.deviation:
+        return f"transfer helps {task}: {model} gains {gain.mean:+.4f} ± {gain.deviation:.4f}"
+    return f"no model differs from training {task} alone by more than the spread ({model} {gain.mean:+.4f})"
+
+
+def collapsed(outcome: Outcome) -> list[str]:
+    """Experts that a gate may use and does not: their mean weight is under 1 %.
+
+    A weight of exactly 0 on all rows is an expert that the gate may not choose.
+    """
+    return [
+        f"{module}, {gate}: expert {expert} has {weight:.4f}"
+        for module, use in outcome.expert_use.items()
+        for gate, weights in zip(gate_names(outcome, module), use["mean"], strict=True)
+        for expert, weight in enumerate(weights)
+        if 0 < weight < COLLAPSED
+    ]
+
+
+def gate_names(outcome: Outcome, module: str) -> list[str]:
+    """Name the gates of a module: those of the last level are the towers'; PLE has them below too, and a shared one."""
+    count, towers = len(outcome.expert_use[module]["mean"]), outcome.towers
+    is_last = module == list(outcome.expert_use)[-1]
+    if count == len(towers) and (is_last or outcome.setting["kind"] == "ple"):
+        return list(towers)
+    if outcome.setting["kind"] == "ple" and count == len(towers) + 1:
+        return [*towers, "shared"]
+    if is_last and count == 1:
+        return ["all tasks"]
+    if outcome.setting["kind"] == "ml_mmoe":  # one module has the gates of all levels, the towers' last
+        above = [f"expert {index} above" for index in range(count - len(towers))]
+        return [*above, *towers]
+    return [f"expert {index} above" for index in range(count)]

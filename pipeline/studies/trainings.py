@@ -1,0 +1,176 @@
+"""Many trainings of one project, each on a line of its own, measured once; only what is missing is run.
+
+Below ROOT/FOLDER: a training goes on where it was cut off, and a measurement is kept with what it was made from, so
+whoever is started again does what is left.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.project import Config
+from pipeline.evaluation.evaluate import Measurement, Subject, listed_days, measure_together
+from pipeline.ingest.parts import late_days, whole_days
+from pipeline.ingest.units import check_days
+from pipeline.lineage.day_entry import of_run
+from pipeline.lineage.frozen_statistics import STATISTICS
+from pipeline.lineage.line import Line
+from pipeline.lineage.manifest import declared
+from pipeline.log_passes.statistics import collect_statistics
+from pipeline.storage.files import Storage
+from pipeline.storage.kept_results import Steps
+from pipeline.storage.sealed_json import seal
+from pipeline.studies.candidates import head_parameters
+from pipeline.trainer.train_line import train_together
+
+logger = logging.getLogger(__name__)
+
+_ELSEWHERE = ("name", "root", "line", "checkpoint", "evaluation", "daily", "ray")  # they change no bit of a model
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is trained.
+
+    Args:
+        name: Of its line, to which a digest of all that it is made from is added.
+        config: With the features of the others; its tasks are theirs or some of them.
+        days: ISO dates in order, trained in one pass.
+    """
+
+    name: str
+    config: Config
+    days: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    config: Config
+    days: tuple[str, ...]
+    inputs: dict[str, Any]
+
+    @property
+    def line(self) -> str:
+        return self.config.line
+
+    @property
+    def place(self) -> Line:
+        return Line.of(self.config.root, self.config.line)
+
+
+class Trainings:
+    """Trains and measures variants of a configuration.
+
+    Args:
+        config: Whose features and logs all of them share.
+        folder: Below the root.
+        keep_checkpoints: Otherwise a line is removed once it has been measured.
+    """
+
+    def __init__(self, config: Config, folder: str, *, keep_checkpoints: bool) -> None:
+        self._config, self._keep = config, keep_checkpoints
+        self.storage = Storage(config.root).under(folder)
+        self._steps = Steps(self.storage, "results")
+
+    def measured(self, variants: Sequence[Variant], test_days: Sequence[str]) -> list[dict[str, Any]]:
+        """Train variants and measure them together, or find that it has been done; within a Ray session.
+
+        Args:
+            variants: Of the configuration.
+            test_days: ISO dates, measured together.
+
+        Returns:
+            For each: what `evaluate` says of its `tasks`; `rows` trained and `seconds` of that, start-up left out;
+            `parameters` of network and towers; by module of gates the mean and deviation of each expert's weight.
+
+        Raises:
+            DataError: The logs do not fit the configuration.
+        """
+        works = [self._work(variant, test_days) for variant in variants]
+        results: dict[str, Any] = {work.line: self._steps.found(work.line, work.inputs) for work in works}
+        missing = list({work.line: work for work in works if results[work.line] is None}.values())
+        if missing:
+            trained = self._trained(missing)
+            pairs = zip(missing, trained, strict=True)
+            subjects = [Subject(work.config, work.place, one["checkpoint"]) for work, one in pairs]
+            for work, one, measurement in zip(missing, trained, self._measure(subjects, test_days), strict=True):
+                results[work.line] = self._steps.keep(work.line, work.inputs, one | _figures(measurement))
+        for work in works if not self._keep else ():  # not before the measurements are kept
+            self.storage.remove(f"lines/{work.line}")  # all of it: without a checkpoint a line cannot go on
+        return [results[work.line] for work in works]
+
+    def _work(self, variant: Variant, test_days: Sequence[str]) -> _Work:
+        inputs = {key: part for key, part in declared(variant.config).items() if key not in _ELSEWHERE}
+        inputs |= {"days": list(variant.days), "test": list(test_days)}
+        bootstrap = self._config.evaluation.bootstrap
+        if bootstrap is not None:  # a measurement without intervals is another one
+            inputs["bootstrap"] = bootstrap.model_dump(mode="json")
+        line = f"{variant.name}-{_digest(inputs)}"
+        return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
+
+    def _trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:
+        """Train what has the same days and seed together, unless each line would read other rows."""
+        for work in works:
+            logger.info("%s: %d days, seed %d", work.line, len(work.days), work.config.seed)
+            if work.place.newest() is None:
+                self._fit(work.config, work.place, work.days)
+        schema, checkpoints = self._config.log_schema, {}
+        alone = bool(schema.vocabularies or late_days(schema, works[0].days))
+        for key, group in _grouped(works, alone=alone).items():
+            read = group[0].config if alone else self._config.model_copy(update={"seed": key[1]})
+            results = train_together(read, [work.config for work in group], group[0].days, passes=1)
+            checkpoints |= {work.line: result["checkpoint"] for work, result in zip(group, results, strict=True)}
+        return [_trained_figures(work, checkpoints[work.line]) for work in works]
+
+    def _measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
+        logger.info("measuring %d models on %s", len(subjects), ", ".join(test_days))
+        return measure_together(self._config, subjects, whole_days(listed_days(self._config, test_days)))
+
+    def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
+        """Statistics of the training days: features are the same for all models, so they are collected once."""
+        schema, logs = self._config.log_schema, Storage(config.logs.path)
+        inputs = {"features": declared(self._config)["schema"]["features"], "days": list(days), "logs": logs.url}
+
+        def collect() -> dict[str, Any]:
+            columns = schema.columns()
+            found = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
+            return collect_statistics(logs, schema, columns, found).model_dump(mode="json")
+
+        common = self._steps.done(f"statistics-{_digest(inputs)}", inputs, collect)
+        own = common | {"schema_fingerprint": config.log_schema.fingerprint()}
+        line.storage.write(STATISTICS, seal(own))
+
+
+def _grouped(works: Sequence[_Work], *, alone: bool) -> dict[tuple[Any, ...], list[_Work]]:
+    """By days and seed, and by line where each is trained alone."""
+    groups: dict[tuple[Any, ...], list[_Work]] = {}
+    for work in works:
+        groups.setdefault((work.days, work.config.seed, work.line if alone else None), []).append(work)
+    return groups
+
+
+def _trained_figures(work: _Work, checkpoint: str) -> dict[str, Any]:
+    manifest = work.place.read_manifest(checkpoint)
+    assert manifest is not None
+    parts = list(of_run(work.place, manifest))
+    return {
+        "checkpoint": checkpoint,
+        "rows": sum(part.content["rows"] for part in parts),
+        "seconds": sum(part.content["seconds"] for part in parts),
+        "parameters": head_parameters(work.config),
+    }
+
+
+def _figures(measurement: Measurement) -> dict[str, Any]:
+    use = {
+        module: {"mean": means, "deviation": measurement.expert_use_deviation[module]}
+        for module, means in measurement.expert_use.items()
+    }
+    return {"tasks": measurement.tasks, "expert_use": use}
+
+
+def _digest(inputs: Any) -> str:
+    return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -1,0 +1,192 @@
+"""Sharding: which rank holds which rows of which table, planned by TorchRec, confined to what keeps training honest."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import nn
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingEnv, ShardingType
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from features.schema import Schema
+from features.tables import TableConfig
+from models.tables import initial_rows, initial_rows_at, table_of
+from pipeline.config.optimizer import TableOptimizerConfig
+from pipeline.config.sharding import ShardingConfig
+from pipeline.trainer.optimizer import fused_arguments, fused_class, fused_type
+
+logger = logging.getLogger(__name__)
+
+
+class _BagSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder of bags, which does not offer row-wise on CPU although it works there."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types = super().sharding_types(compute_device_type)
+        return types if ShardingType.ROW_WISE.value in types else [*types, ShardingType.ROW_WISE.value]
+
+
+class _NoDataParallel(DataParallelWrapper):
+    """Wrapper that leaves the dense part as it is: `StepOptimizer` reduces its gradients in one buffer of fixed layout.
+
+    DDP rebuilds its buckets after the first step, so a resumed run of 3 ranks would add in another order.
+    """
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        module = dmp._dmp_wrapped_module.to(device)
+        tables = set(DistributedModelParallel._sharded_parameter_names(module))
+        for name, parameter in module.named_parameters():
+            if name not in tables:
+                dist.broadcast(parameter.data, src=0, group=env.process_group)
+
+
+def shard_model(
+    model: nn.Module,
+    schema: Schema,
+    config: ShardingConfig,
+    tables: TableOptimizerConfig,
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> DistributedModelParallel:
+    """Shard the model's tables over the ranks of a group; collective.
+
+    Args:
+        model: Its tables are in collections on the meta device.
+        schema: Declares the tables.
+        config: Which shardings are allowed.
+        tables: The tables' optimizer, fused into their backward pass.
+        group: Process group of the training thread.
+        device: Where this rank computes.
+    """
+    for name, parameter in model.named_parameters():
+        table = table_of(name)
+        if table is not None and config.tables.get(table) != "data_parallel":
+            apply_optimizer_in_backward(fused_class(tables), [parameter], fused_arguments(tables))
+    constraints = {table.name: _constraint(config, table, group.size()) for table in schema.tables}
+    # The one of sequences offers row-wise everywhere.
+    sharders: list[Any] = [_BagSharder(), EmbeddingCollectionSharder()]
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=get_local_size()),
+        constraints=constraints,
+    )
+    plan = planner.collective_plan(model, sharders, group)
+    sharded = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=plan,
+        sharders=sharders,
+        data_parallel_wrapper=_NoDataParallel(),
+    )
+    _check_optimizers(sharded, config, tables)
+    return sharded
+
+
+def _constraint(config: ShardingConfig, table: TableConfig, num_ranks: int) -> ParameterConstraints:
+    chosen = config.tables.get(table.name)
+    kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
+    # The planner cuts no piece narrower than 128, so most tables that are declared column-wise would stay whole.
+    width = _piece_width(table.dim, num_ranks) if chosen == "column_wise" else None
+    return ParameterConstraints(
+        sharding_types=[chosen] if chosen else list(config.types), min_partition=width, compute_kernels=kernels
+    )
+
+
+def _piece_width(dim: int, num_ranks: int) -> int:
+    """Columns of a piece, where a table is cut into as many equal pieces as there are ranks, or a few less."""
+    return min(width for width in range(4, dim + 1, 4) if dim % width == 0 and dim // width <= num_ranks)
+
+
+def table_shardings(model: DistributedModelParallel) -> dict[str, dict[str, object]]:
+    """The plan as it was carried out: sharding type, compute kernel and ranks of each table, for logs and manifests."""
+    found: dict[str, dict[str, object]] = {}
+    for module_plan in model.plan.plan.values():
+        for table, sharding in module_plan.items():  # pyright: ignore[reportAttributeAccessIssue]
+            found[table] = {
+                "sharding_type": sharding.sharding_type,
+                "compute_kernel": sharding.compute_kernel,
+                "ranks": sharding.ranks,
+            }
+    return found
+
+
+def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, tables: TableOptimizerConfig) -> None:
+    """Log every table's real optimizer, which must be the declared one: TorchRec drops a fused one silently."""
+    for module in model.modules():
+        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
+            if module.optimizer != fused_type(tables):
+                raise RuntimeError(f"a table trains with {module.optimizer}, declared is {tables.kind}")
+            logger.info("tables %s train with %s", module.feature_table_map, module.optimizer)
+    fused = {table for table, chosen in table_shardings(model).items() if chosen["compute_kernel"] == "fused"}
+    declared = {name for name in table_shardings(model) if config.tables.get(name) != "data_parallel"}
+    if fused != declared:
+        raise RuntimeError(f"tables {sorted(declared - fused)} lost their fused optimizer {tables.kind}")
+
+
+@torch.no_grad()
+def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int) -> None:
+    """Give every row its start value, which depends on (seed, table, row) and not on the sharding."""
+    declared = {table.name: table for table in schema.tables}
+    for name, tensor in model.state_dict().items():
+        table = declared.get(table_of(name) or "")
+        if table is None:
+            continue
+        for local, (first_row, first_column) in local_blocks(tensor):
+            rows = range(first_row, first_row + local.shape[0])
+            columns = range(first_column, first_column + local.shape[1])
+            local.copy_(initial_rows(table, seed, rows, columns))
+
+
+@torch.no_grad()
+def reset_rows(tensors: Mapping[str, Any], schema: Schema, seed: int, rows: Mapping[str, np.ndarray]) -> None:
+    """Let rows of tables start anew: weights as `initialise_tables` gives them, optimizer state zero.
+
+    Every rank has to be asked for the same rows and touches those that it holds; none waits for another.
+
+    Args:
+        tensors: Of all parts, as `TrainState.tensors` gives them: views of the live ones.
+        schema: Declares the tables.
+        seed: The run's seed.
+        rows: By table, increasing row numbers.
+    """
+    declared = {table.name: table for table in schema.tables}
+    for name, weight in tensors["model"].items():
+        table = declared.get(table_of(name) or "")
+        if table is None:
+            continue
+        for local, (first_row, first_column) in local_blocks(weight):
+            held = _held(rows.get(table.name), first_row, local)
+            columns = range(first_column, first_column + local.shape[1])
+            local[held - first_row] = initial_rows_at(table, seed, held, columns).to(local)
+    for name, state in tensors.get("tables", {}).items():
+        for tensor in state.values():
+            for local, (first_row, _) in local_blocks(tensor):
+                local[_held(rows.get(table_of(name) or ""), first_row, local) - first_row] = 0
+
+
+def _held(rows: np.ndarray | None, first_row: int, local: torch.Tensor) -> torch.Tensor:
+    """Which of a table's rows a block holds, int64, increasing."""
+    found = torch.from_numpy(np.asarray([] if rows is None else rows, np.int64))
+    return found[(found >= first_row) & (found < first_row + len(local))]
+
+
+def local_blocks(tensor: object) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+    """The parts of a table that this rank holds, as views, with the row and column where each begins."""
+    if isinstance(tensor, torch.Tensor) and not hasattr(tensor, "local_shards"):
+        return [(tensor, (0, 0))]
+    blocks = []
+    for shard in tensor.local_shards():  # pyright: ignore[reportAttributeAccessIssue]
+        row, column = [*shard.metadata.shard_offsets, 0][:2]  # row-wise optimizer state has one dimension
+        blocks.append((shard.tensor, (row, column)))
+    return blocks

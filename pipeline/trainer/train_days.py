@@ -1,0 +1,222 @@
+"""Days of one model or several, trained to their end by one group of workers; nothing is published."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from features.encoding import Encoder
+from features.errors import ConfigError, DataError, Interrupted
+from features.statistics import Statistics
+from pipeline.cluster.failures import RunFailed
+from pipeline.cluster.progress import ProgressBoard
+from pipeline.cluster.session import ray_session, run_workers
+from pipeline.config.project import Config
+from pipeline.ingest.datasource import read_columns
+from pipeline.ingest.parts import Part, late_days, parts_of
+from pipeline.ingest.plan import RunPlan
+from pipeline.ingest.units import check_days
+from pipeline.lineage.choose_start import Beginning, is_last, start_of
+from pipeline.lineage.frozen_statistics import STATISTICS, load_statistics
+from pipeline.lineage.ledger import Ledger
+from pipeline.lineage.line import Line
+from pipeline.lineage.manifest import declared
+from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.log_passes.admission import Admission, admit, read_vocabularies
+from pipeline.storage.files import Storage
+from pipeline.trainer.train import train_worker
+from pipeline.trainer.train_job import TrainJob
+
+OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, what the rows of a run follow from
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLine:
+    """A line to train a model on.
+
+    Args:
+        config: The model's configuration.
+        line: Where its checkpoints go.
+        run: The run that holds the line.
+    """
+
+    config: Config
+    line: Line
+    run: str
+
+
+def train_days(
+    read: Config, lines: Sequence[HeldLine], days: Sequence[str], passes: int
+) -> list[tuple[Manifest, bool]]:
+    """Train days to their end, publishing nothing; see `train_together`.
+
+    Args:
+        read: What rows are read with.
+        lines: Of the models.
+        days: ISO dates in order.
+        passes: Passes over all of them.
+
+    Returns:
+        Of each model the last day's checkpoint, and whether anything was left to train.
+
+    Raises:
+        ConfigError: A configuration cannot be carried out.
+        DataError: The logs, or what a line has trained already, do not fit.
+        Interrupted: SIGTERM came; the workers have saved where they were.
+    """
+    _check_alike(read, lines, days)
+    starts = [start_of(declared(held.config), held.line, days, passes) for held in lines]
+    done = [start is not None and is_last(start, days, passes) for start in starts]
+    left = [(held, start) for held, start, is_done in zip(lines, starts, done, strict=True) if not is_done]
+    trained = iter(_train_left(read, left, days, passes) if left else [])
+    return [
+        (start, False) if is_done and start is not None else (next(trained), True)
+        for start, is_done in zip(starts, done, strict=True)
+    ]
+
+
+def _train_left(
+    read: Config, left: Sequence[tuple[HeldLine, Manifest | None]], days: Sequence[str], passes: int
+) -> list[Manifest]:
+    """Train what is left of models, from the checkpoints that are given with their lines."""
+    lines, (first, start) = [held for held, _ in left], left[0]
+    statistics = [_frozen_statistics(held.config, held.line, start) for held, start in left]
+    _check_same_statistics(lines, statistics)
+    parts = parts_to_train(read, first.line, days)
+    begin = [_beginning(held, days, passes, start) for held, start in left]
+    with ray_session(read):
+        admission = _admission(read, first.line, start, {"days": list(days), "passes": passes}, parts)
+        encoder = Encoder(read.log_schema, statistics[0], vocabularies=admission.vocabularies)
+        logs, ingest = Storage(read.logs.path), read.ingest
+        plan = RunPlan(logs, parts, passes, encoder, ingest, read.seed, tuple(begin), read.holdout)
+        board, admitted = ProgressBoard.remote(), ray.put(admission)
+        what = [f"train {held.line.name}" if len(lines) > 1 else "train" for held in lines]
+        jobs = [
+            TrainJob(held.config, own, held.line, tuple(days), parts, passes, read.log_schema, admitted, board, title)
+            for held, own, title in zip(lines, statistics, what, strict=True)
+        ]
+        try:
+            reported = run_workers(read, plan, train_worker, jobs, board)
+        except BaseException as error:
+            reason = " ".join(str(error).split())[:500]
+            with contextlib.suppress(OSError, DataError):  # a storage that is away may be why
+                _end_attempts(lines, days, passes, {"result": "failed", "reason": reason})
+            raise
+    return _finished(lines, days, passes, reported)
+
+
+def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest | None) -> Beginning:
+    record = {"run": held.run, "passes": passes}
+    return Beginning(declared(held.config), held.line, tuple(days), record, start.checkpoint if start else None)
+
+
+def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
+    """Refuse models that would not read the same rows.
+
+    Raises:
+        ConfigError: Says what differs.
+    """
+    schema = read.log_schema
+    if len(lines) > 1 and (schema.vocabularies or late_days(schema, days)):
+        raise ConfigError("tables with a vocabulary and tasks with delay_days are trained one model at a time")
+    for held in lines:
+        own = held.config.log_schema
+        other = [name for name in OF_ROWS if getattr(held.config, name) != getattr(read, name)]
+        other += [] if own.model_copy(update={"tasks": schema.tasks}) == schema else ["schema"]
+        other += [f"task {task.name}" for task in own.tasks if task not in schema.tasks]
+        if other:
+            raise ConfigError(f"line {held.line.name!r} cannot be trained with the others: its {other[0]} is another")
+
+
+def _check_same_statistics(lines: Sequence[HeldLine], statistics: Sequence[Statistics | None]) -> None:
+    """Refuse a model that would be given rows standardised as another's.
+
+    Raises:
+        ConfigError: Names its line.
+    """
+    numbers = [own.numbers if own else None for own in statistics]
+    other = next((held for held, own in zip(lines, numbers, strict=True) if own != numbers[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"line {other.line.name!r} cannot be trained with line {lines[0].line.name!r}: its {STATISTICS} has other "
+            "numbers, fit both on the same days"
+        )
+
+
+def _admission(
+    config: Config, line: Line, start: Manifest | None, run: dict[str, Any], parts: Sequence[Part]
+) -> Admission:
+    """Which ids have which rows in this run: as its own checkpoint says, or yesterday's with the days' new ids."""
+    logs = [part.log for part in parts if part.is_last]
+    if start is None or not config.log_schema.vocabularies:
+        return admit(config, {}, logs)
+    known = read_vocabularies(*line.place(start.checkpoint), config.log_schema)
+    if start.content["run"] == run:
+        return Admission(known, None, start.content["new_ids"])
+    return admit(config, known, logs)
+
+
+def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Part, ...]:
+    """What is read for days; of the late labels, those of days that the line has trained, or trains now.
+
+    Raises:
+        DataError: A log is missing, damaged, or has not the declared columns.
+    """
+    schema = config.log_schema
+    late, known = late_days(schema, days), set(days)
+    if late:
+        known |= {entry.day for entry in Ledger(line).chain() if "skipped" not in entry.content}
+    listed = sorted({*(day for day in late if day in known), *days})
+    columns = read_columns(schema.columns(), config.holdout)
+    found = check_days(Storage(config.logs.path), listed, config.ingest.unit.max_rows, schema, columns)
+    return parts_of(schema, days, {log.day: log for log in found})
+
+
+def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, reported: dict[str, Any]) -> list[Manifest]:
+    """Write down how the workers ended, and what they finished.
+
+    Raises:
+        DataError: They refused to go on.
+        Interrupted: They were asked to end.
+        RunFailed: What they finished is not there.
+    """
+    begun = [held for held, reached in zip(lines, reported["reached"], strict=True) if reached]
+    if reported.get("refused"):
+        where = f"line {begun[-1].line.name!r}: " if len(lines) > 1 and begun else ""
+        _end_attempts(lines, days, passes, {"result": "refused", "reason": where + reported["refused"]})
+        raise DataError(where + reported["refused"])
+    if reported.get("interrupted"):
+        _end_attempts(lines, days, passes, {"result": "interrupted"})
+        newest = [reached for reached in reported["reached"] if reached][-1]
+        raise Interrupted(
+            f"stopped by SIGTERM at step {newest['step']}, saved as {newest['checkpoint']}: start the same command "
+            "again to go on"
+        )
+    finished = []
+    for held, reached in zip(lines, reported["reached"], strict=True):
+        line, name = held.line, reached.get("checkpoint")
+        end = line.read_manifest(name) if name else line.newest()
+        if end is None or not is_last(end, days, passes):
+            raise RunFailed("the last day's checkpoint is gone or damaged: start the same command again")
+        line.end_attempts(days, held.run, {"result": "done"})
+        finished.append(end)
+    if reported["asked_to_stop"]:
+        raise Interrupted(f"stopped by SIGTERM after {days[-1]} was trained: start the same command again to go on")
+    return finished
+
+
+def _end_attempts(lines: Sequence[HeldLine], days: Sequence[str], passes: int, record: dict[str, Any]) -> None:
+    """Write down how a run of several models ended before its end; those that came to theirs are done."""
+    for held in lines:
+        newest = held.line.newest() if len(lines) > 1 else None  # reads a checkpoint to its end: not for one model
+        is_done = newest is not None and is_last(newest, days, passes)
+        held.line.end_attempts(days, held.run, {"result": "done"} if is_done else record)
+
+
+def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> Statistics | None:
+    if start is None:
+        return load_statistics(config, line)
+    frozen = start.content["statistics"]
+    return Statistics.model_validate(frozen) if frozen else None

@@ -1,0 +1,156 @@
+"""What every worker builds before it reads: process groups, device, and the sharded model with its optimizers."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import ray.train
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+import torch.utils.deterministic
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.optim.keyed import KeyedOptimizer
+
+from features.hashing import salt_of
+from models.all_reduce import Ranks
+from models.assembly import build_ranker
+from models.ranker import Head
+from models.tables import table_of
+from pipeline.config.project import Config
+from pipeline.trainer.optimizer import StepOptimizer
+from pipeline.trainer.sharding import initialise_tables, shard_model, table_shardings
+from pipeline.trainer.train_state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def quiet_logs(rank: int) -> None:
+    """Let our own log through, on rank 0, and of the libraries only what is a warning."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("pipeline").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for chatty in ("torchrec", "fbgemm_gpu", "torch.fx", "ray.train", "torch.distributed"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """One process group per thread of control and purpose: two users of one group add each other's numbers up.
+
+    Args:
+        training: Gradients and embeddings.
+        counts: The small vector of every step, on gloo.
+        control: Cursors and reasons, on gloo; the training thread's too.
+        saving: Checkpoints, on gloo, with a time-out of their own: the thread that writes them, and before it is first
+            started the training thread, which restores one.
+    """
+
+    training: dist.ProcessGroup
+    counts: dist.ProcessGroup
+    control: dist.ProcessGroup
+    saving: dist.ProcessGroup
+
+    @classmethod
+    def create(cls, timeout_s: int, saving_timeout_s: int = 1800) -> "Groups":
+        """Make the groups over all ranks; the default group is the training thread's."""
+        assert dist.group.WORLD is not None
+        timeouts = (timeout_s, timeout_s, saving_timeout_s)
+        gloo: list[Any] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) for seconds in timeouts]
+        return cls(dist.group.WORLD, *gloo)
+
+    def gather(self, mine: Any) -> list[Any]:
+        """What every rank has, by rank; over the control group, so of the training thread."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine, group=self.control)
+        return gathered
+
+
+def begin_worker(config: Config) -> tuple[Groups, torch.device]:
+    """What a worker of Ray Train begins with: its log, its process groups, and where it computes."""
+    context = ray.train.get_context()
+    quiet_logs(context.get_world_rank())
+    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
+    return groups, set_device(config, context.get_local_rank())
+
+
+def set_device(config: Config, local_rank: int) -> torch.device:
+    """Choose where this rank computes, and how its matrix products are done.
+
+    CUDA and NCCL are chosen by the config; they have not been run on the machines that this was written on.
+    """
+    torch.set_num_threads(config.workers.threads)
+    pin_arithmetic(config.workers.deterministic)
+    if config.workers.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = config.workers.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.workers.precision == "tf32"
+    return device
+
+
+def pin_arithmetic(deterministic: bool) -> None:
+    """Let every kernel add in a fixed order, and fail where it has none; or choose the fastest."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Throw a step's dice (dropout) anew, so that they do not depend on how often a run was started."""
+    torch.manual_seed(salt_of(f"{seed}/step/{step}/{rank}"))
+
+
+def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) -> TrainState:
+    """Build and shard the model, with every parameter at its start value; collective.
+
+    Start values depend on the seed alone, not on the number of ranks.
+    """
+    torch.manual_seed(config.seed)
+    autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
+    ranks = Ranks(group.size(), lambda tensor: differentiable.all_reduce(tensor, group=group))
+    declared = config.model
+    network, towers, dropout = declared.network, declared.towers, declared.dropout
+    model = build_ranker(config.log_schema, network, towers, dropout, autocast, config.joint_loss, ranks, declared)
+    sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
+    initialise_tables(sharded, config.log_schema, config.seed)
+    logger.info("tables: %s", table_shardings(sharded))
+    return TrainState(sharded, build_optimizer(config, sharded, group))
+
+
+def build_optimizer(config: Config, sharded: DistributedModelParallel, group: dist.ProcessGroup) -> StepOptimizer:
+    """The optimizers of a sharded model."""
+    parameters = dict(sharded.named_parameters())
+    tables = {name for name in parameters if table_of(name) is not None}
+    replicated_tables = {name for name, kind in config.sharding.tables.items() if kind == "data_parallel"}
+    replicated = {name: parameters[name] for name in tables if table_of(name) in replicated_tables}
+    dense = {name: parameter for name, parameter in parameters.items() if name not in tables}
+    tables_optimizer = cast(KeyedOptimizer, sharded.fused_optimizer)
+    return StepOptimizer(config.optimizer, tables_optimizer, dense, replicated, group, _rate_factors(sharded, dense))
+
+
+def _rate_factors(sharded: DistributedModelParallel, dense: dict[str, nn.Parameter]) -> dict[str, float]:
+    """What the network asks for, by the names that its parameters have in the whole model."""
+    (network,) = (module.network for module in sharded.modules() if isinstance(module, Head))
+    names = {id(parameter): name for name, parameter in dense.items()}
+    return {names[id(network.get_parameter(name))]: factor for name, factor in network.rate_factors().items()}
+
+
+def build_train_pipeline(config: Config, state: TrainState, device: torch.device) -> TrainPipelineBase:
+    """TorchRec's train pipeline, as the config names it; both give the same bits."""
+    if config.sharding.train_pipeline == "base":
+        return TrainPipelineBase(state.model, state.optimizer, device)  # pyright: ignore[reportArgumentType]
+    return TrainPipelineSparseDist(  # pyright: ignore[reportReturnType]
+        state.model,
+        state.optimizer,  # pyright: ignore[reportArgumentType]
+        device,
+        execute_all_batches=True,
+    )
