@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from features.errors import DataError
 from pipeline.checkpoint import write as writing
+from pipeline.checkpoint.read import load_tensors
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.write import write_checkpoint
 from pipeline.config.checkpoint import CheckpointConfig
@@ -183,8 +184,8 @@ def _tensors(value: float) -> dict[str, Any]:
 
 def _load(line: Line, name: str) -> dict[str, Any]:
     found = _tensors(-1.0)
-    reader = checkpoint.FsspecReader(f"{line.storage.url}/{name}")
-    checkpoint.load(found, storage_reader=reader, process_group=dist.group.WORLD)
+    assert dist.group.WORLD is not None
+    load_tensors(found, line.storage, name, dist.group.WORLD)
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_layout import EXACT, FEATURES, NETWORKS, Built, _grow, _ids, _inherit, _sections, _values
+from test_parameter_names import EXACT, FEATURES, NETWORKS, Built, _grow, _ids, _inherit, _sections, _values
 from torch import Tensor, nn
 
 from features.errors import ConfigError
