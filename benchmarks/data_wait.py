@@ -26,7 +26,7 @@ _WARM_STEPS = 10
 def run(quick: bool) -> dict[str, Any]:
     """Train a day with either head, and measure the workers' time in `Batcher.next_batch`.
 
-    That time includes copying rows into a batch and waiting for units; a worker cannot compute during it. If the
+    This time includes copying rows into a batch and waiting for units; a worker cannot compute during it. If the
     one-layer head waits more than 3 %, reading limits the run, and its rows/s are near those at which waiting passes 3
     %: a head of the speed `limit_rows_per_s` waits 3 %.
 

@@ -85,9 +85,9 @@ class DayProfile:
 
     Args:
         rows: Number of rows.
-        nulls: By column: number of rows with null or NaN.
-        labels: By task: number of rows in its space, sum of their labels, and sum of their squares.
-        ids: By id feature: a sample of its ids.
+        nulls: Per column: number of rows with null or NaN.
+        labels: Per task: number of rows in its space, sum of their labels, and sum of their squares.
+        ids: Per id feature: a sample of its ids.
     """
 
     rows: int = 0

@@ -23,7 +23,7 @@ Logs = tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]
 
 
 class EntireSpace(nn.Module):
-    """Map from the towers' outputs to the tasks': a composed probability becomes a logit, like a tower's output.
+    """Composition of the towers' outputs to the tasks': a composed probability becomes a logit, like a tower's output.
 
     So the loss, the metrics and the predictions treat a composed task as any binary task. One rule composes:
 

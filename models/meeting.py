@@ -49,7 +49,7 @@ def shared_slices(parameters: Mapping[str, Tensor], blocks: Sequence[ParameterBl
     """Return the slices of shared blocks in the flat vector of all parameters.
 
     Args:
-        parameters: By name, in the vector's order.
+        parameters: Parameters by name, in the vector's order.
         blocks: Blocks of the parameters; those of one task or none are skipped.
     """
     starts = dict(zip(parameters, accumulate((p.numel() for p in parameters.values()), initial=0), strict=False))

@@ -134,7 +134,7 @@ class AsymmetricSharingConfig(Declaration):
     Args:
         kind: `asymmetric_sharing`.
         layers: Widths of a bottom's layers.
-        reads: By task, the tasks whose bottoms it reads, itself included or not, in the order of concatenation. An
+        reads: Per task, the tasks whose bottoms it reads, itself included or not, in the order of concatenation. An
             unnamed task reads its own bottom alone. Every bottom must be read by some task.
         fuse: Fusion of several bottoms to one vector: side by side, by their sum, or by their mean.
     """
