@@ -40,10 +40,10 @@ class VocabularyConfig(Declaration):
 
     Args:
         kind: `vocabulary`.
-        min_count: Least number of occurrences of an id, in the table's features, that gives it a row. An update counts
-            over one day, or over all days of the command.
-        keep_days: In a full table, an id may lose its row to a new one if it was not seen on any of the last this many
-            days.
+        min_count: Number of occurrences in the table's features from which a new id gets a row, counted per update: over
+            one day, or over all days of the command.
+        keep_days: Number of days: in a full table, an id not seen in the last `keep_days` days may lose its row to a
+            new one.
         tail_rows: The table's first rows, over which all other ids are hashed; fewer than `num_rows`.
     """
 
