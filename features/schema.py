@@ -152,7 +152,7 @@ class Schema(Declaration):
         self._refuse_leaks()
         self._check_alignment()
         if all(task.matures_after for task in self.tasks):
-            raise ValueError("no task's labels are there at once: at least one has to train on a day's own rows")
+            raise ValueError("every task has matures_after: at least one has to train on a day's own rows")
         if all(task.role == "auxiliary" for task in self.tasks):
             raise ValueError("every task is auxiliary: at least one needs role: main")
         return self

@@ -40,8 +40,8 @@ class VocabularyConfig(Declaration):
 
     Args:
         kind: `vocabulary`.
-        min_count: Number of occurrences in the table's features from which a new id gets a row, counted per update: over
-            one day, or over all days of the command.
+        min_count: Number of occurrences in the table's features from which a new id gets a row, counted per update:
+            over one day, or over all days of the command.
         keep_days: Number of days: in a full table, an id not seen in the last `keep_days` days may lose its row to a
             new one.
         tail_rows: The table's first rows, over which all other ids are hashed; fewer than `num_rows`.

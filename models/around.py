@@ -34,8 +34,8 @@ class AroundConfig(Declaration):
             return self
         if self.interaction is not None:
             raise ValueError(
-                "model.interaction with model.user: products are of each feature's embedding, and of the user's side "
-                "the network reads one vector: leave one of them out"
+                "model.interaction with model.user: it multiplies the embeddings of single features, but the user's "
+                "side is one vector: leave one of the two out"
             )
         composed = self.entire_space.probabilities if self.entire_space else {}
         read = {name for probability in composed.values() for name in probability.names}

@@ -45,8 +45,8 @@ def check_composed(config: LossBalancingConfig) -> None:
     """
     if not isinstance(config, ScheduleConfig | UncertaintyConfig):
         raise ConfigError(
-            f"loss_balancing.kind {config.kind} with model.entire_space: towers of composed probabilities are no "
-            "task's own, so it is not known where tasks meet: use uncertainty or schedule"
+            f"loss_balancing.kind {config.kind} with model.entire_space: towers of composed probabilities "
+            "belong to no single task, so the tasks' shared parts are unknown: use uncertainty or schedule"
         )
 
 
@@ -58,7 +58,7 @@ def check_pooled(config: LossBalancingConfig) -> None:
     """
     if not isinstance(config, ScheduleConfig | UncertaintyConfig):
         raise ConfigError(
-            f"loss_balancing.kind {config.kind} with model.user: tasks' gradients meet at pooled embeddings, and those "
+            f"loss_balancing.kind {config.kind} with model.user: gradients are balanced at pooled embeddings, and those "
             "of events are not pooled: use uncertainty or schedule"
         )
 

@@ -26,7 +26,7 @@ class SplitRanker:
 
     def __init__(self, ranker: Ranker) -> None:
         if ranker.user is None:
-            raise ValueError("the model has no section model.user: nothing of it is computed once for a user")
+            raise ValueError("the model has no section model.user, so it has no user vector")
         self._ranker = ranker
         self._user: UserArch = ranker.user
 

@@ -291,8 +291,8 @@ class UserConfig(Declaration):
                 raise ConfigError(f"model.user.learning_to_rank.features: {_unknown('dense feature', name, numbers)}")
             if name in mine:
                 raise ConfigError(
-                    f"model.user.learning_to_rank.features: {name!r} is of the user's side too: then no vector of a "
-                    "user could be scored against many items"
+                    f"model.user.learning_to_rank.features: {name!r} is of the user's side too, so a user's "
+                    "vector could not be scored against many items"
                 )
 
     def _check_tasks(self, heads: Sequence[TaskHead]) -> None:
@@ -306,7 +306,7 @@ class UserConfig(Declaration):
             if kinds[name] != "binary":
                 raise ConfigError(f"model.user.learning_to_rank: task {name!r} is {kinds[name]}, it has no logit")
         if set(self.without_tower) == set(kinds):
-            raise ConfigError("model.user: no task is left that the network is for: leave at least one out")
+            raise ConfigError("model.user: no task is left for the network: leave at least one out")
 
 
 def _unknown(what: str, name: str, known: Mapping[str, object] | Sequence[str]) -> str:

@@ -98,7 +98,7 @@ def _past_before(first: date, files: Source, videos: Entities) -> Past:
         if last >= first:
             raise DataError(
                 f"{files.sequences}: column 'last_time_ms' reaches {last}, the log begins on {first}: sequences would "
-                "hold what is to be predicted; remove them, or the days of the log that they cover"
+                "leak the predicted days; remove them, or the days of the log that they cover"
             )
     return past
 
