@@ -58,8 +58,8 @@ def check_pooled(config: LossBalancingConfig) -> None:
     """
     if not isinstance(config, ScheduleConfig | UncertaintyConfig):
         raise ConfigError(
-            f"loss_balancing.kind {config.kind} with model.user: gradients are balanced at pooled embeddings, and those "
-            "of events are not pooled: use uncertainty or schedule"
+            f"loss_balancing.kind {config.kind} with model.user: gradients are balanced at pooled embeddings, but "
+            "events are not pooled: use uncertainty or schedule"
         )
 
 
