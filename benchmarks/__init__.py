@@ -1,1 +1,1 @@
-"""Ratios of things measured in turns in one run; `python -m benchmarks` runs them."""
+"""Benchmarks: ratios of quantities measured in turns in one run; `python -m benchmarks` runs them."""

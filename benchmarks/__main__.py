@@ -25,7 +25,7 @@ NAMES = (
 
 
 def main() -> int:
-    """Run the named benchmarks, or all, and print what each of them found."""
+    """Run the named benchmarks, or all, and print the result of each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; absent: all")
     parser.add_argument("--quick", action="store_true", help="smaller, and fewer turns")

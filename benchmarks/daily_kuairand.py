@@ -1,4 +1,4 @@
-"""Day after day against from scratch, on KuaiRand: next-day metrics and trainer-seconds of both."""
+"""Daily training against training from scratch, on KuaiRand: next-day metrics and trainer-seconds of both."""
 
 import statistics
 import tempfile
@@ -24,20 +24,20 @@ from pipeline.trainer.train_line import train
 _SOURCE = Path(__file__).parents[2] / "shared/data/kuairand-pure"
 _CONFIG = Path(__file__).parents[1] / "jobs/configs/kuairand.yaml"
 _SEEDS = (1, 2, 3)
-_FITTED = 3  # days that the statistics are of
+_FITTED = 3  # number of days that the statistics cover
 _PASSES = 2
-_EVERY = 3  # of the next days, a model from scratch is trained for each so manieth
+_EVERY = 3  # a model from scratch is trained for each so manieth of the next days
 _BEYOND = "a benchmark takes all days"
 
 Qualities = dict[str, float | None]
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Train all days one after the other, and for some next days models from scratch on all days before them.
+    """Train all days in order, and for some next days models from scratch on all days before them.
 
-    One pass from scratch over the same days in the same order is the daily job's model, to the bit; it is trained for
-    the last day only, to show that, and what it costs for every day follows from the daily job's seconds. Two passes
-    are what only somebody who trains from scratch can do.
+    One pass from scratch over the same days in the same order gives the daily job's model, to the bit. It is trained
+    for the last day only, as proof; its cost for every day follows from the daily job's seconds. Two passes are
+    possible from scratch only.
 
     Args:
         quick: One seed, and two of the next days.
@@ -56,7 +56,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _one_seed(config: Config, days: list[str], measured: Sequence[str]) -> dict[str, Any]:
-    """Qualities by day and task of both ways, and their trainer-seconds."""
+    """Return qualities by day and task of both ways, and their trainer-seconds."""
     entries = _daily(config.model_copy(update={"line": "daily"}), days)
     daily = {day: _qualities(entry["before"].items()) for day, entry in entries.items() if entry["before"]}
     seconds = {day: entry["train_seconds"] for day, entry in entries.items()}
@@ -81,7 +81,7 @@ def _before(seconds: dict[str, float], day: str) -> float:
 
 
 def _daily(config: Config, days: list[str]) -> dict[str, dict[str, Any]]:
-    """Each day by the daily job; what its ledger says, by day."""
+    """Train each day by the daily job; return its ledger entries by day."""
     line = Line.of(config.root, config.line)
     fit_statistics(config, days[:_FITTED])
     for day in days:
@@ -91,12 +91,12 @@ def _daily(config: Config, days: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _problems(entry: dict[str, Any]) -> list[str]:
-    """Why the daily job would have refused a day."""
+    """Return the reasons for which the daily job would have refused a day."""
     return [*entry["preflight"]["problems"], *entry["gate"]["problems"]]
 
 
 def _from_scratch(config: Config, before: Sequence[str], passes: int) -> tuple[Qualities, float]:
-    """Qualities on the day after, and trainer-seconds, of a model on all days before it."""
+    """Return qualities on the next day, and trainer-seconds, of a model on all days before it."""
     scratch = config.model_copy(update={"line": f"scratch-{passes}-{before[-1]}"})
     line = Line.of(scratch.root, scratch.line)
     fit_statistics(scratch, before[:_FITTED])
@@ -114,7 +114,7 @@ def _qualities(tasks: Any) -> Qualities:
 
 
 def _summed_up(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per task the mean over next days: of all, and of those for which both ways were trained; and the costs."""
+    """Return per task the mean over next days: of all, and of those for which both ways were trained; and the costs."""
     tasks, measured = list(next(iter(seeds[0]["daily"].values()))), list(seeds[0]["scratch"])
     table, by_day = {}, {}
     for task in tasks:
@@ -154,7 +154,7 @@ def _known(values: Any) -> list[float]:
 
 
 def _rounded(values: Any) -> list[float | None]:
-    """Mean and standard deviation."""
+    """Return mean and standard deviation."""
     known = list(values)
     if not known:
         return [None, None]

@@ -1,4 +1,4 @@
-"""Share of a worker's time in which it waits for its next batch, with the paper's head and with a one-layer head."""
+"""Share of a worker's time spent waiting for its next batch, with the paper's head and with a one-layer head."""
 
 import time
 from dataclasses import replace
@@ -25,11 +25,11 @@ _WARM_STEPS = 10
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Train a day with either head, and measure how long the workers stood in `Batcher.next_batch`.
+    """Train a day with either head, and measure the workers' time in `Batcher.next_batch`.
 
-    That time holds the copying of rows into a batch as well as the wait for units; it is what a worker cannot compute
-    in. Where the one-layer head waits more than 3 %, the reading is what bounds it, and its rows/s are near those at
-    which waiting passes 3 %: a head as heavy as `limit_rows_per_s` says waits 3 %.
+    This time includes copying rows into a batch and waiting for units; a worker cannot compute during it. If the
+    one-layer head waits more than 3 %, reading limits the run, and its rows/s are near those at which waiting passes 3
+    %: a head of the speed `limit_rows_per_s` waits 3 %.
 
     Args:
         quick: A quarter of the rows.
@@ -48,7 +48,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's rows, seconds and waiting seconds, from its tenth batch on."""
+    """Return rank 0's rows, seconds and waiting seconds, from its tenth batch on."""
     with project(rows, 2**14, 20_000) as folder:
         config, encoder, day = load(folder, model=head)
         line = Line.of(config.root, config.line)
@@ -64,7 +64,7 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_and_time(settings: dict[str, list[TrainJob]]) -> dict[str, Any]:
-    """`train_worker`, with a watch on the function that makes the next batch."""
+    """Run `train_worker` with a timer on the function that makes the next batch."""
     from pipeline.trainer import train
 
     watch = _Watch()
@@ -87,7 +87,7 @@ class _Watch:
         self.began = self.ended = 0.0
 
     def note(self, began: float, batch: RankingBatch) -> None:
-        """Count one batch: how long it took to come, and its rows."""
+        """Count one batch: its waiting time, and its rows."""
         self.calls += 1
         now = time.perf_counter()
         if self.calls == _WARM_STEPS:

@@ -1,4 +1,4 @@
-"""What deterministic kernels cost: time of a step with `workers.deterministic` over that without, in turns."""
+"""Cost of deterministic kernels: time of a step with `workers.deterministic` over that without, in turns."""
 
 import statistics
 import tempfile
@@ -21,7 +21,7 @@ _STEPS, _QUICK_STEPS, _TURNS = 40, 10, 5
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Train the paper's head on one rank, on the CPU, some steps with and some without, again and again.
+    """Train the paper's head on one rank, on the CPU, with and without deterministic kernels in turns.
 
     Args:
         quick: A quarter of the steps of a turn.
@@ -46,7 +46,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _measure(batches: list[RankingBatch], folder: Any, steps: int) -> dict[bool, list[float]]:
-    """Seconds of a step in each turn, by whether kernels were deterministic."""
+    """Return the seconds of a step in each turn, keyed by `deterministic`."""
     config, _, _ = load(folder, model=PAPER_HEAD)
     state = build_state(config, Groups.create(300).training, torch.device("cpu"))
     pipeline = build_train_pipeline(config, state, torch.device("cpu"))

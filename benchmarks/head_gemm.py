@@ -25,7 +25,7 @@ def _levels(num_tasks: int, own: int, shared: int, widths: Sequence[int]) -> lis
     ]
 
 
-# The paper gives the widths of its levels, not the numbers of experts, but for figure 8: one per module.
+# The paper gives the widths of its levels. It gives numbers of experts only in figure 8: one per module.
 _CASES: dict[str, tuple[int, list[Level]]] = {
     "ple, 5 tasks, 12 experts, 256 then 128": (512, _levels(5, 2, 2, [256, 128])),
     "cgc, 5 tasks, 12 experts, 256": (512, _levels(5, 2, 2, [256])),
@@ -34,13 +34,13 @@ _CASES: dict[str, tuple[int, list[Level]]] = {
 
 
 class LoopPLE(nn.Module):
-    """The loop-written form: an nn.Linear for each expert and gate, mixed by adding up weighted outputs.
+    """Loop-written form of PLE: an nn.Linear for each expert and gate, mixed by adding up weighted outputs.
 
     Stacking the outputs for an einsum, as most implementations do, was slower at every size tried.
 
     Args:
         in_features: Width of the input.
-        levels: As of `PLE`, with experts of one layer.
+        levels: As in `PLE`, with experts of one layer.
     """
 
     def __init__(self, in_features: int, levels: Sequence[Level]) -> None:
@@ -71,7 +71,7 @@ class LoopPLE(nn.Module):
 
 
 def _products(in_features: int, levels: Sequence[Level], batch: int) -> tuple[Callable[[], None], int]:
-    """The experts' matrix products, forward and both backward, into memory that is there; and their operations."""
+    """Return the experts' matrix products, forward and both backward, into allocated memory; and their operations."""
     operands: list[tuple[Tensor, ...]] = []
     width = in_features
     for index, level in enumerate(levels):
@@ -101,16 +101,16 @@ def _step(network: nn.Module, x: Tensor, output_grad: Tensor) -> Callable[[], No
 
 
 def _settle_allocator() -> None:
-    """Free one tensor of 31 MiB, as a process that has trained for a while has done.
+    """Free one tensor of 31 MiB, to reach the allocator state of a process that has trained for a while.
 
-    Until then glibc returns memory to the kernel at thresholds that depend on which contender freed what before, and
-    the page faults that follow are counted against the next one.
+    Until then glibc returns memory to the kernel at thresholds that depend on the contenders' earlier frees, and the
+    resulting page faults are counted against the next contender.
     """
     torch.ones(31 * 2**18)
 
 
 def _seconds_in_turns(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, measured one after the other in each turn, so that a slow minute slows them all."""
+    """Return the seconds of each step, measured in turns, so that a slow minute slows them all."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(_TURNS + 1):
         for name, step in steps.items():
@@ -155,9 +155,9 @@ def run(quick: bool) -> dict[str, Any]:
         quick: One network at two batch sizes, instead of three at three.
 
     Returns:
-        What the figures mean, and for each network and batch size: rows, threads, and medians of 5 turns of PLE's rate
-        over the rate of matrix products of the experts' shapes (only the experts' operations are counted, so gates,
-        mixing and activations all cost), and of PLE's rate over the loop's.
+        The unit, and for each network and batch size: rows, threads, and medians of 5 turns of PLE's rate over the rate
+        of matrix products of the experts' shapes (only the experts' operations are counted, so gates, mixing and
+        activations all cost), and of PLE's rate over the loop's.
     """
     _settle_allocator()
     cases = list(_CASES)[:1] if quick else list(_CASES)

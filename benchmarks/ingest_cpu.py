@@ -27,15 +27,15 @@ from pipeline.storage.files import Storage
 _ROWS = 2**20
 _QUICK_ROWS = 2**18
 _ROW_GROUP_ROWS = 65_536
-_SHORT, _LONG = 1, 4  # passes over the day; the difference between the two has no start-up in it
+_SHORT, _LONG = 1, 4  # passes over the day; their difference excludes start-up
 
 
 @ray.remote(num_cpus=1)
 class Consumer:
-    """A rank that makes batches as `pipeline.trainer.train` does, and steps nothing."""
+    """Rank that makes batches as `pipeline.trainer.train` does, and steps nothing."""
 
     def consume(self, shard: Any, config: Config, day: DayLog) -> int:
-        """Read a lane to its end; returns its rows."""
+        """Read a lane to its end; return its rows."""
         rows, ingest = 0, config.ingest
         for segment in read_segments(receive_blocks(shard, ingest.prefetch_units)):
             batcher = Batcher(
@@ -50,8 +50,8 @@ class Consumer:
 def run(quick: bool) -> dict[str, Any]:
     """Measure our stream, a bare Ray read and a bare pyarrow decode, in turns.
 
-    Each is run over the day once and several times, and what counts is the difference: start-up is in both. Encoding,
-    shuffling, collating, object store and the idle parts of Ray are in our figure.
+    Each is run over the day once and several times. The difference counts, since start-up is in both. Our figure
+    includes encoding, shuffling, collating, object store and the idle parts of Ray.
 
     Args:
         quick: A quarter of the rows, 3 turns.
@@ -81,7 +81,7 @@ def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumer
 def _bare_ray(folder: Path, columns: list[str], passes: int) -> int:
     context = DataContext()
     context.enable_progress_bars = False
-    with DataContext.current(context):  # with Ray's own settings, whatever our stream has set
+    with DataContext.current(context):  # with Ray's own settings, not our stream's
         read = ray.data.read_parquet(_files(folder, passes), columns=columns)
         return sum(batch.num_rows for batch in read.iter_batches(batch_size=32_768, batch_format="pyarrow"))
 
@@ -96,7 +96,7 @@ def _bare_pyarrow(folder: Path, columns: list[str], passes: int) -> int:
 
 
 def _files(folder: Path, passes: int) -> list[str]:
-    """The day's files, several times over, each time under another name: Ray reads a file once that is listed twice."""
+    """Return the day's files several times over, each time by another name: Ray reads a repeated file only once."""
     found = []
     for number in range(passes):
         again = folder / f"again-{number}"
@@ -109,7 +109,7 @@ def _files(folder: Path, passes: int) -> list[str]:
 
 
 def _cost(read: Callable[[int], int], watcher: TreeWatcher) -> dict[str, Any]:
-    """CPU-seconds and wall seconds per million rows, by process."""
+    """Return CPU-seconds and wall seconds per million rows, by process."""
     sizes = []
     for passes in (_SHORT, _LONG):
         started, before = time.monotonic(), watcher.cpu_seconds()

@@ -1,4 +1,4 @@
-"""Peak memory of all processes while a day is trained, at ten times the rows over once the rows."""
+"""Peak memory of all processes during the training of a day, at ten times the rows over once the rows."""
 
 import os
 import subprocess
@@ -18,8 +18,8 @@ _MIB = 2**20
 def run(quick: bool) -> dict[str, Any]:
     """Train one day of N rows and one of 10 N, each in a process tree of its own, from the log to the checkpoint.
 
-    The figure is the sum of the proportional set sizes of all processes, the driver's included; Ray's object store is
-    apart, since its size is set and not used up.
+    The figure is the sum of the proportional set sizes of all processes, the driver's included. Ray's object store is
+    measured apart, since its size is a setting.
 
     Args:
         quick: A quarter of the rows.
@@ -37,7 +37,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _peak(rows: int) -> dict[str, int]:
-    """Peak memory in MiB of `jobs.train` over a day of so many rows."""
+    """Return the peak memory in MiB of `jobs.train` over a day of so many rows."""
     with project(rows, _ROW_GROUP_ROWS, _NUM_IDS, ingest={"batch_size": 1024, "object_store_mb": 64}) as folder:
         command = [sys.executable, "-m", "jobs.train", "--config", str(folder / "config.yaml"), "--days", str(DAY)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""CPU of all processes while a log waits for a slow model, Ray Data's loop turning freely over the paced loop."""
+"""CPU of all processes while a log waits for a slow model: Ray Data's free loop over the paced loop."""
 
 import os
 import statistics
@@ -23,20 +23,20 @@ from pipeline.storage.files import Storage
 
 _ROWS, _QUICK_ROWS = 2**19, 2**18
 _UNIT_ROWS = 4096
-_STEP_S = 0.05  # a model of 20,000 rows/s: its log is read several times faster
+_STEP_S = 0.05  # a model of 20,000 rows/s, several times slower than the reading of its log
 
 
 class _FreeLoop(PacedLoop):
     def on_execution_step(self, executor: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @ray.remote(num_cpus=1)
 class SlowConsumer:
-    """A rank that makes batches as `pipeline.trainer.train` does, and sleeps instead of stepping."""
+    """Rank that makes batches as `pipeline.trainer.train` does, and sleeps instead of stepping."""
 
     def consume(self, shard: Any, config: Config, day: DayLog) -> int:
-        """Read a lane to its end; returns its rows."""
+        """Read a lane to its end; return its rows."""
         rows, ingest = 0, config.ingest
         for segment in read_segments(receive_blocks(shard, ingest.prefetch_units)):
             batcher = Batcher(config.log_schema, day.units, segment.parcels, ingest.batch_size, interleave=1)
@@ -48,7 +48,7 @@ class SlowConsumer:
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Measure both loops in turns; the rows, and what has to be done with them, are the same.
+    """Measure both loops in turns, on the same rows with the same work.
 
     Args:
         quick: Half the rows, 2 turns.

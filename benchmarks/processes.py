@@ -1,8 +1,8 @@
 """CPU time and memory of a process and all its descendants, sampled from /proc.
 
-CPU is the user and system time of every process of the tree, the newest sample of each kept: a process that ends is
-counted up to its last sample, whether or not somebody waits for it (Ray's raylet does not wait for its workers, whose
-time is then in nobody's `cutime`). The kernel counts in ticks of 10 ms.
+CPU is the user and system time of every process of the tree. The newest sample of each is kept: an ended process
+counts up to its last sample, even if no process waits for it. (Ray's raylet does not wait for its workers, whose time
+is then in no `cutime`.) The kernel counts in ticks of 10 ms.
 """
 
 import os
@@ -20,8 +20,8 @@ class Memory:
     """Bytes of a process tree.
 
     Args:
-        private: Proportional set size (what is shared is divided among its users) without shared memory.
-        shared: Proportional set size of shared memory, which is Ray's object store.
+        private: Proportional set size (shared pages divided among their users) without shared memory.
+        shared: Proportional set size of shared memory, namely Ray's object store.
     """
 
     private: int
@@ -29,15 +29,15 @@ class Memory:
 
 
 class TreeWatcher:
-    """Samples a process tree in a thread, as a context manager.
+    """Sampler of a process tree in a thread, as a context manager.
 
     Args:
-        root: The tree's root; the thread's own time counts where that is this process.
-        memory: Also sample the memory.
+        root: Process id of the tree's root; if it is this process, the thread's own time counts.
+        memory: True to sample the memory too.
         every_s: Time between samples.
 
     Attributes:
-        peak: The memory where its private part was largest.
+        peak: The memory at the largest private part.
     """
 
     def __init__(self, root: int, *, memory: bool = False, every_s: float = 0.2) -> None:
@@ -56,7 +56,7 @@ class TreeWatcher:
         self._thread.join()
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Seconds since each process began, ended ones included, by the name of the process."""
+        """Return the seconds since each process began, ended ones included, by process name."""
         total: dict[str, float] = defaultdict(float)
         with self._lock:
             self._sample()
@@ -74,13 +74,13 @@ class TreeWatcher:
         for pid in pids:
             if fields := _stat(pid):
                 seconds = (int(fields[11]) + int(fields[12])) * _TICK_S
-                self._processes[pid, fields[19]] = (_name(pid), seconds)  # with its start time: ids are used again
+                self._processes[pid, fields[19]] = (_name(pid), seconds)  # the start time disambiguates reused ids
         if self._memory:
             self.peak = max(self.peak, tree_memory(pids), key=lambda memory: memory.private)
 
 
 def tree_of(root: int) -> list[int]:
-    """Ids of a process and its descendants."""
+    """Return the ids of a process and its descendants."""
     children = defaultdict(list)
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         if fields := _stat(pid):
@@ -92,7 +92,7 @@ def tree_of(root: int) -> list[int]:
 
 
 def tree_memory(pids: list[int]) -> Memory:
-    """The memory of processes now."""
+    """Return the current memory of processes."""
     private = shared = 0
     for pid in pids:
         try:
@@ -106,7 +106,7 @@ def tree_memory(pids: list[int]) -> Memory:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat behind the name, state first; none where the process has ended."""
+    """Return the fields of /proc/PID/stat after the name, state first; none if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except _GONE:
@@ -114,7 +114,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _name(pid: int) -> str:
-    """What a process is: Ray gives its workers' names, without their method; tasks and idle workers are one kind."""
+    """Return a process's kind: Ray's workers by name without their method; tasks and idle workers are one kind."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").split()
     except _GONE:

@@ -1,4 +1,4 @@
-"""For how long a checkpoint holds training up: the stall of a background save over a memcpy of the same bytes."""
+"""Stall of training by a checkpoint: time of a background save over a memcpy of the same bytes."""
 
 import multiprocessing
 import os
@@ -29,8 +29,8 @@ _DAY = "2026-01-01"
 def run(quick: bool) -> dict[str, Any]:
     """Save a sharded model of two ranks several times, each save after the last one's files are written.
 
-    The stall is all that the training thread does: the sum of the cursor over the ranks, and the copy. A save in the
-    foreground is measured beside it. The first copy also takes its memory from the system, and is given apart.
+    The stall is the training thread's part: the sum of the cursor over the ranks, and the copy. A save in the
+    foreground is measured beside it. The first copy also allocates its memory from the system, and is reported apart.
 
     Args:
         quick: An eighth of the rows.
@@ -75,7 +75,7 @@ def _config(rows: int) -> Config:
 
 
 def _measure(rank: int, folder: str, rows: int, turns: int) -> dict[str, float]:
-    """One rank's median seconds."""
+    """Return one rank's median seconds."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(_RANKS), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", f"file://{folder}/store", timedelta(minutes=5), rank=rank, world_size=_RANKS)
@@ -109,7 +109,7 @@ def _save(saver: Saver, state: TrainState, groups: Groups, steps: range) -> list
 
 
 def _memcpy(state: TrainState, turns: int) -> dict[str, float]:
-    """Copy as many bytes as this rank saves, from memory to memory that is there."""
+    """Copy as many bytes as this rank saves, into allocated memory."""
     blocks = [shard.tensor for part in _sharded(state) for shard in part.local_shards()]
     copies = [torch.zeros_like(block) for block in blocks]
     seconds = []

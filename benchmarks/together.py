@@ -1,4 +1,4 @@
-"""Seconds of training small models each by a group of workers of its own, over those of all by one group."""
+"""Seconds of training small models with a group of workers each, over those of all models with one group."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _MODELS = 4
 def run(quick: bool) -> dict[str, Any]:
     """Train the same models both ways, within one Ray, on one worker.
 
-    What is saved is a start of Ray Train, its actors and a worker for every model but the first, whatever the rows.
+    The saving is a start of Ray Train, its actors and a worker for every model but the first, for any number of rows.
 
     Args:
         quick: An eighth of the rows.

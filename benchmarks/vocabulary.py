@@ -1,4 +1,4 @@
-"""CPU of encoding a row whose ids are looked up in vocabularies, over that of one whose ids are hashed."""
+"""CPU of encoding a row with ids looked up in vocabularies, over that of a row with hashed ids."""
 
 import statistics
 import time
@@ -26,8 +26,8 @@ _DAY = "2026-11-05"
 def run(quick: bool) -> dict[str, Any]:
     """Encode a day in this process, in turns: hashed, and with vocabularies of several sizes.
 
-    Every id of the day has a row of its own; the rest of a vocabulary are ids that the day does not have, which make it
-    larger than the processor's caches.
+    Every id of the day has a row of its own; the other ids of a vocabulary do not occur in the day, and make it larger
+    than the processor's caches.
 
     Args:
         quick: A quarter of the rows, 3 turns, no vocabulary of 10 million ids.
@@ -58,7 +58,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _with_vocabularies(hashing: Encoder, units: list[dict[str, pa.Array]], size: int) -> tuple[Encoder, float]:
-    """An encoder with vocabularies of a size, and the CPU-seconds of the last of the updates that made them."""
+    """Return an encoder with vocabularies of a size, and the CPU-seconds of the last of the updates that made them."""
     mapping = VocabularyConfig(kind="vocabulary", min_count=1, keep_days=1, tail_rows=_TAIL)
     tables = [
         table.model_copy(update={"num_rows": size + _TAIL, "id_mapping": mapping}) for table in hashing.schema.tables
@@ -74,7 +74,7 @@ def _with_vocabularies(hashing: Encoder, units: list[dict[str, pa.Array]], size:
 
 
 def _keys(schema: Schema, table: TableConfig, units: list[dict[str, pa.Array]], size: int) -> np.ndarray:
-    """The keys of the day's ids of a table, filled up with others to a size; increasing."""
+    """Return the keys of a table's ids of the day, filled up with others to a size; increasing."""
     features = [f for f in schema.sparse_features if f.table == table.name and not isinstance(f, BucketFeature)]
     salt = salt_of(schema.hash_salt)
     seen = [hash_ids(id_values(f, unit[f.source])[0], salt) for f in features for unit in units]

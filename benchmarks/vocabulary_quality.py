@@ -25,8 +25,8 @@ from pipeline.trainer.train_line import train
 
 _CONFIGS = Path(__file__).parents[1] / "jobs/configs"
 _SOURCE = Path(__file__).parents[2] / "shared/data/kuairand-pure"
-_NEW_DAYS = 3  # a video is new that was first shown today or on one of so many days before
-_TAIL = 16  # of a vocabulary's rows, one in so many is for ids that have none of their own
+_NEW_DAYS = 3  # a new video was first shown today or on one of so many days before
+_TAIL = 16  # one in so many of a vocabulary's rows is for ids without a row of their own
 _ROWS = {"kuairand": {"user": 16384, "video": 4096}, "synthetic": {"video": 1536}}  # fewer than there are ids
 
 
@@ -63,7 +63,7 @@ def _write_logs(name: str, logs: str) -> list[str]:
 
 
 def _configs(name: str, root: str) -> dict[str, Config]:
-    """The shipped configuration with smaller tables, of each way on a line of its own."""
+    """Return the shipped configuration with smaller tables, each way on a line of its own."""
     file = {"kuairand": "kuairand.yaml", "synthetic": "demo.yaml"}[name]
     shipped = load_config(_CONFIGS / file, [f"root={root}/root", f"logs.path={root}/logs"])
     sizes = _ROWS[name]
@@ -84,7 +84,7 @@ def _with_tables(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
 
 
 def _slices(folder: Path, days: Sequence[str], day: str) -> dict[str, int]:
-    """Write a day's rows of new and of older videos as logs of their own; how many each has."""
+    """Write a day's rows of new and of older videos as logs of their own; return their numbers of rows."""
     place = days.index(day)
     older = np.unique(np.concatenate([_read(folder, other)["video_id"] for other in days[: place - _NEW_DAYS]]))
     table = _read(folder, day)
@@ -101,7 +101,7 @@ def _read(folder: Path, day: str) -> pa.Table:
 
 
 def _measured(config: Config, days: Sequence[str], measured: Sequence[str]) -> dict[str, Any]:
-    """Qualities by slice, day and task, and the bytes of a checkpoint."""
+    """Return qualities by slice, day and task, and the bytes of a checkpoint."""
     line = Line.of(config.root, config.line)
     fit_statistics(config, days[:3])
     found: dict[str, Any] = {"new": {}, "older": {}}
@@ -120,12 +120,12 @@ def _measured(config: Config, days: Sequence[str], measured: Sequence[str]) -> d
 
 
 def _pieces(config: Config, days: Sequence[str]) -> Iterator[Sequence[str]]:
-    """A vocabulary counts the days of one command together; for hashing, days are the same one by one or at once."""
+    """Return the days per command: a vocabulary counts all of one command together, hashing does not depend on it."""
     return ([day] for day in days) if config.log_schema.vocabularies else iter([days])
 
 
 def _summed_up(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Mean quality over the days by slice and task, of both ways."""
+    """Return mean quality over the days by slice and task, of both ways."""
     table = {}
     for piece in ("new", "older"):
         days = ways["hashing"][piece]

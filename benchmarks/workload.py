@@ -1,4 +1,4 @@
-"""The log, schema and project that the benchmarks share: 2 ids, one history of 20, 13 dense features, 5 tasks."""
+"""Log, schema and project that the benchmarks share: 2 ids, one history of 20, 13 dense features, 5 tasks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +68,7 @@ ONE_LAYER_HEAD: dict[str, Any] = {
 
 @contextmanager
 def project(num_rows: int, row_group_rows: int, num_ids: int, **sections: dict[str, Any]) -> Iterator[Path]:
-    """A temporary project with a day's log, its statistics, and `config.yaml`; removed at the end.
+    """Make a temporary project with a day's log, its statistics, and `config.yaml`; remove it at the end.
 
     Args:
         num_rows: Rows of the day, in four files.
@@ -99,7 +99,7 @@ def project(num_rows: int, row_group_rows: int, num_ids: int, **sections: dict[s
 
 
 def raw_config(folder: str) -> dict[str, Any]:
-    """A config as its file holds it, with default sizes and the one-layer head."""
+    """Return a config in the form of its file, with default sizes and the one-layer head."""
     return {
         "name": "bench",
         "root": folder,
@@ -115,10 +115,10 @@ def raw_config(folder: str) -> dict[str, Any]:
 
 
 def load(folder: Path, **sections: dict[str, Any]) -> tuple[Config, Encoder, DayLog]:
-    """A project's config, its encoder, and its day.
+    """Return a project's config, its encoder, and its day.
 
     Args:
-        folder: What `project` gave.
+        folder: Folder of the project.
         sections: Sections of the config to replace.
     """
     from pipeline.lineage.frozen_statistics import load_statistics

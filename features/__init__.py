@@ -1,1 +1,1 @@
-"""What a log line means: the declared schema, its statistics, and the encoding of Arrow columns into batch columns."""
+"""Meaning of a log line: the declared schema, its statistics, and the encoding of Arrow columns to batch columns."""

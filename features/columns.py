@@ -1,4 +1,4 @@
-"""From a log's Arrow column to the numbers or ids of one feature, before statistics are applied."""
+"""Conversion of a log's Arrow column to the numbers or ids of one feature, before statistics are applied."""
 
 from collections.abc import Mapping
 
@@ -9,32 +9,32 @@ import pyarrow.compute as pc
 from features.errors import DataError
 from features.schema import BucketFeature, DenseFeature, IdFeature, SequenceFeature
 
-LARGEST = float(np.finfo(np.float32).max)  # what is larger would become infinite in a batch
+LARGEST = float(np.finfo(np.float32).max)  # a larger value would become infinite in a batch
 
 
 def contiguous(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, pa.Array]:
-    """The columns, such as a Parquet table's, with one array each; copies those in several chunks."""
+    """Return the columns, such as a Parquet table's, with one array each; copy columns of several chunks."""
     return {name: _one_array(column) for name, column in columns.items()}
 
 
 def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if not isinstance(column, pa.ChunkedArray):
         return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one chunk
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # copies even one chunk
 
 
 def dense_values(feature: DenseFeature | BucketFeature, column: pa.Array) -> np.ndarray:
-    """Numbers of a dense or bucketised feature.
+    """Return the numbers of a dense or bucketised feature.
 
     Args:
-        feature: Its declaration.
+        feature: The feature's declaration.
         column: Numeric or boolean array of N rows.
 
     Returns:
         float64 of shape (N,), after log1p where declared; NaN where the value is missing.
 
     Raises:
-        DataError: A value that is infinite, or would be as float32; names column and row.
+        DataError: A value is infinite, or would be as float32; names column and row.
     """
     values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     infinite = np.abs(values) > LARGEST
@@ -47,10 +47,10 @@ def dense_values(feature: DenseFeature | BucketFeature, column: pa.Array) -> np.
 
 
 def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Ids of an id or sequence feature, cut to the declared length and without nulls.
+    """Return the ids of an id or sequence feature, cut to the declared length and without nulls.
 
     Args:
-        feature: Its declaration.
+        feature: The feature's declaration.
         column: Array of N ids, or of N lists of ids.
 
     Returns:
@@ -58,7 +58,7 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
         `ids[offsets[i]:offsets[i + 1]]`.
 
     Raises:
-        DataError: A null list, or a null in a list that is not pooled; names column and row.
+        DataError: A list is null, or a list that is not pooled holds a null; names column and row.
     """
     if isinstance(feature, IdFeature):
         column = _without_dictionary_nulls(column)
@@ -75,19 +75,19 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
     ids, offsets = _cut(column.values, offsets, feature)
     ids = _without_dictionary_nulls(ids)
     if ids.null_count:
-        nulls = pc.indices_nonzero(ids.is_null()).to_numpy()  # few, so each is looked for in the offsets
+        nulls = pc.indices_nonzero(ids.is_null()).to_numpy()  # few, so a binary search of each in the offsets
         if feature.is_unpooled:
             row = int(np.searchsorted(offsets, nulls[0], side="right")) - 1
             raise DataError(
                 f"column {feature.source!r} has a null in the list of row {row}, and {len(nulls)} in all: feature "
-                f"{feature.name!r} is not pooled, so each entry is an event; write an id for what is not known"
+                f"{feature.name!r} is not pooled, so each entry is an event; write an id for an unknown entry"
             )
         ids, offsets = ids.drop_null(), offsets - np.searchsorted(nulls, offsets)
     return ids, offsets.astype(np.int32)
 
 
 def _cut(values: pa.Array, offsets: np.ndarray, feature: SequenceFeature) -> tuple[pa.Array, np.ndarray]:
-    """Keep the declared end of lists that are too long; returns values that start at offset 0."""
+    """Keep the declared end of lists that are too long; return values that start at offset 0."""
     starts, stops = offsets[:-1], offsets[1:]
     if len(starts) == 0 or (stops - starts).max() <= feature.max_length:
         return values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
@@ -100,11 +100,11 @@ def _cut(values: pa.Array, offsets: np.ndarray, feature: SequenceFeature) -> tup
 
 
 def ragged_index(starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Index of the elements of ragged rows.
+    """Return the index of the elements of ragged rows.
 
     Args:
-        starts: Where each row's elements begin in the source, shape (N,).
-        offsets: Where they begin in the result, shape (N + 1,).
+        starts: Offset of each row's first element in the source, shape (N,).
+        offsets: Offset of each row's first element in the result, shape (N + 1,).
 
     Returns:
         int64 of shape (offsets[-1],).
@@ -117,7 +117,7 @@ def _offsets(present: np.ndarray) -> np.ndarray:
 
 
 def _without_dictionary_nulls(ids: pa.Array) -> pa.Array:
-    """Arrow does not count a null among a dictionary's values as a null of the array."""
+    """Decode a dictionary with nulls among its values, which Arrow does not count as nulls of the array."""
     if pa.types.is_dictionary(ids.type) and ids.dictionary.null_count:
         return ids.dictionary_decode()
     return ids

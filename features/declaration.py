@@ -1,4 +1,4 @@
-"""What every config class is."""
+"""Base class and name type of every config class."""
 
 from typing import Annotated
 

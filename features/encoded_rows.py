@@ -1,4 +1,4 @@
-"""Rows as numbers, and as what Ray Data passes on: one Arrow row."""
+"""Encoded rows as numpy arrays, and as the one Arrow row that Ray Data carries."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,15 +13,15 @@ _MAX_PADDING = 4  # times the ids of the bags: beyond, padding the bags to one l
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """N encoded rows; F sparse features, D dense features, K tasks.
+    """N encoded rows with F sparse features, D dense features and K tasks.
 
     Args:
         ids: Per sparse feature, the table rows of all N bags one after the other, int32.
-        offsets: Per sparse feature, int32 of shape (N + 1,): where each bag begins.
+        offsets: Per sparse feature, the start of each bag, int32 of shape (N + 1,).
         dense: float32 of shape (N, D); NaN where the value is missing.
         labels: float32 of shape (N, K); NaN where the row is outside the task's space.
         weights: float32 of shape (N, K), 1 outside the task's space; None where no task declares a weight.
-        slots: int32 of shape (N,); -1 where there is none.
+        slots: int32 of shape (N,); -1 where a row has no slot.
         rows: int32 of shape (N,): row numbers within the unit.
         truth: float32 of shape (N, K) with the true probabilities of synthetic logs, or None.
         held: uint8 of shape (N,): 1 where the row is held out and has no labels; None where no row can be.
@@ -41,7 +41,7 @@ class EncodedRows:
         return len(self.rows)
 
     def take(self, order: np.ndarray) -> "EncodedRows":
-        """The rows at the given places, in that order; shape (M,)."""
+        """Return the rows at the given indices, in that order; shape (M,)."""
         bags = [_take_bags(*bag, order) for bag in zip(self.ids, self.offsets, strict=True)]
         rest: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name).take(order, axis=0)
@@ -50,7 +50,7 @@ class EncodedRows:
         return EncodedRows(ids=[ids for ids, _ in bags], offsets=[offsets for _, offsets in bags], **rest)
 
     def to_arrow(self) -> pa.Table:
-        """One Arrow row that holds all N rows, so that nothing downstream can split or reorder them."""
+        """Pack all N rows into one Arrow row, so that no later stage can split or reorder them."""
         columns: dict[str, pa.Array] = {}
         for name, value in self._columns().items():
             flat = pa.array(value.reshape(-1))
@@ -65,12 +65,12 @@ class EncodedRows:
                 found |= {f"{field.name}.{index}": array for index, array in enumerate(value)}
             elif value is not None:
                 found[field.name] = value
-        # The widths of the matrices, which no rows at all would not tell.
+        # Widths of the matrices, which cannot be inferred from zero rows.
         return found | {"widths": np.array([self.dense.shape[1], self.labels.shape[1]], np.int32)}
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "EncodedRows":
-        """Read what `to_arrow` wrote, without copying."""
+        """Read the table that `to_arrow` wrote, without copying."""
         assert table.num_rows == 1, f"{table.num_rows} units in one block"
         flat = {name: table[name][0].values.to_numpy(zero_copy_only=True) for name in table.column_names}
         num_rows = len(flat["rows"])
@@ -95,14 +95,14 @@ class EncodedRows:
 
 def _take_bags(ids: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = offsets[1:] - offsets[:-1]
-    if len(lengths) and (lengths == lengths[0]).all():  # ids, and histories that are full: rows of a matrix
+    if len(lengths) and (lengths == lengths[0]).all():  # ids, and full histories: rows of a matrix
         taken = ids.reshape(len(lengths), lengths[0]).take(order, axis=0).reshape(-1)
         return taken, np.arange(len(order) + 1, dtype=np.int32) * lengths[0]
     taken_lengths, longest = lengths[order], int(lengths.max(initial=0))
     taken_offsets = np.concatenate(([0], np.cumsum(taken_lengths))).astype(np.int32)
     if longest * len(order) > _MAX_PADDING * taken_offsets[-1]:
         return ids[ragged_index(offsets[order], taken_offsets)], taken_offsets
-    # As many ids from the start of every bag as the longest has, as one item, and then those that are the bag's own:
+    # Take from the start of every bag as many ids as the longest bag has, as one item; then drop those beyond the bag:
     # half the time of an index of every id.
     padded = np.concatenate((ids, np.zeros(longest, ids.dtype)))
     windows = np.ndarray(len(ids) + 1, f"V{longest * ids.itemsize}", padded, strides=(ids.itemsize,))

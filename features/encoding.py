@@ -1,4 +1,4 @@
-"""Encoding: from the Arrow columns of a unit to the fixed columns of a batch, vectorised, without torch."""
+"""Encoding of a unit's Arrow columns to the fixed columns of a batch: vectorised, without torch."""
 
 from collections.abc import Mapping
 
@@ -18,21 +18,21 @@ from features.tables import TableConfig
 from features.tasks import TaskConfig
 from features.vocabulary import Vocabulary
 
-_RAREST = 1e-9  # probability of a row to be kept, of which there is one
+_RAREST = 1e-9  # lower bound of the probability with which a row was kept
 
 
 class Encoder:
-    """Encodes units as a schema and its statistics say.
+    """Encoder of units by a schema and its statistics.
 
     Args:
-        schema: What a log line means.
-        statistics: Of the same schema; needed where dense features are standardised or bucketised.
+        schema: The declared schema.
+        statistics: Statistics of the same schema; needed where dense features are standardised or bucketised.
         with_truth: Also read the tasks' truth columns.
-        measuring: For metrics, which weigh thinned-out logs by how they were thinned, whatever the loss does.
-        vocabularies: By table, of every table that declares one; only what looks ids up is kept of them.
+        measuring: For metrics, which always weigh rows by the sampling of the log, whatever the loss does.
+        vocabularies: Vocabulary by table, for every table that declares one; only the lookup index is kept.
 
     Raises:
-        ConfigError: The statistics lack a feature of the schema, or there is no such vocabulary of a table.
+        ConfigError: The statistics lack a feature of the schema, or a table's vocabulary is missing.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class Encoder:
 
     @property
     def columns(self) -> list[str]:
-        """The log's columns that `encode` reads."""
+        """Names of the log's columns that `encode` reads."""
         return self.schema.columns(with_truth=self.with_truth)
 
     def check_columns(self, log: pa.Schema) -> None:
-        """Hold a file's schema against the declaration.
+        """Check a file's schema against the declaration.
 
         Raises:
-            DataError: A column that is missing or of a wrong type.
+            DataError: A column is missing or of a wrong type.
         """
         check_columns(self.schema, log, self.columns)
 
     def empty(self) -> EncodedRows:
-        """No rows, with the columns and types that `encode` gives."""
+        """Return zero rows, with the columns and types of `encode`."""
         num_sparse, num_tasks = len(self.schema.sparse_features), len(self.schema.tasks)
         labels = np.empty((0, num_tasks), np.float32)
         return EncodedRows(
@@ -94,8 +94,8 @@ class Encoder:
             N encoded rows, in the order given.
 
         Raises:
-            DataError: A value that the declaration does not allow; names column or task, and row, counted from the
-                first of `columns`.
+            DataError: The declaration does not allow a value; names column or task, and row, counted from the first of
+                `columns`.
         """
         columns = contiguous(columns)
         num_rows = len(next(iter(columns.values())))
@@ -192,7 +192,7 @@ class Encoder:
 
 
 def _weighs(task: TaskConfig, *, measuring: bool) -> bool:
-    """Whether rows count by how the log was thinned out."""
+    """Return True if the task weighs rows by the sampling of the log."""
     return task.sampling is not None and (measuring or task.sampling.correction == "weight")
 
 
@@ -205,7 +205,7 @@ def _check_numbers(what: str, values: np.ndarray, in_space: np.ndarray, least: f
 
 
 def evaluate_space(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
-    """Rows on which a space's expression is true, bool of shape (N,); null and NaN are outside."""
+    """Return the rows on which a space's expression is true, bool of shape (N,); null and NaN are outside."""
     space = as_boolean(parse_expression(text).evaluate(columns))
     return space.fill_null(False).to_numpy(zero_copy_only=False)
 
@@ -215,10 +215,10 @@ def _numbers(text: str, columns: Mapping[str, pa.Array]) -> np.ndarray:
 
 
 def check_statistics(schema: Schema, statistics: Statistics | None) -> None:
-    """Refuse statistics that lack what the schema's features need.
+    """Check that the statistics hold every figure that the schema's features need.
 
     Raises:
-        ConfigError: Names the feature.
+        ConfigError: A figure is missing; names the feature.
     """
     for feature in schema.features:
         needed = isinstance(feature, BucketFeature) or (isinstance(feature, DenseFeature) and feature.standardise)
@@ -229,7 +229,7 @@ def check_statistics(schema: Schema, statistics: Statistics | None) -> None:
 
 
 def _fitting(table: TableConfig, vocabulary: Vocabulary | None) -> Vocabulary:
-    """The vocabulary of a table, which has to be of that table and give out its very rows."""
+    """Return the vocabulary of a table after checking that it belongs to this table with exactly these rows."""
     declared = Vocabulary.empty(table)
     if vocabulary is None:
         raise ConfigError(f"table {table.name!r} declares a vocabulary, none is given: it is made by training a day")
@@ -253,15 +253,15 @@ def _check_buckets(feature: BucketFeature, statistics: Statistics) -> None:
 
 
 def check_labels(task: TaskConfig, values: np.ndarray, in_space: np.ndarray) -> None:
-    """Refuse labels that the task's kind does not allow.
+    """Check that the task's kind allows its labels.
 
     Args:
         task: The task.
         values: float64 of shape (N,).
-        in_space: bool of shape (N,); labels outside the space are not looked at.
+        in_space: bool of shape (N,); labels outside the space are not checked.
 
     Raises:
-        DataError: Names task, label, row, value and what was expected.
+        DataError: A label is not allowed; names task, label, row, value and the expected values.
     """
     allowed, expected = np.abs(values) <= LARGEST, "a finite number"
     if task.kind == "binary":
@@ -284,7 +284,7 @@ def check_labels(task: TaskConfig, values: np.ndarray, in_space: np.ndarray) -> 
 
 
 def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
-    """Hold a log file's Arrow schema against the declaration.
+    """Check a log file's Arrow schema against the declaration.
 
     Args:
         schema: The declaration.
@@ -292,7 +292,7 @@ def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
         columns: Names of the columns that will be read.
 
     Raises:
-        DataError: A column that is missing or of a wrong type, or an expression that does not fit.
+        DataError: A column is missing or of a wrong type, or an expression does not fit.
     """
     missing = [name for name in columns if name not in log.names]
     if missing:

@@ -1,4 +1,4 @@
-"""What ends a command in an orderly way: a wrong declaration, data that do not fit it, a request to end."""
+"""Exceptions that end a command in an orderly way: a wrong declaration, data that do not fit it, a request to end."""
 
 
 class ConfigError(ValueError):
@@ -6,8 +6,8 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """Logs that are not what the declaration says; the command ends with exit code 3."""
+    """Logs that contradict the declaration; the command ends with exit code 3."""
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """The command was asked to end, saved where it was, and ends with exit code 1: started again it goes on."""
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Request to end: the command saved its state and ends with exit code 1; a restart continues from there."""

@@ -1,4 +1,4 @@
-"""Events: the entries of unpooled sequences, whose properties stand in further lists of the same lengths."""
+"""Events: the entries of unpooled sequences, with their properties in further lists of the same lengths."""
 
 from collections.abc import Mapping
 
@@ -11,16 +11,16 @@ from features.schema import Schema
 
 
 def check_events(schema: Schema, columns: Mapping[str, pa.Array]) -> None:
-    """Refuse lists of properties that are longer or shorter than the list of events that they belong to.
+    """Check that lists of properties have the length of the list of events that they belong to.
 
-    Their whole lengths are compared: lists that are cut to one length may have lost other events.
+    The lengths before truncation are compared: lists cut to one length may have lost other events.
 
     Args:
-        schema: Says which lists belong together.
+        schema: The schema that declares the lists that belong together.
         columns: Arrays of N rows by column name.
 
     Raises:
-        DataError: Names both columns, the row and the lengths.
+        DataError: Two lengths differ; names both columns, the row and the lengths.
     """
     sources = {feature.name: feature.source for feature in schema.unpooled_features}
     for feature in schema.unpooled_features:

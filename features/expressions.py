@@ -1,8 +1,8 @@
 """Small declared expressions over the columns of a log, parsed once and evaluated by pyarrow.compute.
 
-The grammar is a fixed subset of Python's expression syntax; it is walked node by node and never evaluated as
-Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error), logic is Kleene's (unknown stays null). Where
-a truth is asked for, a number is true if it is not zero, and NaN is unknown.
+The grammar is a fixed subset of Python's expression syntax. The expression tree is walked node by node and never
+evaluated as Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error). Logic is Kleene's (unknown stays null).
+As a truth value, a non-zero number is true and NaN is unknown.
 
     play_ms >= 7000 and played == 1        clip(play_ms / duration_ms, 0, 1)        scene in ("wifi", "feed")
 """
@@ -47,7 +47,7 @@ def _float(value: Value) -> Value:
 
 
 def as_boolean(value: Value) -> Value:
-    """Truth of an array or scalar: numbers are true where they are not zero, NaN and null are unknown."""
+    """Return the truth of an array or scalar: non-zero numbers are true, NaN and null are unknown."""
     if pa.types.is_boolean(value.type):
         return value
     value = _float(value)
@@ -72,11 +72,11 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Value]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A parsed expression.
+    """Parsed expression.
 
     Args:
         text: The expression as declared.
-        columns: Names of the columns that it reads, in order of first use.
+        columns: Names of the columns that the expression reads, in order of first use.
     """
 
     text: str
@@ -110,10 +110,10 @@ def parse_expression(text: str) -> Expression:
     """Parse and check a declared expression.
 
     Args:
-        text: The expression; a bare column name is one too.
+        text: The expression; a bare column name is an expression too.
 
     Raises:
-        ConfigError: The text is not of the grammar; says what and where.
+        ConfigError: The text is not of the grammar; names the offending part and its character.
     """
     text = text.strip()
     tree = _parse(text)
@@ -139,7 +139,7 @@ def _parse(text: str) -> ast.Expression:
 
 
 def _check(node: ast.expr, text: str, names: dict[str, None], depth: int) -> None:
-    """Walk the tree once at declaration, so that a wrong expression fails before a cluster is asked for."""
+    """Check the tree once at declaration, so that a wrong expression fails before a cluster is requested."""
     problem = None
     children: list[ast.expr] = []
     if depth > _MAX_DEPTH:
@@ -171,7 +171,7 @@ def _check_call(node: ast.Call, text: str) -> str | None:
 
 
 def _constant(node: ast.expr) -> bool | int | float | str | None:
-    """The value of a number (signed or not) or string; None for every other node."""
+    """Return the value of a number (signed or not) or string; None for every other node."""
     match node:
         case ast.Constant(value=int() as value) if value >= 2**63:
             return None
@@ -183,7 +183,7 @@ def _constant(node: ast.expr) -> bool | int | float | str | None:
 
 
 def _children(node: ast.expr) -> list[ast.expr]:
-    """Operands of an operator node of the grammar; empty for every other node."""
+    """Return the operands of an operator node of the grammar; empty for every other node."""
     match node:
         case ast.BoolOp(values=values):
             return values
@@ -244,7 +244,7 @@ def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
 
 
 def _comparable(left: Value, right: Value) -> tuple[Value, Value]:
-    """Arrow compares no boolean with a number; logs hold 0 / 1 columns as either."""
+    """Cast a boolean compared with a number, which Arrow refuses; logs hold 0 / 1 columns as either."""
     if pa.types.is_boolean(left.type) == pa.types.is_boolean(right.type):
         return left, right
     return tuple(pc.cast(value, pa.int64()) if pa.types.is_boolean(value.type) else value for value in (left, right))

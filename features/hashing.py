@@ -1,4 +1,4 @@
-"""A stable, salted 64-bit hash of ids: the same value on every machine, in every process, for years.
+"""Stable, salted 64-bit hash of ids: the same value on every machine and in every process, for years.
 
 Integers pass through splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014); strings are folded eight bytes at
 a time through the same mixer, vectorised over all strings. Python's own `hash` is never used: it differs between
@@ -19,12 +19,12 @@ _BLOCK_IDS = 65_536
 
 
 def salt_of(text: str) -> int:
-    """The 64-bit salt that a name stands for, e.g. a table's, so that equal ids land apart in different tables."""
+    """Return the 64-bit salt of a name, e.g. a table's, so that equal ids land apart in different tables."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def mix64(values: np.ndarray, salt: int = 0) -> np.ndarray:
-    """Bijective 64-bit mix of integers.
+    """Compute a bijective 64-bit mix of integers.
 
     Args:
         values: Integers of any width, shape (N,).
@@ -53,7 +53,7 @@ def hash_ids(values: pa.Array, salt: int) -> np.ndarray:
         uint64 of shape (N,).
 
     Raises:
-        TypeError: Ids of another type (floats are no ids).
+        TypeError: The ids have another type (floats are not ids).
     """
     if pa.types.is_dictionary(values.type):
         return hash_ids(values.dictionary, salt)[values.indices.to_numpy(zero_copy_only=False)]
@@ -105,7 +105,7 @@ def rows_of(hashes: np.ndarray, num_rows: int) -> np.ndarray:
 
 
 def table_rows(values: pa.Array, salt: int, num_rows: int) -> np.ndarray:
-    """Rows of a table for ids: `rows_of` their hashes.
+    """Return the rows of a table for ids: `rows_of` their hashes.
 
     Args:
         values: Integer, string or binary array of N ids without nulls.
@@ -119,17 +119,17 @@ def table_rows(values: pa.Array, salt: int, num_rows: int) -> np.ndarray:
 
 
 def map_hashes(values: pa.Array, salt: int, to_rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Rows of ids from their hashes, in blocks whose hashes fit the processor's caches.
+    """Return the rows of ids from their hashes, in blocks whose hashes fit the processor's caches.
 
     Args:
         values: Integer, string or binary array of N ids without nulls.
         salt: The table's recorded salt.
-        to_rows: Gives the int32 rows of uint64 hashes.
+        to_rows: Function from uint64 hashes to int32 rows.
 
     Returns:
         int32 of shape (N,).
     """
-    if pa.types.is_dictionary(values.type):  # whose values each block would hash
+    if pa.types.is_dictionary(values.type):  # otherwise each block would hash the dictionary's values
         return map_hashes(values.dictionary, salt, to_rows)[values.indices.to_numpy(zero_copy_only=False)]
     rows = np.empty(len(values), np.int32)
     for start in range(0, len(values), _BLOCK_IDS):

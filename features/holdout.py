@@ -1,4 +1,4 @@
-"""The sealed hold-out: users whose rows are never trained, so that two checkpoints meet rows that neither has seen."""
+"""Sealed hold-out: users whose rows are never trained, so that two checkpoints compare on rows new to both."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -16,14 +16,14 @@ Rows = Literal["trained", "held_out", "all"]
 
 
 class HoldoutConfig(Declaration):
-    """Which rows are never trained.
+    """Rows that are never trained.
 
-    Another column, share or salt holds out others, which the model has trained: set it once, when a line begins.
+    Another column, share or salt holds out other rows, which the model has trained: set it once, when a line begins.
 
     Args:
-        column: The log's column (integer, string or binary) whose values are held out whole; users, as a rule. A row
-            where it is null is trained.
-        share: How many of its values are held out, by their hash.
+        column: The log's column (integer, string or binary) whose values are held out whole, normally the user. A row
+            with null here is trained.
+        share: Share of the column's values that is held out, by their hash.
         salt: Another salt holds out others.
     """
 
@@ -32,7 +32,7 @@ class HoldoutConfig(Declaration):
     salt: str = "holdout"
 
     def held(self, columns: Mapping[str, pa.Array]) -> np.ndarray:
-        """Which rows are held out.
+        """Return the mask of held-out rows.
 
         Args:
             columns: Arrays of N rows by column name.
@@ -41,7 +41,7 @@ class HoldoutConfig(Declaration):
             bool of shape (N,).
 
         Raises:
-            DataError: The column holds something that is no id.
+            DataError: The column's type is not an id type.
         """
         values = columns[self.column]
         if isinstance(values, pa.ChunkedArray):

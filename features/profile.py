@@ -1,4 +1,4 @@
-"""What a day's log looks like before it is trained: rows, missing values, labels, ids; added up over its units."""
+"""Profile of a day's log before its training: rows, missing values, labels, ids; merged over its units."""
 
 import base64
 import math
@@ -21,7 +21,7 @@ _SALT = salt_of("profile")
 
 @dataclass(slots=True)
 class IdSketch:
-    """The ids of a column with the smallest hashes, and how many rows each has: a sample that is the same on every day.
+    """Sample of a column's ids: those with the smallest hashes, the same on every day, with their numbers of rows.
 
     Bottom-k or KMV sketch (Beyer et al., "On synopses for distinct-value estimation", SIGMOD 2007): two days' samples
     below the smaller of their bounds are samples of the same ids, so shares of ids can be compared between days.
@@ -47,11 +47,11 @@ class IdSketch:
 
     @property
     def bound(self) -> np.uint64:
-        """Below or at it, every id that was seen is in the sample."""
+        """Largest hash up to which the sample holds every id seen."""
         return self.hashes[-1] if len(self.hashes) == _SKETCH_IDS else np.uint64(2**64 - 1)
 
     def unseen(self, earlier: Sequence["IdSketch"]) -> float | None:
-        """The share of rows whose id is in none of the earlier days; None where there is nothing to compare."""
+        """Return the share of rows whose id is in none of the earlier days; None if there is nothing to compare."""
         if not earlier or not len(self.hashes):
             return None
         bound = min([self.bound, *(sketch.bound for sketch in earlier)])
@@ -62,18 +62,18 @@ class IdSketch:
         return (total - seen) / total if total else None
 
     def to_json(self) -> list[str]:
-        """As text."""
+        """Return the sketch as base64 text."""
         return [base64.b64encode(array.tobytes()).decode() for array in (self.hashes, self.counts)]
 
     @classmethod
     def from_json(cls, data: Sequence[str]) -> "IdSketch":
-        """Read what `to_json` wrote."""
+        """Read the text that `to_json` wrote."""
         hashes, counts = (base64.b64decode(text) for text in data)
         return cls(np.frombuffer(hashes, np.uint64), np.frombuffer(counts, np.int64))
 
 
 def _counted(hashes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest distinct hashes, increasing, and the sum of the counts of each."""
+    """Return the smallest distinct hashes, increasing, and the sum of the counts of each."""
     distinct, places = np.unique(hashes, return_inverse=True)
     sums = np.bincount(places, counts, minlength=len(distinct)).astype(np.int64)
     return distinct[:_SKETCH_IDS], sums[:_SKETCH_IDS]
@@ -81,13 +81,13 @@ def _counted(hashes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @dataclass(slots=True)
 class DayProfile:
-    """A day's figures.
+    """Figures of a day.
 
     Args:
-        rows: Rows.
-        nulls: By column: rows where it is null or NaN.
-        labels: By task: rows in its space, sum of their labels, and sum of their squares.
-        ids: By id feature: a sample of its ids.
+        rows: Number of rows.
+        nulls: Per column: number of rows with null or NaN.
+        labels: Per task: number of rows in its space, sum of their labels, and sum of their squares.
+        ids: Per id feature: a sample of its ids.
     """
 
     rows: int = 0
@@ -99,12 +99,12 @@ class DayProfile:
         """Add rows.
 
         Args:
-            schema: What they mean.
+            schema: The schema of the rows.
             columns: Arrays of N rows by column name.
-            tasks: Those whose labels are looked at.
+            tasks: Names of the tasks whose labels count.
 
         Raises:
-            DataError: A column holds something that the schema does not allow.
+            DataError: The schema does not allow a value of a column.
         """
         num_rows = len(next(iter(columns.values())))
         part = DayProfile(num_rows, {name: _missing(column) for name, column in columns.items()})
@@ -136,7 +136,7 @@ class DayProfile:
             self.ids.setdefault(name, IdSketch()).merge(sketch)
 
     def label_mean(self, task: str) -> tuple[float, float] | None:
-        """Mean label of a task in its space, and the standard error of that mean; None without a row.
+        """Return the mean label of a task in its space, and the standard error of that mean; None without a row.
 
         Args:
             task: The task's name.
@@ -148,7 +148,7 @@ class DayProfile:
         return mean, math.sqrt(max(squares / rows - mean * mean, 0.0) / rows)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the profile as JSON."""
         return {
             "rows": self.rows,
             "nulls": self.nulls,
@@ -158,7 +158,7 @@ class DayProfile:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DayProfile":
-        """Read what `to_json` wrote."""
+        """Read the JSON that `to_json` wrote."""
         labels = {
             name: (int(rows), float(total), float(squares)) for name, (rows, total, squares) in data["labels"].items()
         }

@@ -1,4 +1,4 @@
-"""The declared schema: which columns of a log line become ids, sequences, dense values, labels and sample spaces."""
+"""Declared schema: the columns of a log line that become ids, sequences, dense values, labels and sample spaces."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class _Column(Declaration):
 
     @property
     def source(self) -> str:
-        """The log's column that the feature reads; its own name unless declared otherwise."""
+        """Name of the log's column that the feature reads; the feature's own name unless declared otherwise."""
         return self.column or self.name
 
 
@@ -31,7 +31,7 @@ class IdFeature(_Column):
         kind: `id`.
         name: The feature's name, the key in the batch's KeyedJaggedTensor.
         column: The log's column (integer, string or binary); absent: the name.
-        table: The table it is looked up in.
+        table: The table of its embeddings.
     """
 
     kind: Literal["id"]
@@ -39,20 +39,20 @@ class IdFeature(_Column):
 
 
 class SequenceFeature(_Column):
-    """A list of ids per row, hashed into a table and pooled, or left unpooled: its entries are then events, in order.
+    """A list of ids per row, hashed into a table and pooled, or left unpooled as events in order.
 
-    A null inside a list is skipped where it is pooled, and an error where it is not.
+    A null inside a list is skipped in a pooled list, and an error in an unpooled one.
 
     Args:
         kind: `sequence`.
         name: The feature's name.
         column: The log's list column; absent: the name. A null list is an error, an empty one is an empty bag.
-        table: The table it is looked up in.
+        table: The table of its embeddings.
         max_length: Longer lists are cut to this many ids.
-        keep: Which end of a longer list stays.
-        pooling: How the looked-up rows become one vector; an empty bag gives zeros. `none`: they stay one vector for
-            each entry, for `model.user`.
-        aligned_with: An unpooled feature of whose entries these are properties: in every row the lists are of one
+        keep: The end of a longer list that stays.
+        pooling: Reduction of the looked-up rows to one vector; an empty bag gives zeros. `none`: every entry keeps its
+            vector, for `model.user`.
+        aligned_with: The unpooled feature whose entries have these ids as properties: the two lists of a row have one
             length, and both are cut alike.
     """
 
@@ -65,12 +65,12 @@ class SequenceFeature(_Column):
 
     @property
     def is_unpooled(self) -> bool:
-        """Whether every entry keeps a vector of its own."""
+        """True if every entry keeps a vector of its own."""
         return self.pooling == "none"
 
 
 class DenseFeature(_Column):
-    """A number per row; null and NaN reach a learned value (Meituan's missing value layer).
+    """A number per row; null and NaN map to a learned value (Meituan's missing value layer).
 
     Args:
         kind: `dense`.
@@ -95,7 +95,7 @@ class BucketFeature(_Column):
         name: The feature's name.
         column: The log's numeric or boolean column; absent: the name.
         table: A table with at least `num_buckets` + 1 rows: row 0 is for null and NaN.
-        num_buckets: Buckets; fewer are used where values repeat.
+        num_buckets: Number of buckets; fewer are used where values repeat.
     """
 
     kind: Literal["bucket"]
@@ -108,14 +108,14 @@ SparseFeature = IdFeature | SequenceFeature | BucketFeature
 
 
 class Schema(Declaration):
-    """What a log line means.
+    """Declared meaning of a log line.
 
     Args:
         tables: Embedding tables.
         features: Inputs, in the order of the batch.
         tasks: Objectives, in the order of every `(B, K)` tensor.
-        slot: The column that says where on the page an item was shown (an integer); absent: none.
-        hash_salt: Recorded in every checkpoint; another salt is another model.
+        slot: The column of the item's place on the page (an integer); absent: none.
+        hash_salt: Salt of all id hashes, recorded in every checkpoint; another salt is another model.
     """
 
     tables: list[TableConfig]
@@ -152,7 +152,7 @@ class Schema(Declaration):
         self._refuse_leaks()
         self._check_alignment()
         if all(task.matures_after for task in self.tasks):
-            raise ValueError("no task's labels are there at once: at least one has to train on a day's own rows")
+            raise ValueError("every task has matures_after: at least one has to train on a day's own rows")
         if all(task.role == "auxiliary" for task in self.tasks):
             raise ValueError("every task is auxiliary: at least one needs role: main")
         return self
@@ -210,12 +210,12 @@ class Schema(Declaration):
 
     @property
     def vocabularies(self) -> dict[str, VocabularyConfig]:
-        """The tables that give rows to ids, by name, in declared order."""
+        """Tables that give rows to ids, by name, in declared order."""
         mappings = {table.name: table.id_mapping for table in self.tables}
         return {name: mapping for name, mapping in mappings.items() if isinstance(mapping, VocabularyConfig)}
 
     def columns(self, *, with_truth: bool = False) -> list[str]:
-        """The log's columns that training reads (an evaluation also reads the truth), each once."""
+        """Return the log's columns that training reads (an evaluation also reads the truth), each once."""
         names = {feature.source: None for feature in self.features}
         for task in self.tasks:
             texts = task.expressions(with_truth=with_truth)
@@ -225,10 +225,10 @@ class Schema(Declaration):
         return list(names)
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when the meaning of a checkpoint's tensors would.
+        """Return twelve hexadecimal digits that change with the meaning of a checkpoint's tensors.
 
-        Left out are keys at their defaults, so that a key which comes later changes no fingerprint; what only reports
-        and evaluations read of a task; and of a vocabulary how many rows it has and whom it gives them.
+        Left out are: keys at their defaults, so that a new key changes no fingerprint; task keys that only reports and
+        evaluations read; a vocabulary's number of rows and its rules of admission.
         """
         meaning = self.model_dump(mode="json", exclude_defaults=True)
         for task in meaning["tasks"]:

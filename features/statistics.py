@@ -1,7 +1,7 @@
 """Statistics of a log that encoding needs: means, deviations, quantiles, null rates and distinct ids, by sketches.
 
-Every sketch merges exactly (sums of integers, maxima), so quantiles and distinct counts do not depend on how the
-log was cut into units or on the order in which units were read; means and deviations are merged in unit order.
+Every sketch merges exactly (sums of integers, maxima), so quantiles and distinct counts depend neither on the units
+of the log nor on the order in which they are read. Means and deviations are merged in unit order.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ _RELATIVE_ERROR = 0.005
 _LOG_GAMMA = np.log((1 + _RELATIVE_ERROR) / (1 - _RELATIVE_ERROR))
 _SMALLEST = 1e-12
 _REGISTER_BITS = 14
-_ROUNDING = 1e-12  # of a mean: less deviation than this is what summing equal values leaves
+_ROUNDING = 1e-12  # times the mean: summing equal values leaves a deviation below this
 
 
 class NumberStatistics(Declaration):
-    """Statistics of one dense or bucketised feature, after its log1p where it has one.
+    """Statistics of one dense or bucketised feature, after its log1p if declared.
 
     Args:
         count: Rows with a value.
         missing: Rows with null or NaN.
         mean: Mean of the values.
-        deviation: Standard deviation of the values; 0 where they are all equal.
+        deviation: Standard deviation of the values; 0 if all are equal.
         boundaries: Inner boundaries of the equal-frequency buckets, increasing; empty for dense features.
     """
 
@@ -42,15 +42,15 @@ class NumberStatistics(Declaration):
 
 
 class Statistics(Declaration):
-    """What `jobs.fit_features` found; stored in every checkpoint and frozen along a line.
+    """Result of `jobs.fit_features`; stored in every checkpoint and frozen along a line.
 
     Args:
-        days: The days that were read, ISO dates.
-        rows: Rows that were read.
-        numbers: By feature name.
+        days: Days that were read, as ISO dates.
+        rows: Number of rows that were read.
+        numbers: Statistics of numbers by feature name.
         distinct_ids: Estimated distinct ids per table (HyperLogLog, standard error .8 %).
         missing_ids: Share of rows without an id, by id feature.
-        schema_fingerprint: The schema that they were made for.
+        schema_fingerprint: Fingerprint of the schema that the statistics belong to.
     """
 
     days: list[str]
@@ -63,7 +63,7 @@ class Statistics(Declaration):
 
 @dataclass(slots=True)
 class QuantileSketch:
-    """DDSketch (Masson, Rim, Lee, VLDB 2019): counts per logarithmic bin, relative error .5 %, merged by adding."""
+    """DDSketch (Masson, Rim, Lee, VLDB 2019): counts per logarithmic bin, relative error .5 %, merged by addition."""
 
     bins: dict[int, int] = field(default_factory=dict)
 
@@ -84,16 +84,16 @@ class QuantileSketch:
             self.bins[key] = self.bins.get(key, 0) + count
 
     def quantiles(self, probabilities: np.ndarray) -> np.ndarray:
-        """Values below which the given shares of the weight lie, each within .5 % of a true quantile."""
+        """Return the values below which the given shares of the weight lie, each within .5 % of a true quantile."""
         values, cumulative = self._ordered()
         index = np.searchsorted(cumulative, probabilities * cumulative[-1], side="left")
         return values[np.minimum(index, len(values) - 1)]
 
     def boundaries(self, num_buckets: int) -> list[float]:
-        """Inner boundaries of buckets of near equal weight; fewer than `num_buckets` - 1 where values repeat.
+        """Return inner boundaries of buckets of near equal weight; fewer than `num_buckets` - 1 if values repeat.
 
-        Each lies half-way between two bins, where the weight below is nearest to the one wanted. At a bin's own value
-        it would fall on either side of the values of that bin, which in many logs are all equal.
+        Each lies half-way between two bins, at the weight nearest to the one wanted. A boundary at a bin's own value
+        would split the values of that bin, which are all equal in many logs.
         """
         if len(self.bins) < 2:
             return []
@@ -105,7 +105,7 @@ class QuantileSketch:
         return ((values[chosen] + values[chosen + 1]) / 2).tolist()
 
     def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every bin's value, increasing, and the weight up to and including it."""
+        """Return every bin's value, increasing, and the weight up to and including it."""
         keys = np.array(sorted(self.bins))
         magnitude = np.exp((np.abs(keys) - 1_000_000) * _LOG_GAMMA) * (1 - _RELATIVE_ERROR)
         return np.where(keys == 0, 0.0, np.sign(keys) * magnitude), np.cumsum([self.bins[int(key)] for key in keys])
@@ -130,7 +130,7 @@ class DistinctSketch:
         np.maximum(self.registers, other.registers, out=self.registers)
 
     def count(self) -> int:
-        """Estimated number of distinct hashes."""
+        """Return the estimated number of distinct hashes."""
         size = len(self.registers)
         empty = int(np.count_nonzero(self.registers == 0))
         raw = 0.7213 / (1 + 1.079 / size) * size**2 / np.sum(2.0 ** -self.registers.astype(np.float64))
@@ -161,7 +161,7 @@ class _Moments:
         return deviation if deviation > _ROUNDING * abs(self.mean) else 0.0
 
     def merge(self, other: "_Moments") -> None:
-        """Chan, Golub, LeVeque (1979), pairwise."""
+        """Merge other moments pairwise (Chan, Golub, LeVeque, 1979)."""
         total = self.count + other.count
         if other.count:
             difference = other.mean - self.mean
@@ -173,10 +173,10 @@ class _Moments:
 
 
 class StatisticsAccumulator:
-    """Statistics in the making: one per unit, merged in unit order.
+    """Accumulator of statistics: one per unit, merged in unit order.
 
     Args:
-        schema: Whose features to observe.
+        schema: The schema whose features are observed.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -205,7 +205,7 @@ class StatisticsAccumulator:
                     self.missing_ids[feature.name] += int(np.count_nonzero(np.diff(offsets) == 0))
 
     def merge(self, other: "StatisticsAccumulator") -> None:
-        """Add what another one observed."""
+        """Add the observations of another accumulator."""
         self.rows += other.rows
         for name, moments in self.numbers.items():
             moments.merge(other.numbers[name])
@@ -215,10 +215,10 @@ class StatisticsAccumulator:
             self.missing_ids[name] += other.missing_ids[name]
 
     def finish(self, days: list[str]) -> Statistics:
-        """The statistics of all rows observed.
+        """Return the statistics of all rows observed.
 
         Args:
-            days: The days that were read, ISO dates.
+            days: Days that were read, as ISO dates.
         """
         numbers = {}
         for feature in self.schema.features:

@@ -1,4 +1,4 @@
-"""Embedding tables as a config declares them: rows, width, start, and how ids become rows."""
+"""Embedding tables as a config declares them: rows, width, initialisation, and the mapping of ids to rows."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,11 +8,11 @@ from features.declaration import Declaration, Name
 
 
 class TableInit(Declaration):
-    """How the rows of a table start.
+    """Initialisation of the rows of a table.
 
     Args:
         kind: `uniform` on (-scale, scale), or `normal` with that standard deviation.
-        scale: Absent: 1 / sqrt(dim) for uniform, as in DLRM; it must be given for normal.
+        scale: Absent: 1 / sqrt(dim) for uniform, as in DLRM; required for normal.
     """
 
     kind: Literal["uniform", "normal"] = "uniform"
@@ -26,7 +26,7 @@ class TableInit(Declaration):
 
 
 class HashingConfig(Declaration):
-    """Ids are spread over the rows by their hash; two ids may share a row.
+    """Hashing of ids to rows; two ids may share a row.
 
     Args:
         kind: `hashing`.
@@ -36,14 +36,14 @@ class HashingConfig(Declaration):
 
 
 class VocabularyConfig(Declaration):
-    """Ids that are seen often enough have a row of their own; the others are hashed into a few rows, the tail.
+    """Vocabulary: frequent ids have a row of their own; the others are hashed into a few rows, the tail.
 
     Args:
         kind: `vocabulary`.
-        min_count: An id without a row is given one when the table's features have it this often in the rows of an
-            update, which is a day, or all days of the command.
-        keep_days: Where the table is full, an id may lose its row to a new one when it was not seen on any of the last
-            this many days.
+        min_count: Number of occurrences in the table's features from which a new id gets a row, counted per update:
+            over one day, or over all days of the command.
+        keep_days: Number of days: in a full table, an id not seen in the last `keep_days` days may lose its row to a
+            new one.
         tail_rows: The table's first rows, over which all other ids are hashed; fewer than `num_rows`.
     """
 
@@ -61,10 +61,10 @@ class TableConfig(Declaration):
 
     Args:
         name: The table's name.
-        num_rows: Rows. With a vocabulary it may be raised later, from the table's checkpoint.
+        num_rows: Number of rows. With a vocabulary it may be raised later, from the table's checkpoint.
         dim: Width of a row.
-        init: How rows start.
-        id_mapping: How ids become rows.
+        init: Initialisation of the rows.
+        id_mapping: Mapping of ids to rows.
     """
 
     name: Name
@@ -79,6 +79,6 @@ class TableConfig(Declaration):
         if isinstance(mapping, VocabularyConfig) and mapping.tail_rows >= self.num_rows:
             raise ValueError(
                 f"table {self.name!r} has {self.num_rows} rows, {mapping.tail_rows} of them its tail: declare fewer "
-                "tail_rows, the rest is what ids are given"
+                "tail_rows, ids are given the rest"
             )
         return self

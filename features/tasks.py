@@ -1,4 +1,4 @@
-"""Tasks as a config declares them: label, sample space, loss, and how the log was thinned out."""
+"""Tasks as a config declares them: label, sample space, loss, and the sampling of the log."""
 
 from typing import Literal, Self
 
@@ -9,18 +9,18 @@ from features.expressions import Expression, parse_expression
 
 
 class Sampling(Declaration):
-    """How the log was thinned out before it was written, and how a task makes up for it.
+    """Sampling of the log before it was written, and its correction.
 
-    Metrics always weigh a row by one over the probability with which it was kept, so that calibration is held against
-    the rate of the whole log.
+    Metrics always weigh a row by one over the probability with which it was kept, so that calibration refers to the
+    rate of the whole log.
 
     Args:
         rate: Rows with label 0 were kept with this probability; rows with label 1 all were.
         column: The log's column with the probability with which each row was kept; instead of `rate`.
         correction: `weight`: a row counts one over its probability times in the loss. `log_odds`: the loss sees the
-            logit plus ln(1 / rate), which is what thinning out does to the odds (King and Zeng, "Logistic Regression
-            in Rare Events Data", 2001, equation 7), so the model itself predicts for the whole log; with `rate` only.
-            It has less variance than weights, and needs a model that can be right.
+            logit plus ln(1 / rate), the effect of sampling on the odds (King and Zeng, "Logistic Regression in Rare
+            Events Data", 2001, equation 7), so the model itself predicts for the whole log; with `rate` only.
+            `log_odds` has less variance than weights, and needs a model that can be right.
     """
 
     rate: float | None = Field(default=None, gt=0, le=1)
@@ -43,19 +43,19 @@ class TaskConfig(Declaration):
         name: The task's name.
         kind: `binary`, `regression` or `multiclass`.
         label: A column or an expression; a null label is outside the space.
-        space: An expression that says which rows are in the task's sample space; absent: all rows.
+        space: Expression of the task's sample space, true on its rows; absent: all rows.
         loss: For regression: `mse`, `huber` or `poisson`.
-        huber_delta: Where huber turns from square to linear.
+        huber_delta: The absolute error at which huber turns from square to linear.
         link: For mse and huber: the tower's output as it is, or through a sigmoid (targets within 0 and 1).
-        log1p_target: Regression learns log(1 + label); predictions are in the label's own unit.
+        log1p_target: The regression learns log(1 + label); predictions are in the label's own unit.
         num_classes: For multiclass: labels are 0 .. num_classes - 1.
         role: An auxiliary task trains, and is in no score or export.
-        objective: Groups the reports.
-        weight: An expression: the weight of a row in this task's loss and metrics; absent: 1.
-        truth: A column with the row's true probability or mean, where logs are synthetic; read by evaluations only.
-        matures_after: After how long the label is final, in whole days, as in `3d`; absent: at once. Until then it is
-            taken for null, whatever the log says; training day D then also trains the task on the rows of D - 3.
-        sampling: How the log was thinned out; absent: it was not.
+        objective: Name of the group of tasks in the reports.
+        weight: Expression of a row's weight in this task's loss and metrics; absent: 1.
+        truth: The column of the row's true probability or mean in synthetic logs; only evaluations read it.
+        matures_after: Delay in whole days, as in `3d`, after which the label is final; absent: at once. An immature
+            label counts as null, whatever the log says; training day D then also trains the task on the rows of D - 3.
+        sampling: Sampling of the log; absent: none.
     """
 
     name: Name
@@ -76,7 +76,7 @@ class TaskConfig(Declaration):
 
     @property
     def delay_days(self) -> int:
-        """After how many days the label is final."""
+        """Number of days after which the label is final."""
         return int(self.matures_after[:-1]) if self.matures_after else 0
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class TaskConfig(Declaration):
             )
         if (self.num_classes is None) == (self.kind == "multiclass"):
             raise ValueError(f"task {self.name!r}: num_classes is for multiclass tasks, and they need it")
-        # Not model_fields_set: a schema that was written out, defaults and all, must be readable again.
+        # Not model_fields_set: a schema that was written out with all defaults must be readable again.
         regression = ("loss", "huber_delta", "link", "log1p_target")
         given = [name for name in regression if getattr(self, name) != type(self).model_fields[name].default]
         if self.kind != "regression" and given:
@@ -103,12 +103,12 @@ class TaskConfig(Declaration):
         return self
 
     def expressions(self, *, with_truth: bool = True) -> list[str]:
-        """The declared expressions, the label first."""
+        """Return the declared expressions, the label first."""
         kept = self.sampling.column if self.sampling else None
         texts = (self.label, self.space, self.weight, kept, self.truth if with_truth else None)
         return [text for text in texts if text is not None]
 
     @property
     def label_expression(self) -> Expression:
-        """The parsed label."""
+        """Parsed label."""
         return parse_expression(self.label)

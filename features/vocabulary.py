@@ -1,9 +1,9 @@
-"""The vocabulary of a table: which id has which row, when it was last seen, and how a day's ids change that.
+"""Vocabulary of a table: each id's row and last day, and its update by a day's ids.
 
-A vocabulary is a value: an update makes a new one from the old one, a day and its counts, and nothing else, so that
-whoever computes it again has the same. An id is known by its 64-bit key, `features.hashing.hash_ids`. For integers that
-is a bijection, so two of them never share a key. Strings and binary ids are known by their hash: among n of them, two
-share a key with odds of n^2 / 2^65, one in 400,000 for 10 million.
+A vocabulary is a value: an update makes a new one from the old one, a day and its counts alone, so that a recomputation
+gives the same. An id is known by its 64-bit key, `features.hashing.hash_ids`. For integers the hash is a bijection, so
+two of them never share a key. Strings and binary ids are known by their hash: among n of them, two share a key with
+odds of n^2 / 2^65, one in 400,000 for 10 million.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ _LAST_KEY = np.uint64(2**64 - 1)
 
 @dataclass(frozen=True, slots=True)
 class RowIndex:
-    """The part of a vocabulary that looks ids up, laid out for it; its arrays travel without copies.
+    """Lookup index of a vocabulary; its arrays travel without copies.
 
     Args:
-        keys: Increasing, with a last one behind them that ends every search, uint64 of shape (V + 1,).
-        rows: Row of each key, int32 of shape (V + 1,); -1 behind the last.
-        starts: Where the keys begin that have these high bits, int32 of shape (2^bits,); a key or less apiece.
-        tail_rows: Rows over which other ids are hashed.
+        keys: Increasing, with a sentinel at the end that stops every search, uint64 of shape (V + 1,).
+        rows: Row of each key, int32 of shape (V + 1,); -1 for the sentinel.
+        starts: Index of the first key with these high bits, int32 of shape (2^bits,); about one key apiece.
+        tail_rows: Number of rows over which other ids are hashed.
     """
 
     keys: np.ndarray
@@ -39,7 +39,7 @@ class RowIndex:
     tail_rows: int
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of ids.
+        """Return the rows of ids.
 
         Args:
             keys: uint64 of shape (N,).
@@ -47,8 +47,8 @@ class RowIndex:
         Returns:
             int32 of shape (N,): the id's own row, or one of the tail.
         """
-        # Keys are as good as random, so few have the same high bits: a search is one or two steps from where these
-        # begin. A binary search of 10 million keys misses the processor's caches at every step: 40 times the time.
+        # Keys are uniform, so few share their high bits: a search takes one or two steps from the first. A binary
+        # search of 10 million keys misses the processor's caches at every step: 40 times the time.
         bits = (len(self.starts) - 1).bit_length()
         high = keys >> np.uint64(64 - bits) if bits else np.zeros_like(keys)
         places = self.starts.take(high.view(np.int64)).astype(np.int64)
@@ -66,14 +66,14 @@ class RowIndex:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vocabulary:
-    """Which id has which row of a table. Rows below `tail_rows` are nobody's own.
+    """Mapping of ids to rows of a table. Rows below `tail_rows` belong to no single id.
 
     Args:
         table: The table's name.
         tail_rows: Rows over which ids without a row are hashed: [0, tail_rows).
-        num_rows: Rows of the table; ids have theirs in [tail_rows, num_rows).
-        keys: Of the V ids that have a row, increasing, uint64 of shape (V,).
-        rows: Of these ids, int32 of shape (V,).
+        num_rows: Number of rows of the table; ids own rows in [tail_rows, num_rows).
+        keys: Keys of the V ids with a row, increasing, uint64 of shape (V,).
+        rows: Rows of these ids, int32 of shape (V,).
         last_seen: Newest day of these ids, in days since 1970-01-01, int32 of shape (V,).
     """
 
@@ -93,20 +93,20 @@ class Vocabulary:
 
     @classmethod
     def empty(cls, table: TableConfig) -> Self:
-        """No id has a row yet.
+        """Return a vocabulary without ids.
 
         Args:
-            table: One that declares a vocabulary.
+            table: A table that declares a vocabulary.
         """
         assert isinstance(table.id_mapping, VocabularyConfig)
         none = np.empty(0, np.int32)
         return cls(table.name, table.id_mapping.tail_rows, table.num_rows, np.empty(0, np.uint64), none, none.copy())
 
     def grown(self, num_rows: int) -> Self:
-        """The same ids in a table of more rows.
+        """Return a vocabulary of the same ids in a table of more rows.
 
         Raises:
-            DataError: Of fewer rows: ids would lose theirs.
+            DataError: The table has fewer rows: ids would lose theirs.
         """
         if num_rows < self.num_rows:
             raise DataError(
@@ -116,7 +116,7 @@ class Vocabulary:
         return type(self)(self.table, self.tail_rows, num_rows, self.keys, self.rows, self.last_seen)
 
     def index(self) -> RowIndex:
-        """What looks ids up in it."""
+        """Return the lookup index of the vocabulary."""
         bits = len(self.keys).bit_length()
         firsts = np.arange(2**bits, dtype=np.uint64) << np.uint64(64 - bits) if bits else np.zeros(1, np.uint64)
         starts = np.searchsorted(self.keys, firsts).astype(np.int32)
@@ -124,21 +124,20 @@ class Vocabulary:
         return RowIndex(keys, np.append(self.rows, np.int32(-1)), starts, self.tail_rows)
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of ids, int32 of shape (N,), for their keys, uint64 of shape (N,); who looks up often keeps `index`."""
+        """Return the rows of ids, int32 of shape (N,), for keys, uint64 of shape (N,); repeated calls use `index`."""
         return self.index().lookup(keys)
 
     def update(self, config: VocabularyConfig, day: str, keys: np.ndarray, counts: np.ndarray) -> "VocabularyUpdate":
-        """Admit the ids of a day that are new and frequent, if need be in the place of those unseen for long.
+        """Admit the new and frequent ids of a day, if needed in place of those unseen for long.
 
-        Free rows are given first, the lowest to the most frequent id. Only for ids that find none of them, those
-        evict, the longest unseen first; ties go by key. Who finds no room stays in the tail, and is new again on the
-        next day.
+        Free rows are given first, the lowest to the most frequent id. The ids that are left evict the ids unseen for
+        the longest time; ties go by key. An id that finds no room stays in the tail, and is new again on the next day.
 
         Args:
-            config: Whom to admit and whom to evict.
+            config: Rules of admission and eviction.
             day: ISO date; the newest of several days that are counted together.
-            keys: Of the ids seen, increasing, each once, uint64 of shape (D,).
-            counts: How often each was seen, int64 of shape (D,).
+            keys: Keys of the ids seen, increasing, each once, uint64 of shape (D,).
+            counts: Occurrences of each id, int64 of shape (D,).
         """
         today = np.datetime64(day, "D").astype(np.int32)
         places, known = self._find(keys)
@@ -165,7 +164,7 @@ class Vocabulary:
         return VocabularyUpdate(changed, np.sort(self.rows[evicted]), figures)
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where each key is, or would be, and whether it is there."""
+        """Return each key's index, or insertion point, and the mask of known keys."""
         places = np.searchsorted(self.keys, keys)
         known = places < len(self)
         known[known] = self.keys[places[known]] == keys[known]
@@ -180,16 +179,16 @@ class Vocabulary:
     def _replace_ids(
         self, stays: np.ndarray, last_seen: np.ndarray, keys: np.ndarray, rows: np.ndarray, today: np.int32
     ) -> Self:
-        """Those that stay, with their last days, and new ones with rows that they were given today."""
+        """Return a vocabulary of the ids that stay, with their last days, and the new ids with the rows given today."""
         by_key = np.argsort(keys)
         new = (keys[by_key], rows[by_key], np.full(len(keys), today, np.int32))
         old = (self.keys[stays], self.rows[stays], last_seen[stays])
         merged = [np.concatenate(both) for both in zip(old, new, strict=True)]
-        order = np.argsort(merged[0], kind="stable")  # which merges two sorted runs in one pass
+        order = np.argsort(merged[0], kind="stable")  # a stable sort merges two sorted runs in one pass
         return type(self)(self.table, self.tail_rows, self.num_rows, *(column[order] for column in merged))
 
     def to_arrow(self) -> bytes:
-        """An Arrow IPC file: a row an id, in the order of the keys; equal vocabularies give equal bytes."""
+        """Return an Arrow IPC file: one row per id, in order of keys; equal vocabularies give equal bytes."""
         days = pa.array(self.last_seen, pa.int32()).view(pa.date32())
         said = {"format": _FORMAT, "table": self.table, "tail_rows": self.tail_rows, "num_rows": self.num_rows}
         fields = _FIELDS.with_metadata({key: str(value) for key, value in (said | {"digest": self._digest()}).items()})
@@ -200,10 +199,10 @@ class Vocabulary:
 
     @classmethod
     def from_arrow(cls, data: bytes) -> Self:
-        """Read what `to_arrow` wrote; the arrays are views of the bytes.
+        """Read the file that `to_arrow` wrote; the arrays are views of the bytes.
 
         Raises:
-            DataError: It is damaged, or of another format.
+            DataError: The file is damaged, or of another format.
         """
         try:
             with pa.ipc.open_file(pa.py_buffer(data)) as file:
@@ -216,14 +215,14 @@ class Vocabulary:
             ]
             read = cls(said["table"], int(said["tail_rows"]), int(said["num_rows"]), *columns)
             if read._digest() != said["digest"]:
-                raise ValueError("its checksum is another one")
+                raise ValueError("its checksum differs")
         except (pa.ArrowException, ValueError, KeyError, IndexError, TypeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"a vocabulary's Arrow file is damaged ({reason}): restore its checkpoint") from error
         return read
 
     def _digest(self) -> str:
-        """A checksum of all that it holds, which Arrow's format has none of."""
+        """Return a checksum of the whole content, since Arrow's format has none."""
         digest = hashlib.blake2b(f"{self.table}/{self.tail_rows}/{self.num_rows}".encode(), digest_size=16)
         for column in (self.keys, self.rows, self.last_seen):
             digest.update(column.data)
@@ -232,10 +231,10 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyUpdate:
-    """What a day has made of a vocabulary.
+    """Result of a vocabulary's update by a day.
 
     Args:
-        vocabulary: The new one.
+        vocabulary: The new vocabulary.
         rows_to_reset: Rows that had another id before, increasing, int32: weights and optimizer state must start anew.
         figures: Distinct ids: `seen` on the day; `admitted`; `evicted`; `in_tail`, seen without a row of their own;
             `no_room`, those of them that were frequent enough; `size`, with a row.
@@ -249,17 +248,17 @@ class VocabularyUpdate:
 def merge_counts(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add two counts of ids up.
+    """Add two counts of ids.
 
     Args:
         first: Keys, increasing, each once, uint64 of shape (N,), and their counts, int64 of shape (N,).
-        second: Others.
+        second: Keys and counts of the same form.
 
     Returns:
         The keys of both, increasing, each once, and their counts.
     """
     keys, counts = (np.concatenate(both) for both in zip(first, second, strict=True))
-    order = np.argsort(keys, kind="stable")  # which merges two sorted runs in one pass
+    order = np.argsort(keys, kind="stable")  # a stable sort merges two sorted runs in one pass
     keys, counts = keys[order], counts[order]
     begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
     return keys[begins], np.add.reduceat(counts, begins) if len(begins) else counts

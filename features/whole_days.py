@@ -1,4 +1,4 @@
-"""Day partitions that are written whole: all days of an import appear at once, or none does."""
+"""Atomic writing of day partitions: all days of an import appear at once, or none does."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,14 +20,14 @@ def write_whole_day(parts: Iterable[pa.Table], day: date, logs: Path, row_group_
     Args:
         parts: The rows of each file.
         day: The day of the log.
-        logs: Local directory of the days; made if it is not there.
+        logs: Local directory of the days; created if absent.
         row_group_rows: Rows of a row group.
 
     Returns:
         The files, in order.
 
     Raises:
-        ConfigError: The day is there already.
+        ConfigError: The day exists already.
     """
     refuse_days_that_are_there([day], logs)
     with published_whole(logs) as staging:
@@ -38,7 +38,7 @@ def write_whole_day(parts: Iterable[pa.Table], day: date, logs: Path, row_group_
 def write_parts(
     parts: Iterable[pa.Table], folder: Path, row_group_rows: int, compression: Literal["snappy", "zstd"] = "snappy"
 ) -> int:
-    """Write tables as `part-00000.parquet` and so on, one in memory at a time; returns how many rows they have."""
+    """Write tables as `part-00000.parquet` and so on, one in memory at a time; return their number of rows."""
     folder.mkdir()
     num_rows = 0
     for number, part in enumerate(parts):
@@ -49,10 +49,10 @@ def write_parts(
 
 
 def refuse_days_that_are_there(days: Sequence[date], logs: Path) -> None:
-    """Refuse to write days again: a day is never replaced, since it may be somebody's real log.
+    """Check that none of the days exists: a day is never replaced, since it may be somebody's real log.
 
     Raises:
-        ConfigError: Names them.
+        ConfigError: Some exist; names them.
     """
     there = [day.isoformat() for day in days if (logs / f"dt={day}").exists()]
     if there:
@@ -61,9 +61,9 @@ def refuse_days_that_are_there(days: Sequence[date], logs: Path) -> None:
 
 @contextmanager
 def published_whole(logs: Path) -> Iterator[Path]:
-    """A directory for folders `dt=YYYY-MM-DD`, which move to `logs` at the end; what else is in it vanishes.
+    """Yield a directory for folders `dt=YYYY-MM-DD`, which move to `logs` at the end; other content is deleted.
 
-    If anything fails, no day moves, and nothing is left.
+    If anything fails, no day moves, and nothing is left behind.
     """
     new = not logs.exists()
     # Readers of data sets skip names that begin with a dot.

@@ -1,1 +1,1 @@
-"""The commands that a person or a scheduler types; `python -m jobs` lists them."""
+"""Commands that a person or a scheduler types; `python -m jobs` lists them."""

@@ -1,4 +1,4 @@
-"""Audit a line: hold the rows that its checkpoints were trained on against the logs, every row once."""
+"""Audit a line: compare the rows that its checkpoints were trained on with the logs, every row once."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
     parser.add_argument("--checkpoint", help="a checkpoint below the line; absent: the newest published")
 

@@ -1,7 +1,7 @@
-"""What every command has around it: one JSON line on stdout, its log on stderr, an exit code to act upon.
+"""Frame of every command: one JSON line on stdout, its log on stderr, an exit code to act upon.
 
-0 done, nothing to do, or waiting; 1 failed; 2 bad arguments or config; 3 refused by a gate or a check. Trying again
-can help only after 1. No JSON line at all means that the command crashed.
+0 done, nothing to do, or waiting; 1 failed; 2 bad arguments or config; 3 refused by a gate or a check. A retry can
+help only after 1. No JSON line at all means that the command crashed.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     """Run a command.
 
     Args:
-        add_arguments: Declares its arguments.
-        run: Does the work and returns the figures of the JSON line.
+        add_arguments: Function that declares the arguments.
+        run: Function that does the work and returns the figures of the JSON line.
 
     Returns:
         The exit code.
@@ -55,21 +55,21 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments as every other error is said."""
+    """Argument parser that reports its errors like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}: see {self.prog} --help")
 
 
 def _keep_stdout() -> int:
-    """Keep stdout for the JSON line: whatever prints from now on, Ray's workers included, goes to stderr."""
+    """Keep stdout for the JSON line: all later output, of Ray's workers too, goes to stderr."""
     stdout = os.dup(1)
     os.dup2(2, 1)
     return stdout
 
 
 def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """Do the work; returns the figures, or the error in one line, and the exit code."""
+    """Do the work; return the figures, or the error in one line, and the exit code."""
     try:
         return run(arguments), DONE
     except ConfigError as error:
@@ -78,7 +78,7 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
         return _failed(error), REFUSED
     except Interrupted as error:
         return _failed(error), FAILED
-    except (KeyboardInterrupt, SystemExit):  # Ray makes a SIGTERM into the second
+    except (KeyboardInterrupt, SystemExit):  # Ray turns a SIGTERM into SystemExit
         return _failed(RuntimeError("interrupted: start the same command again")), FAILED
     except Exception as error:  # the one place where everything ends
         logger.debug("failed", exc_info=True)
@@ -94,7 +94,7 @@ def _failed(error: BaseException) -> dict[str, Any]:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every command that reads a configuration."""
+    """Declare the arguments of every command that reads a configuration."""
     parser.add_argument("--config", required=True, help="a YAML file, e.g. jobs/configs/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one setting, dotted")
 

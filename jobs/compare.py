@@ -8,20 +8,20 @@ from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
     parser.add_argument("--models", required=True, help="kinds of networks, and single: e.g. single,hard_sharing,ple")
     parser.add_argument("--train-days", required=True, help="YYYY-MM-DD..YYYY-MM-DD")
     parser.add_argument("--test-days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from the config's seed on")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from the config's seed on")
     parser.add_argument("--trials", type=int, default=1, help="sizes of each model to choose from, at most 4")
     parser.add_argument("--choose-days", help="the last of the training days; sizes are chosen on them")
-    parser.add_argument("--name", default="compare", help="of the folder below ROOT/comparisons")
+    parser.add_argument("--name", default="compare", help="name of the folder below ROOT/comparisons")
     parser.add_argument("--keep-checkpoints", action="store_true", help="else they are removed once measured")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing, write table and page, and show the table on stderr."""
+    """Run the missing trainings, write table and page, and show the table on stderr."""
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.report.comparison import to_markdown, write_report

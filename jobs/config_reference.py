@@ -10,7 +10,7 @@ Generated from the config classes by `make docs`; do not edit. A test holds it t
 A configuration is one YAML file. A key that is not listed here is an error, and so is a wrong value: the command ends
 with exit code 2 before a cluster is asked for, naming the dotted path and the nearest valid name. `--set KEY=VALUE`
 replaces one setting from the command line, e.g. `--set ingest.batch_size=512`; it reaches sections, not the entries of
-a list. "absent" means that the key may be left out, and what then holds is said beside it. `[]` in a heading stands for
+a list. "absent" means that the key may be left out, and the effect is said beside it. `[]` in a heading stands for
 the entries of a list, `<name>` for a name of your choice.
 
 Examples that run: [`jobs/configs/demo.yaml`](../jobs/configs/demo.yaml) and
@@ -19,7 +19,7 @@ Examples that run: [`jobs/configs/demo.yaml`](../jobs/configs/demo.yaml) and
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     from features.synthetic.world import SyntheticConfig
     from pipeline.config.project import Config
     from pipeline.config.reference import reference

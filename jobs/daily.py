@@ -14,13 +14,13 @@ if TYPE_CHECKING:  # `--help` answers without torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--day", help="YYYY-MM-DD; days that are missing before it are done first")
+    what.add_argument("--day", help="YYYY-MM-DD; missing days before it are done first")
     what.add_argument("--days", help="YYYY-MM-DD..YYYY-MM-DD, one after the other in one Ray session")
     what.add_argument("--rollback", nargs=2, metavar=("DAY", "REASON"), help="move LATEST back to a done day")
-    what.add_argument("--discard", metavar="REASON", help="forget what was trained and is not published")
+    what.add_argument("--discard", metavar="REASON", help="forget the trained but unpublished days")
     parser.add_argument("--max-catch-up", type=int, metavar="N", help="missing days to do first (daily.max_catch_up)")
     parser.add_argument("--accept-anomaly", metavar="REASON", help="train the day although preflight refuses it")
     parser.add_argument("--accept-gate", metavar="REASON", help="publish the day although the gate refuses it")

@@ -12,17 +12,17 @@ from jobs.command import command
 logger = logging.getLogger(__name__)
 
 _CONFIG, _WORLD = "jobs/configs/demo.yaml", "jobs/configs/demo_world.yaml"
-_HELD_TASKS, _HELD_SHARE = ("ctr", "vtr"), 0.5  # what the demo promises: it fails below that
+_HELD_TASKS, _HELD_SHARE = ("ctr", "vtr"), 0.5  # the demo fails below this share
 _TRAIN_DAYS, _TEST_DAY = "2026-11-01..2026-11-07", "2026-11-08"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("--folder", default="runs/demo", help="where logs and checkpoints go (runs/demo)")
+    """Declare the arguments of the command."""
+    parser.add_argument("--folder", default="runs/demo", help="folder of logs and checkpoints (runs/demo)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Make what is missing, train from where the line is, evaluate, and show the table on stderr."""
+    """Make missing logs and statistics, continue the line's training, evaluate, and show the table on stderr."""
     from jobs.make_logs import load_world, write_day
     from pipeline.cluster.session import ray_session
     from pipeline.config.load import load_config

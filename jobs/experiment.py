@@ -8,14 +8,14 @@ from jobs.command import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     parser.add_argument("--experiment", required=True, help="a YAML file, e.g. jobs/configs/experiments/seesaw.yaml")
-    parser.add_argument("--cases", default="", help="the only ones to run, by name: A,B")
+    parser.add_argument("--cases", default="", help="names of the only cases to run: A,B")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all cases")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing, write tables and pages, and show the tables on stderr."""
+    """Run the missing trainings, write tables and pages, and show the tables on stderr."""
     from pipeline.report.experiment import experiment_markdown, write_experiment
     from pipeline.studies.experiment import cases_of, load_experiment, run_cases
 

@@ -1,4 +1,4 @@
-"""Find which tasks to train together: each pair is trained briefly, and groups are chosen under a budget of models."""
+"""Find tasks to train together: train each pair briefly, then choose groups under a budget of models."""
 
 import argparse
 import sys
@@ -8,17 +8,17 @@ from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
-    parser.add_argument("--train-days", required=True, help="few: every task and pair of tasks is trained on them")
+    parser.add_argument("--train-days", required=True, help="few days: every task and pair of tasks is trained on them")
     parser.add_argument("--test-days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
     parser.add_argument("--budget", type=int, required=True, help="models that may be served")
     parser.add_argument("--model", default="hard_sharing", help="kind of the groups' networks (hard_sharing)")
-    parser.add_argument("--name", default="groups", help="of the folder below ROOT/groupings")
+    parser.add_argument("--name", default="groups", help="name of the folder below ROOT/groupings")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is missing, and write a configuration for each group."""
+    """Run the missing measurements, and write a configuration for each group."""
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.studies.group_tasks import GroupingPlan, group_tasks

@@ -8,7 +8,7 @@ from jobs.command import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     parser.epilog = "NOT RUN HERE: the data set was not on the machine on which this was written."
     parser.add_argument("--source", required=True, help="directory with the data set's four CSV files, unpacked")
     parser.add_argument("--logs", required=True, help="local directory to write the two days to")

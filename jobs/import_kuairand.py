@@ -8,10 +8,12 @@ from jobs.command import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     parser.add_argument("--source", required=True, help="directory with the data set's files")
     parser.add_argument("--logs", required=True, help="local directory to write the days to")
-    parser.add_argument("--with-random", action="store_true", help="also the impressions of randomly exposed videos")
+    parser.add_argument(
+        "--with-random", action="store_true", help="also import the impressions of randomly exposed videos"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Make synthetic logs, day by day, whose every probability or mean is known: of videos, or of two regression tasks."""
+"""Make synthetic logs with known probabilities or means, day by day: of videos, or of two regression tasks."""
 
 import argparse
 import logging
@@ -19,15 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     parser.add_argument("--world", required=True, help="a YAML file with the world, e.g. jobs/configs/demo_world.yaml")
     parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD")
     parser.add_argument("--logs", required=True, help="local directory to write the days to")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one of its settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace one setting of the world"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write the days that are not there yet."""
+    """Write the missing days."""
     from pipeline.ingest.units import parse_days
 
     world = load_world(arguments.world, arguments.set)
@@ -54,10 +56,10 @@ def write_day(world: "SyntheticConfig | RegressionConfig", day: str, directory: 
 
 
 def load_world(path: str, overrides: Sequence[str] = ()) -> "SyntheticConfig | RegressionConfig":
-    """Read a world: of regression tasks where it has a correlation, of videos otherwise.
+    """Read a world: of regression tasks if it has a correlation, of videos otherwise.
 
     Raises:
-        ConfigError: It is missing, or not a world.
+        ConfigError: The file is missing, or not a world.
     """
     import yaml
     from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""Migrate a line to another schema or model: what both have is kept, the rest starts anew or is dropped."""
+"""Migrate a line to another schema or model: common parts are kept, the rest starts anew or is dropped."""
 
 import argparse
 import sys
@@ -8,16 +8,16 @@ from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
-    parser.add_argument("--from", dest="checkpoint", help="what is published, by name; absent: whatever that is")
     parser.add_argument(
-        "--statistics-days", help="days on which statistics of new features are fitted, if they need any"
+        "--from", dest="checkpoint", help="the published checkpoint, by name; absent: the published one"
     )
+    parser.add_argument("--statistics-days", help="days on which statistics of new features are fitted, if needed")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Migrate, and show on stderr what became of every part."""
+    """Migrate, and show the result for every part on stderr."""
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.migration.migrate import migrate

@@ -1,4 +1,4 @@
-"""Train a range of days on a line, from where the line is."""
+"""Train a range of days on a line, starting at the line's newest checkpoint."""
 
 import argparse
 import sys
@@ -9,14 +9,14 @@ from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
     parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD")
     parser.add_argument("--epochs", type=int, default=1, help="passes over all the days (1)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train."""
+    """Train the days."""
     if arguments.epochs < 1:
         raise ConfigError(f"--epochs is {arguments.epochs}, expected at least 1")
     config = read_config(arguments)

@@ -1,4 +1,4 @@
-"""Write the vector of each user of some days to Parquet, of a model that has a user's side."""
+"""Write the vector of each user of some days to Parquet, for a model with a user tower."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from jobs.command import add_config, command, read_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Declare the arguments of the command."""
     add_config(parser)
     parser.add_argument("--days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD; a user's last row counts")
     parser.add_argument("--out", required=True, help="an empty directory or s3:// prefix for the Parquet files")
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compute and write them."""
+    """Compute and write the vectors."""
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.scoring.user_vectors import write_user_vectors

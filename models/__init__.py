@@ -1,1 +1,1 @@
-"""The mathematics: batches, embedding tables, multi-task networks, towers and the union-space loss."""
+"""Mathematics of the models: batches, embedding tables, multi-task networks, towers and the union-space loss."""

@@ -1,4 +1,4 @@
-"""The other ranks as models/ knows them: how many there are, and a sum over all of them that the pipeline hands in."""
+"""All-reduce as models/ knows it: the number of ranks, and a sum over all of them that the pipeline passes in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ def _alone(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What a module that looks beyond its rank's own rows is given.
+    """Access to the other ranks, for a module that needs more than its own rank's rows.
 
     Args:
-        num: How many ranks there are.
-        total: The sum of a tensor over all ranks, the same bits on each of them. All ranks have to call it at the same
-            places in the same order, with tensors of one shape. Gradients flow back through it, to all ranks.
+        num: Number of ranks.
+        total: Sum of a tensor over all ranks, bit-identical on each of them. A collective: all ranks call it at the
+            same places in the same order, with tensors of one shape. Gradients flow back through it, to all ranks.
     """
 
     num: int = 1

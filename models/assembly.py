@@ -1,4 +1,4 @@
-"""The one place where a declared model is assembled from its bricks."""
+"""Assembly of a declared model from its modules, all in one place."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ ALONE = Ranks()
 
 
 def task_heads(tasks: Sequence[TaskConfig]) -> list[TaskHead]:
-    """The heads of declared tasks, in order."""
+    """Return the heads of declared tasks, in order."""
     return [
         TaskHead(
             name=task.name,
@@ -43,12 +43,12 @@ def task_heads(tasks: Sequence[TaskConfig]) -> list[TaskHead]:
 
 
 def _corrected_rate(task: TaskConfig) -> float:
-    """The rate that the loss makes up for; 1 where nothing was thinned out, or weights do it."""
+    """Return the sampling rate that the loss corrects; 1 without sampling or with correction by weights."""
     sampling = task.sampling
     return sampling.rate if sampling and sampling.rate and sampling.correction == "log_odds" else 1.0
 
 
-# Keys that are absent: the network alone.
+# All keys absent: the network alone.
 _NOTHING = AroundConfig()
 
 
@@ -68,11 +68,11 @@ def build_ranker(
         schema: Tables, features and tasks.
         network: The multi-task network.
         towers: Widths of the towers' hidden layers.
-        dropout: Within the towers.
-        autocast: The type of the head's matrix products; None: float32.
-        joint: How the tasks' losses become one, beyond w_k(t).
-        ranks: For what is summed over all of them within a step.
-        around: What stands around the network.
+        dropout: Dropout probability within the towers.
+        autocast: Dtype of the head's matrix products; None: float32.
+        joint: Combination of the tasks' losses, beyond w_k(t).
+        ranks: All ranks, for sums over them within a step.
+        around: Optional parts around the network.
 
     Raises:
         ConfigError: The parts do not fit the schema, or each other.
@@ -127,7 +127,7 @@ def declared_layout(
     joint: JointLoss = WEIGHTED_SUM,
     around: AroundConfig = _NOTHING,
 ) -> Layout:
-    """Say what every number of a declared model's dense part belongs to, by the names that its parameters have.
+    """Return the owner of every number of a declared model's dense part, by the names of its parameters.
 
     Nothing is allocated.
 
@@ -135,8 +135,8 @@ def declared_layout(
         schema: Tables, features and tasks.
         network: The multi-task network.
         towers: Widths of the towers' hidden layers.
-        joint: How the tasks' losses become one.
-        around: What stands around the network.
+        joint: Combination of the tasks' losses.
+        around: Optional parts around the network.
     """
     with torch.device("meta"):
         model = build_ranker(schema, network, towers, 0.0, None, joint, around=around)
@@ -166,9 +166,9 @@ def declared_layout(
 
 
 def _columns(feature: FeatureConfig, width: int) -> Labels:
-    """Label a feature's columns of the input: its name, and all that its values depend on.
+    """Label a feature's columns of the input by its name and everything that its values depend on.
 
-    That is not the table, which may be another with the same use, nor how long a list may be.
+    Excluded are the table, which another of the same use may replace, and the maximum length of a list.
     """
     meaning = feature.model_dump(exclude={"name", "table", "max_length", "keep"}) | {"column": feature.source}
     of_values = ", ".join(f"{key} {value}" for key, value in sorted(meaning.items()))
@@ -176,7 +176,7 @@ def _columns(feature: FeatureConfig, width: int) -> Labels:
 
 
 def _outputs(head: TaskHead) -> Labels:
-    """Label a tower's outputs: by what they mean, so that another kind of label has new ones."""
+    """Label a tower's outputs by their meaning, so that another kind of label gets new ones."""
     link = "log" if head.loss == "poisson" else head.link
     kind = f"{head.kind}, link {link}, log1p {head.log1p_target}"
     return tuple((f"output of task {head.name}", f"{index}: {kind}") for index in range(head.num_outputs))

@@ -1,4 +1,4 @@
-"""Every way to balance the tasks' losses that a config can name, and the one function that builds it."""
+"""Union of all loss-balancing configs, and the one function that builds the method."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -37,29 +37,29 @@ SCHEDULE = ScheduleConfig(kind="schedule")
 
 
 def check_composed(config: LossBalancingConfig) -> None:
-    """Refuse what does not go with composed probabilities.
+    """Check that the method supports composed probabilities.
 
     Raises:
-        ConfigError: Gradients would be balanced, where a tower is not a task's: which tasks share a parameter is
-            known by the towers that it reaches.
+        ConfigError: The method balances gradients. It needs the tasks that share a parameter, known by the towers that
+            the parameter reaches, and a tower of composed probabilities belongs to no single task.
     """
     if not isinstance(config, ScheduleConfig | UncertaintyConfig):
         raise ConfigError(
-            f"loss_balancing.kind {config.kind} with model.entire_space: towers of composed probabilities are no "
-            "task's own, so it is not known where tasks meet: use uncertainty or schedule"
+            f"loss_balancing.kind {config.kind} with model.entire_space: towers of composed probabilities "
+            "belong to no single task, so the tasks' shared parts are unknown: use uncertainty or schedule"
         )
 
 
 def check_pooled(config: LossBalancingConfig) -> None:
-    """Refuse what does not go with sequences that are not pooled.
+    """Check that the method supports unpooled sequences.
 
     Raises:
-        ConfigError: Gradients would be balanced: that happens at pooled embeddings, and entries have none.
+        ConfigError: The method balances gradients at pooled embeddings, which unpooled entries do not have.
     """
     if not isinstance(config, ScheduleConfig | UncertaintyConfig):
         raise ConfigError(
-            f"loss_balancing.kind {config.kind} with model.user: tasks' gradients meet at pooled embeddings, and those "
-            "of events are not pooled: use uncertainty or schedule"
+            f"loss_balancing.kind {config.kind} with model.user: gradients are balanced at pooled embeddings, but "
+            "events are not pooled: use uncertainty or schedule"
         )
 
 
@@ -72,16 +72,17 @@ def build_balancing(
     num_pooled: int,
     ranks: Ranks,
 ) -> UncertaintyWeights | GradientBalance | None:
-    """Build what stands between the tasks' losses and the backward pass; None: their weighted sum alone.
+    """Build the method between the tasks' losses and the backward pass; None: their weighted sum alone.
 
     Args:
         config: A member of the union.
         tasks: The tasks, in order.
         dense: All dense parameters by their names within the ranker.
-        network: The multi-task network among them. On the meta device where its shared parts are not asked for.
-        in_features: Width of its input.
-        num_pooled: Features that are looked up in tables.
-        ranks: For sums over all of them.
+        network: The multi-task network that owns some of them. May be on the meta device unless shared parts are
+            needed.
+        in_features: Width of the network's input.
+        num_pooled: Number of features looked up in tables.
+        ranks: All ranks, for sums over them.
 
     Raises:
         ConfigError: The config does not fit these tasks.
@@ -97,7 +98,7 @@ def build_balancing(
 def _blocks(
     dense: Mapping[str, nn.Parameter], network: FusionNetwork, in_features: int, num_tasks: int
 ) -> list[ParameterBlock]:
-    """Blocks of the network, and of what stands before it: that reaches all tasks, each parameter being one block."""
+    """Return blocks of the network and of the modules before it; each of the latter's parameters reaches all tasks."""
     tasks = tuple(range(num_tasks))
     before = [(name, parameter) for name, parameter in dense.items() if name.startswith(("inputs.", "interaction."))]
     blocks = [ParameterBlock(name=n, start=0, stop=len(p), tasks=tasks) for n, p in before if len(p)]

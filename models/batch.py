@@ -1,4 +1,4 @@
-"""One training batch: sparse ids, dense values, labels in their sample spaces, and where its rows came from."""
+"""Training batch: sparse ids, dense values, labels in their sample spaces, and the cursor of its rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,15 +21,14 @@ class RankingBatch(Pipelineable):
         sparse: `KeyedJaggedTensor` with F keys in schema order, values of the shape `(F, B, L[f][i])`.
         dense: float32; NaN where the value is missing.
         labels: In the label's own unit, the class index for multiclass tasks; NaN outside the space.
-        in_space: Which rows are in each task's sample space.
+        in_space: Mask of the rows in each task's sample space.
         weight: Weight of each row in each task.
-        slot: Where the item was shown, -1 where that is not known.
-        denominators: Weight in space per task over the batches of all ranks, divided by the number of ranks: so
-            the mean over ranks of the per-rank losses is the loss of the union. Filled in before the batch is
-            stepped.
-        loss_weights: w_k(t) of the step that this batch is for.
+        slot: The item's place on the page; -1 where unknown.
+        denominators: Weight in space per task over the batches of all ranks, divided by the number of ranks. So the
+            mean over ranks of the per-rank losses is the loss of the union. Filled in before the step.
+        loss_weights: w_k(t) of the batch's step.
         truth: True probabilities of synthetic logs, in evaluations only.
-        cursor: Where the rows came from; it is not a tensor, stays on the host, and comes back with the step.
+        cursor: Origin of the rows; not a tensor, it stays on the host and returns with the step.
     """
 
     sparse: KeyedJaggedTensor
@@ -44,7 +43,7 @@ class RankingBatch(Pipelineable):
     cursor: Any = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
-        """The batch on a device; the cursor is shared."""
+        """Return the batch on a device; the cursor is shared."""
         return self._each(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -52,11 +51,11 @@ class RankingBatch(Pipelineable):
         self._each(lambda tensor: tensor.record_stream(stream))
 
     def pin_memory(self) -> "RankingBatch":
-        """The batch in page-locked memory, so that its copy to a GPU is asynchronous."""
+        """Return the batch in page-locked memory, so that its copy to a GPU is asynchronous."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def of_tasks(self, places: Sequence[int]) -> "RankingBatch":
-        """The batch of some of its tasks, by their numbers; what they do not concern is shared."""
+        """Return the batch with some of its tasks, by their numbers; fields without a task dimension are shared."""
         if list(places) == list(range(self.labels.shape[1])):
             return self
         index = torch.tensor(places)

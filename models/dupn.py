@@ -1,4 +1,4 @@
-"""DUPN's sequence part: a property-gated LSTM over a user's events, and attention by user and query.
+"""Sequence part of DUPN: a property-gated LSTM over a user's events, and attention by user and query.
 
 Source: Ni et al., "Perceive Your Users in Depth: Learning Universal User Representations from Multiple E-commerce
 Tasks", KDD 2018.
@@ -22,15 +22,15 @@ _PATH = "events > property-gated LSTM"
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The events of B rows in order of their place, for a recurrence: no place is padded, so none has to be masked.
+    """The events of B rows, step by step, for a recurrence without padding or masks.
 
-    Rows take part in order of decreasing length: those that go on are the first of those that were there before.
+    Rows are ordered by decreasing length: the rows of a step are the first rows of the step before.
 
     Args:
-        events: Which entry each of the E events is, of entries that stand row by row.
-        rows: Whose it is.
-        places: Its place within the row.
-        counts: How many events each place has, at least one place.
+        events: Index of each of the E events among entries stored row by row.
+        rows: Row of each event.
+        places: Place of each event within its row.
+        counts: Number of events of each place; at least one place.
     """
 
     events: Int[Tensor, " event"]
@@ -40,7 +40,7 @@ class Steps:
 
     @classmethod
     def of(cls, lengths: Int[Tensor, " batch"]) -> "Steps":
-        """Order the events of rows of the given lengths."""
+        """Order the events of rows with the given lengths."""
         lengths = lengths.long()
         order = lengths.argsort(descending=True, stable=True)
         longest = max(1, int(lengths.max())) if len(lengths) else 1
@@ -52,22 +52,22 @@ class Steps:
 
 
 class PropertyGatedLSTM(nn.Module):
-    """An LSTM whose gates also see the event's properties, and whose candidate does not.
+    """LSTM whose gates also read the event's properties; the candidate does not.
 
         i_t = s(Wei e_t + Wpi p_t + Whi h_{t-1} + bi)          f_t, o_t alike
         c_t = f_t * c_{t-1} + i_t * tanh(Wec e_t + Whc h_{t-1} + bc)
         h_t = o_t * tanh(c_t)                                  h_0 = c_0 = 0
 
-    All steps' events are projected by one matrix product; what is left of a step is one product of h.
+    One matrix product projects the events of all steps; each step adds one product of h.
 
     Args:
-        item_width: Of e_t.
-        property_width: Of p_t.
-        width: Of h_t and c_t.
+        item_width: Width of e_t.
+        property_width: Width of p_t.
+        width: Width of h_t and c_t.
 
     Attributes:
         items: (4 width, item_width), rows in the order input gate, forget gate, output gate, candidate.
-        properties: (3 width, property_width), of the gates alone.
+        properties: (3 width, property_width), for the gates alone.
         hidden: (4 width, width).
         bias: (4 width,).
     """
@@ -82,7 +82,7 @@ class PropertyGatedLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all of it as nn.LSTM does."""
+        """Draw all parameters as nn.LSTM does."""
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
 
@@ -93,8 +93,8 @@ class PropertyGatedLSTM(nn.Module):
 
         Args:
             items: e_t of all events, in the order of `Steps`.
-            properties: p_t of the same.
-            counts: As of `Steps`.
+            properties: p_t of all events.
+            counts: As in `Steps`.
         """
         weight = torch.cat([self.items, F.pad(self.properties, (0, 0, 0, self.width))], dim=1)
         projected = F.linear(torch.cat([items, properties], dim=1), weight, self.bias)
@@ -127,11 +127,11 @@ class PropertyGatedLSTM(nn.Module):
 
 
 class EventAttention(nn.Module):
-    """a_t = softmax_t(att(h_t, q, u, p_t)) over a row's own events; att is an MLP with ReLU and a scalar end.
+    """a_t = softmax_t(att(h_t, q, u, p_t)) over a row's own events; att is an MLP with ReLU and a scalar output.
 
     Args:
-        event_width: Of h_t and p_t, side by side.
-        row_width: Of q and u, side by side; 0 where there are neither.
+        event_width: Width of h_t and p_t, side by side.
+        row_width: Width of q and u, side by side; 0 without either.
         layers: Widths of the hidden layers, at least one.
     """
 
@@ -139,23 +139,23 @@ class EventAttention(nn.Module):
         super().__init__()
         self.event_width = event_width
         pairs = pairwise([event_width + row_width, *layers])
-        # A bias of the end would be the same for all events of a row, to which a softmax is blind.
+        # No output bias: it would be the same for all events of a row, and a softmax ignores a common term.
         end = nn.Linear([event_width + row_width, *layers][-1], 1, bias=False)
         self.layers = nn.ModuleList([*(nn.Linear(*pair) for pair in pairs), end])
 
     def forward(
         self, events: Float[Tensor, "event event_width"], rows: Float[Tensor, "batch row_width"], steps: Steps
     ) -> Float[Tensor, " event"]:
-        """Weigh the events: the weights of a row's own sum to 1."""
+        """Compute the weights of the events; the weights of a row's events sum to 1."""
         first, *rest = self.layers
         assert isinstance(first, nn.Linear)
-        of_rows = F.linear(rows, first.weight[:, self.event_width :])  # once for each row, not for each event
+        of_rows = F.linear(rows, first.weight[:, self.event_width :])  # once per row, not per event
         values = F.linear(events, first.weight[:, : self.event_width], first.bias) + of_rows.index_select(0, steps.rows)
         for layer in rest:
             values = layer(values.relu())
         where = (steps.rows, steps.places)
         logits = values.new_full((len(rows), len(steps.counts)), -torch.inf).index_put(where, values.squeeze(1))
-        # A row without events would be a softmax over nothing, NaN in the gradient of what nobody reads.
+        # A row without events would be a softmax over nothing: NaN in an unused gradient.
         is_empty = torch.ones_like(logits[:, 0], dtype=torch.bool).index_fill(0, steps.rows, 0)
         return logits.masked_fill(is_empty.unsqueeze(1), 0).softmax(1)[where]
 
@@ -179,13 +179,13 @@ class EventAttention(nn.Module):
 
 
 class DUPN(nn.Module):
-    """rep_s = sum_t a_t h_t: a user's events as one vector; zeros where there are none.
+    """rep_s = sum_t a_t h_t: a user's events as one vector; zeros without events.
 
     Args:
-        item_width: Of an item's embedding e_t.
-        property_width: Of its properties' embeddings p_t, side by side.
-        user_width: Of u, what is known of the user.
-        query_width: Of q, what is asked for.
+        item_width: Width of an item's embedding e_t.
+        property_width: Width of the embeddings p_t of its properties, side by side.
+        user_width: Width of u, the user's profile.
+        query_width: Width of q, the query.
         hidden: Width of h_t, and of rep_s.
         attention: Widths of the attention's hidden layers.
     """
@@ -211,16 +211,16 @@ class DUPN(nn.Module):
         query: Float[Tensor, "batch query"],
         user: Float[Tensor, "batch user"],
     ) -> Float[Tensor, "batch hidden"]:
-        """Represent the users of B rows.
+        """Compute rep_s of the users of B rows.
 
         Args:
-            items: Embeddings of all rows' events, each row's in order of time, one row's after another's.
-            properties: Those of their properties.
-            lengths: How many events each row has.
+            items: Embeddings of all rows' events, row by row, each row's in order of time.
+            properties: Embeddings of the events' properties.
+            lengths: Number of events of each row.
             query: q.
             user: u.
         """
-        # Also without any event all of it is computed, of none: every rank's backward pass has the same collectives.
+        # Zero events are computed too: every rank's backward pass has the same collectives.
         steps = Steps.of(lengths)
         properties = properties.index_select(0, steps.events)
         states = self.lstm(items.index_select(0, steps.events), properties, steps.counts)

@@ -1,4 +1,4 @@
-"""Entire-space models: a task's probability composed of several towers', trained over all impressions.
+"""Entire-space models: a task's probability composed of the outputs of several towers, trained over all impressions.
 
 Sources: Ma et al., "Entire Space Multi-Task Model" (ESMM), SIGIR 2018; Wen et al., "Conversion Rate Prediction via
 Post-Click Behaviour Modeling" (ESM2), 2019.
@@ -23,22 +23,22 @@ Logs = tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]
 
 
 class EntireSpace(nn.Module):
-    """Maps the towers' outputs to the tasks': a composed probability becomes a logit, like a tower's own.
+    """Composition of the towers' outputs to the tasks': a composed probability becomes a logit, like a tower's output.
 
-    So the loss, the metrics and the predictions of a composed task are those of any binary task. One rule composes:
+    So the loss, the metrics and the predictions treat a composed task as any binary task. One rule composes:
 
         p = p_given p_then + (1 - p_given) p_otherwise        (law of total probability; without `otherwise` a product)
 
     ESMM: p_ctcvr = p_ctr p_cvr. ESM2: p_ctavr = y1 y2, p_cvr = y2 y3 + (1 - y2) y4, p_ctcvr = y1 p_cvr.
 
-    Both log p and log(1 - p) are sums of positive terms, log(1 - p) being the same rule over 1 - p_then and
-    1 - p_otherwise: nothing cancels, and as logs nothing underflows, as a product of sigmoids would. The logit is
-    log p - log(1 - p). What no rule composes is passed on as it is, bit by bit.
+    Both log p and log(1 - p) are sums of positive terms: log(1 - p) is the same rule over 1 - p_then and 1 -
+    p_otherwise. Nothing cancels, and unlike a product of sigmoids nothing underflows, since all terms are logs. The
+    logit is log p - log(1 - p). Outputs without a rule are passed on bit by bit.
 
     Args:
-        num_outputs: Outputs of each tower; 1 of those that a rule reads.
-        rules: (given, then, otherwise or None), as numbers: those of the towers, then those of the rules before.
-        tasks: For each task the number of its tower or rule.
+        num_outputs: Number of outputs of each tower; 1 for towers that a rule reads.
+        rules: (given, then, otherwise or None), as numbers: first the towers, then the preceding rules.
+        tasks: Number of the tower or rule of each task.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ def _compose(given: Logs, then: Logs, otherwise: Logs | None) -> Logs:
 
 
 class ProbabilityConfig(Declaration):
-    """p = p(given) p(then) + (1 - p(given)) p(otherwise).
+    """Rule of composition: p = p(given) p(then) + (1 - p(given)) p(otherwise).
 
     Args:
-        given: A tower's probability, or another composed one.
-        then: The probability where that comes about.
-        otherwise: The probability where it does not; absent: 0, so that p is a product.
+        given: Name of a tower's probability, or of another composed one.
+        then: The probability if `given` occurs.
+        otherwise: The probability if `given` does not occur; absent: 0, so that p is a product.
     """
 
     given: Name
@@ -86,25 +86,25 @@ class ProbabilityConfig(Declaration):
 
     @property
     def names(self) -> list[str]:
-        """What the rule reads."""
+        """Names that the rule reads."""
         return [name for name in (self.given, self.then, self.otherwise) if name is not None]
 
 
 class EntireSpaceConfig(Declaration):
-    """Tasks whose probabilities are composed of several towers', as in ESMM and ESM2.
+    """Tasks whose probabilities are composed of the outputs of several towers, as in ESMM and ESM2.
 
-    Every task has a tower of its own, by its name, unless its probability is composed here.
+    Every task has a tower of its own name, unless its probability is composed here.
 
     Args:
-        towers: Further towers, of no task, so without a loss of their own; to the network they are binary tasks.
-        probabilities: By name, of a task or for use in others.
+        towers: Further towers, without a task and so without a loss; the network treats them as binary tasks.
+        probabilities: Rule by name, of a task or for use in others.
     """
 
     towers: list[Name] = []
     probabilities: dict[Name, ProbabilityConfig] = Field(min_length=1)
 
     def tower_heads(self, heads: Sequence[TaskHead]) -> list[TaskHead]:
-        """The towers: those of the tasks that are not composed, in order, then the further ones.
+        """Return the heads of the towers: those of tasks that are not composed, in order, then the further ones.
 
         Args:
             heads: The declared tasks.
@@ -120,10 +120,10 @@ class EntireSpaceConfig(Declaration):
         return [head for head in heads if head.name not in self.probabilities] + further
 
     def build(self, heads: Sequence[TaskHead]) -> EntireSpace:
-        """Unpack, for tasks in this order.
+        """Build the module for tasks in this order.
 
         Raises:
-            ConfigError: A name is not known, or is read or composed where it cannot be.
+            ConfigError: A name is unknown, or is read or composed where it cannot be.
         """
         towers = self.tower_heads(heads)
         self._check(towers, heads)
@@ -133,7 +133,7 @@ class EntireSpaceConfig(Declaration):
         return EntireSpace([t.num_outputs for t in towers], rules, [numbers[head.name] for head in heads])
 
     def _ordered(self) -> list[str]:
-        """Every name after those that it reads."""
+        """Return the names, each after those that it reads."""
         graph = {name: probability.names for name, probability in self.probabilities.items()}
         try:
             return list(TopologicalSorter(graph).static_order())

@@ -1,4 +1,4 @@
-"""Many small layers as one matrix product: the experts of a level, and the gates that weigh them."""
+"""Grouped layers: the experts of a level, or its gates, as one matrix product."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from models.parameter_names import Labels, Part, units_of
 
 
 def init_as_linear(weight: Tensor, bias: Tensor | None = None) -> None:
-    """Draw one small layer in place as nn.Linear draws itself: by its own fan-in, not by that of the fused layer.
+    """Draw one small layer in place as nn.Linear does: by its own fan-in, not by that of the fused layer.
 
     Args:
         weight: A view of shape (out_features, in_features).
@@ -26,19 +26,19 @@ def init_as_linear(weight: Tensor, bias: Tensor | None = None) -> None:
 
 
 class GroupedLayer(nn.Module):
-    """Layers relu(W x + b) of one shape over one or several inputs: input g is read by `counts[g]` of them.
+    """Layers relu(W x + b) of one shape over one or several inputs: `counts[g]` of them read input g.
 
-    All layers over a single input are one matrix product. Over several inputs they are one batched product of chunks,
-    a chunk being as many layers as the greatest common divisor of the counts: unequal counts cost a copy of the inputs
-    but no padding.
+    All layers over a single input are one matrix product. Over several inputs they are one batched product of chunks.
+    The greatest common divisor of the counts is the number of layers per chunk: unequal counts cost a copy of the
+    inputs but no padding.
 
     Args:
         in_features: Width of each input.
         out_features: Width of each layer's output.
-        counts: How many layers read each input; 0 for some of them, but not for all.
+        counts: Number of layers that read each input; 0 for some of them, but not for all.
 
     Attributes:
-        weight: (layer, out_features, in_features), layers in the order of the inputs that they read.
+        weight: (layer, out_features, in_features), layers in the order of their inputs.
         bias: (layer, out_features).
     """
 
@@ -58,7 +58,7 @@ class GroupedLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every layer as nn.Linear would, one after the other."""
+        """Draw every layer as nn.Linear would, in order."""
         for weight, bias in zip(self.weight.detach(), self.bias.detach(), strict=True):
             init_as_linear(weight, bias)
 
@@ -66,9 +66,9 @@ class GroupedLayer(nn.Module):
         """Name the parts; see `models.parameter_names`.
 
         Args:
-            owners: What each layer belongs to.
-            detail: Which of the owner's layers it is.
-            inputs: For each layer the labels of what it reads.
+            owners: Owner of each layer.
+            detail: Name of the layer within its owner.
+            inputs: For each layer the labels of its input.
             units: Labels of the outputs.
         """
         found = []
@@ -97,12 +97,12 @@ class GroupedLayer(nn.Module):
 
 
 def grouped_layers(in_features: int, layers: Sequence[int], counts: Sequence[int]) -> nn.Sequential:
-    """Stack grouped layers to MLPs of one shape, each ending in ReLU: input g is read by `counts[g]` of them.
+    """Stack grouped layers to MLPs of one shape, each ending in ReLU: `counts[g]` of them read input g.
 
     Args:
         in_features: Width of each input.
         layers: Widths of an MLP's layers; one or more.
-        counts: As of `GroupedLayer`.
+        counts: As in `GroupedLayer`.
 
     Returns:
         A module from (B, input, in_features) to (B, MLP, layers[-1]).
@@ -116,12 +116,12 @@ def stack_parts(
 ) -> tuple[list[Part], str, Sequence[Labels]]:
     """Name the parts of stacked grouped layers; see `models.parameter_names`.
 
-    Args:
+    stack: Grouped layers, and other modules without parameters between them; or an identity.
         stack: Grouped layers, and other modules without parameters between them; or an identity.
-        owners: What each MLP belongs to.
-        inputs: For each MLP the labels of what it reads.
+        owners: Owner of each MLP.
+        inputs: For each MLP the labels of its input.
         path: The layers below.
-        name: What the stack's layers are called.
+        name: Name of the stack's layers.
 
     Returns:
         The parts, the path with the stack's layers, and for each MLP the labels of its outputs.
@@ -136,19 +136,19 @@ def stack_parts(
 
 
 class BlockLinear(nn.Module):
-    """Thin linear maps over several inputs as one matrix product: input i is read by `counts[i]` rows of the weight.
+    """Thin linear maps over several inputs as one matrix product: `counts[i]` rows of the weight read input i.
 
-    The inputs lie side by side, and a row stands in the columns of its input with zeros in all others. The zeros grow
-    with the number of inputs, but so thin a product has time for them: as gates of a level it took .3 to .8 of the time
-    of a batched product with 2 to 5 tasks, and 1.5 of it with 10.
+    The inputs are concatenated. A row's weights fill the columns of its input, with zeros in all others. The zeros grow
+    with the number of inputs, but so thin a product has time for them: for the gates of a level it took .3 to .8 of the
+    time of a batched product with 2 to 5 tasks, and 1.5 of it with 10.
 
     Args:
         in_features: Width of each input.
-        counts: How many rows read each input; may be 0.
-        bias: Whether a bias is added.
+        counts: Number of rows that read each input; may be 0.
+        bias: True to add a bias.
 
     Attributes:
-        weight: (row, in_features), rows in the order of the inputs that they read.
+        weight: (row, in_features), rows in the order of their inputs.
         bias: (row,) or None.
     """
 
@@ -165,7 +165,7 @@ class BlockLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the rows of each input as nn.Linear would, one input after the other."""
+        """Draw the rows of each input as nn.Linear would, input by input."""
         weights = self.weight.detach().split(self.counts)
         biases = [None] * len(weights) if self.bias is None else self.bias.detach().split(self.counts)
         for weight, bias in zip(weights, biases, strict=True):
@@ -176,10 +176,10 @@ class BlockLinear(nn.Module):
         """Name the parts; see `models.parameter_names`.
 
         Args:
-            owners: What successive rows belong to.
-            detail: Which part of the owner they are.
+            owners: Owners of successive rows.
+            detail: Name of the part within its owner.
             rows: For each owner the labels of its rows.
-            inputs: For each owner the labels of what its rows read.
+            inputs: For each owner the labels of its rows' input.
         """
         found, start = [], 0
         for owner, own, read in zip(owners, rows, inputs, strict=True):
@@ -202,19 +202,19 @@ class BlockLinear(nn.Module):
 
 
 class Gates(nn.Module):
-    """All gates of a level: gate g weighs the experts that it may choose by softmax(W_g s_g), s_g being its selector.
+    """All gates of a level: gate g weighs the experts that it may choose by softmax(W_g s_g), with selector s_g.
 
     Source: Eq. 3 of PLE (Tang et al., RecSys 2020), which has no bias. Dropout of gates: Zhao et al., "Recommending
     What Video to Watch Next", RecSys 2019: an expert's weight is set to 0 and the softmax renormalised, against gates
-    that polarise. Our reading: drawn for every row, gate and expert by itself, in training only, and a gate that would
-    lose all its experts keeps them all.
+    that polarise. Our reading: it is drawn for every row, gate and expert independently, in training only; a gate that
+    would lose all its experts keeps them all.
 
     Args:
         in_features: Width of a selector.
-        num_selectors: 1 where all gates read the same; else gate g reads selector g, and others may follow.
+        num_selectors: 1 if all gates read the same selector; else gate g reads selector g, and others may follow.
         choices: For each gate, the experts that it may choose; at least one.
-        num_experts: Experts of the level.
-        dropout: How likely a gate loses an expert for a row, in training; below 1.
+        num_experts: Number of experts of the level.
+        dropout: Probability that a gate loses an expert for a row, in training; below 1.
     """
 
     choices: Tensor
@@ -239,15 +239,15 @@ class Gates(nn.Module):
         """Name the parts; see `models.parameter_names`.
 
         Args:
-            owners: The gates.
-            choices: For each gate the experts that it may choose, by name.
-            selector: Labels of what every gate reads.
+            owners: Names of the gates.
+            choices: For each gate the names of the experts that it may choose.
+            selector: Labels of every gate's selector.
         """
         rows = [tuple((expert, "") for expert in experts) for experts in choices]
         return self.logits.parts(owners, "", rows, [selector] * len(owners))
 
     def forward(self, selectors: Float[Tensor, "batch selector in_features"]) -> Float[Tensor, "batch gate expert"]:
-        """Weigh the experts: a gate's weights sum to 1, and are exactly 0 for the experts that it may not choose."""
+        """Compute the gates' weights: each gate's sum to 1, and are exactly 0 for experts that it may not choose."""
         logits = self.logits(selectors)
         if not self.chooses_all:
             table = logits.new_full((logits.shape[0], self.num_gates * self.num_experts), -math.inf)

@@ -1,9 +1,9 @@
-"""Where the tasks' gradients meet: taken task by task, measured over all ranks, and put together again as one.
+"""Balancing of the tasks' gradients: taken task by task, measured over all ranks, and combined into one gradient.
 
-The tables' optimizer is fused into the backward pass, so no table ever has a gradient for each task. What reaches it is
-the gradient at the pooled embeddings, and there it can still be changed. So what balances gradients works on the dense
-parameters that tasks share (`models.task_reach`) and on every feature's pooled embeddings (our reading, of all methods
-alike), and one backward pass of the result goes into the tables.
+The tables' optimizer is fused into the backward pass, so no table ever has a gradient per task. A table's gradient
+comes from the gradient at the pooled embeddings, which can still be changed. So gradient balancing works on the dense
+parameters that tasks share (`models.task_reach`) and on every feature's pooled embeddings (our reading, for all
+methods). One backward pass of the result updates the tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # the configuration imports this file, and must not import To
 
 
 class BalanceRule(nn.Module):
-    """What a method makes of the tasks' gradients: an interface.
+    """Interface of a method that combines the tasks' gradients.
 
-    All of them add the gradients up with other coefficients than 1, which they find from norms and dot products alone.
-    What a rule remembers is in buffers: they are in every checkpoint, and the same on all ranks.
+    All methods sum the gradients with coefficients other than 1, computed from norms and dot products alone. The state
+    of a rule is in buffers: it is in every checkpoint, and the same on all ranks.
     """
 
     def forward(
@@ -34,26 +34,26 @@ class BalanceRule(nn.Module):
         losses: Float[Tensor, " task"],
         is_present: Bool[Tensor, " task"],
     ) -> tuple[Float[Tensor, "part task"], Float[Tensor, " task"]]:
-        """Choose the coefficients of a step.
+        """Compute the coefficients of a step.
 
         Args:
-            grams: Of every shared part the dot products of the tasks' gradients, weighted by w_k(t); float64, over all
+            grams: Dot products of the tasks' gradients, weighted by w_k(t), in every shared part; float64, over all
                 ranks.
-            losses: L_k over all ranks, without its weight; float64.
-            is_present: Whether any row of any rank is in the task's space.
+            losses: Unweighted L_k over all ranks; float64.
+            is_present: True for tasks with a row of any rank in their space.
 
         Returns:
-            What each task's gradient is multiplied by in each part, and where only one task reaches.
+            The factor of each task's gradient in each part, and outside the shared parts.
         """
         raise NotImplementedError
 
 
 def shared_slices(parameters: Mapping[str, Tensor], blocks: Sequence[ParameterBlock]) -> list[slice]:
-    """Find where shared blocks stand in the flat vector of all parameters.
+    """Return the slices of shared blocks in the flat vector of all parameters.
 
     Args:
-        parameters: By name, in the vector's order.
-        blocks: Of them; those of one task or none are no meeting.
+        parameters: Parameters by name, in the vector's order.
+        blocks: Blocks of the parameters; those of one task or none are skipped.
     """
     starts = dict(zip(parameters, accumulate((p.numel() for p in parameters.values()), initial=0), strict=False))
     found = []
@@ -66,11 +66,11 @@ def shared_slices(parameters: Mapping[str, Tensor], blocks: Sequence[ParameterBl
 
 
 def carry_over(loss: Float[Tensor, ""], meeting: "tuple[KeyedTensor, KeyedTensor]") -> Float[Tensor, ""]:
-    """Give a loss that is a function of what was cut off its gradient at what it was cut off from.
+    """Carry the gradient of a loss on the detached embeddings over to the original ones.
 
     Args:
-        loss: One that no rule balances.
-        meeting: The pooled embeddings, and the same cut off.
+        loss: A loss that no rule balances.
+        meeting: The pooled embeddings, and their detached copy.
     """
     pooled, leaf = meeting
     (at_pooled,) = torch.autograd.grad(loss, leaf.values(), retain_graph=True, materialize_grads=True)
@@ -79,16 +79,16 @@ def carry_over(loss: Float[Tensor, ""], meeting: "tuple[KeyedTensor, KeyedTensor
 
 
 class GradientBalance(nn.Module):
-    """Replaces the sum of the tasks' gradients where they meet by what a rule makes of them.
+    """Module that replaces the sum of the tasks' gradients at shared parts by a rule's combination.
 
-    The dense gradient of each task is averaged over all ranks before anything is measured: the norm of a mean is not
-    the mean of the norms. Rows of pooled embeddings are each on one rank, so for these the dot products are summed.
-    Hence the number of ranks changes nothing but the rounding.
+    Each task's dense gradient is averaged over all ranks before any measurement: the norm of a mean is not the mean of
+    the norms. Each row of pooled embeddings is on one rank, so for these the dot products are summed. Hence the number
+    of ranks changes nothing but the rounding.
 
     Args:
         rule: The method.
-        shared: Where shared parts stand in the flat vector of the dense parameters.
-        ranks: For sums over all of them.
+        shared: Slices of the shared parts in the flat vector of the dense parameters.
+        ranks: All ranks, for sums over them.
     """
 
     def __init__(self, rule: BalanceRule, shared: Sequence[slice], ranks: Ranks) -> None:
@@ -103,13 +103,13 @@ class GradientBalance(nn.Module):
         meeting: "tuple[KeyedTensor, KeyedTensor]",
         dense: Sequence[nn.Parameter],
     ) -> Float[Tensor, ""]:
-        """Make a scalar of the value sum_k w_k L_k, whose gradient is the balanced one.
+        """Return a scalar with the value sum_k w_k L_k and the balanced gradient.
 
         Args:
-            losses: L_k on this rank's share, a function of the embeddings that were cut off and of `dense`.
+            losses: L_k on this rank's share, a function of the detached embeddings and of `dense`.
             loss_weights: w_k(t).
-            is_present: As of `BalanceRule`; the same on all ranks.
-            meeting: The pooled embeddings, and the same cut off.
+            is_present: As in `BalanceRule`; the same on all ranks.
+            meeting: The pooled embeddings, and their detached copy.
             dense: The dense parameters, in the order of `shared`.
         """
         pooled, leaf = meeting
@@ -133,7 +133,7 @@ class GradientBalance(nn.Module):
     def _by_task(
         self, weighted: Float[Tensor, " task"], leaf: Tensor, dense: Sequence[nn.Parameter]
     ) -> tuple[Float[Tensor, "task batch width"], Float[Tensor, "task number"]]:
-        """Each task's gradient: at this rank's pooled embeddings, and of all dense parameters as the ranks' mean."""
+        """Return each task's gradient: this rank's at pooled embeddings, the ranks' mean at all dense parameters."""
         at_pooled, at_dense = [], []
         for loss in weighted:
             first, *rest = torch.autograd.grad(loss, [leaf, *dense], retain_graph=True, materialize_grads=True)
@@ -142,13 +142,13 @@ class GradientBalance(nn.Module):
         return torch.stack(at_pooled), self.ranks.total(torch.stack(at_dense)) / self.ranks.num
 
     def _columns(self, leaf: "KeyedTensor") -> list[slice]:
-        """Columns of each feature; by its name, as the order of the keys is the sharding's."""
+        """Return the columns of each feature, by name, since sharding changes the order of keys."""
         ends = list(accumulate(leaf.length_per_key(), initial=0))
         places = {key: slice(*of) for key, of in zip(leaf.keys(), pairwise(ends), strict=True)}
         return [places[key] for key in sorted(places)]
 
 
 def _gram(gradients: Float[Tensor, "task number"]) -> Float[Tensor, "task task"]:
-    """Dot products of the tasks' gradients."""
+    """Return the dot products of the tasks' gradients."""
     wide = gradients.double()
     return wide @ wide.t()

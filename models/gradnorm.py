@@ -1,4 +1,4 @@
-"""GradNorm: the tasks' weights follow their gradients' norms, so that all tasks train at a similar rate.
+"""GradNorm: task weights that follow the gradients' norms, so that all tasks train at a similar rate.
 
 Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks", ICML
 2018, equations 1 and 2 and algorithm 1.
@@ -17,31 +17,31 @@ from features.tasks import TaskConfig
 from models.gradient_balance import BalanceRule
 from models.uncertainty import refuse_negative_losses
 
-# A weight that is not above 0 would train its task backwards, or never again.
+# A weight of at most 0 would train its task backwards, or never again.
 _LEAST_WEIGHT = 1e-3
 
 
 class GradNorm(BalanceRule):
-    """L = sum_k v_k L_k, v_k following the gradient of L_grad = sum_k | G_k - G r_k^alpha |.
+    """L = sum_k v_k L_k; v_k follows the gradient of L_grad = sum_k | G_k - G r_k^alpha |.
 
     G_k = v_k ||grad L_k|| over all shared parts as one vector, G their mean over the tasks; l_k = L_k(t) / L_k(0), and
     r_k = l_k over the mean of l. With G r_k^alpha held constant, dL_grad / dv_k = sign(G_k - G r_k^alpha) ||grad L_k||.
-    A step uses v_k as the step before has left them. Then v_k moves, and the v are scaled to sum to K again.
+    A step uses v_k as left by the step before. Then v_k moves, and the v are scaled to sum to K again.
 
-    Our reading, where the source is silent: the gradients are those of w_k(t) L_k; L_grad is divided by G, since norms
-    at embeddings are smaller by orders of magnitude than weights near 1, and one learning rate has to serve all models;
-    v_k stays above .001; L_k(0) is that of the first step with a row in the task's space; and a task without one is
+    Our reading where the source is silent: the gradients are those of w_k(t) L_k. L_grad is divided by G: norms at
+    embeddings are smaller by orders of magnitude than weights near 1, and one learning rate has to serve all models.
+    v_k stays above .001. L_k(0) is that of the first step with a row in the task's space. A task without such a row is
     left out of the means, and keeps its v_k. The source measures at the last shared layer to save time; here all
-    gradients are at hand.
+    gradients are available.
 
     Args:
         num_tasks: K.
-        alpha: How strongly slow tasks are pulled along; 0: all norms are to be equal.
-        learning_rate: Of the v_k.
+        alpha: Strength of the pull on slow tasks; 0: all norms become equal.
+        learning_rate: Learning rate of the v_k.
 
     Attributes:
         weights: v_k.
-        first_losses: L_k(0); 0 until there is one.
+        first_losses: L_k(0); 0 before the first.
     """
 
     weights: Tensor
@@ -59,7 +59,7 @@ class GradNorm(BalanceRule):
         losses: Float[Tensor, " task"],
         is_present: Bool[Tensor, " task"],
     ) -> tuple[Float[Tensor, "part task"], Float[Tensor, " task"]]:
-        """Choose the coefficients, and move the weights for the next step; see `BalanceRule`."""
+        """Compute the coefficients, and move the weights for the next step; see `BalanceRule`."""
         used = self.weights.clone()
         norms = grams.sum(0).diagonal().clamp(min=0).sqrt()
         self.first_losses.copy_(torch.where(self.first_losses > 0, self.first_losses, losses))
@@ -69,7 +69,7 @@ class GradNorm(BalanceRule):
         return used.expand(len(grams), -1), used
 
     def _move(self, used: Tensor, norms: Tensor, progress: Tensor, is_moved: Tensor) -> None:
-        """Take one step of gradient descent on L_grad, for the tasks that are there."""
+        """Take one step of gradient descent on L_grad, for the tasks that are present."""
         of_tasks = used * norms
         mean = of_tasks[is_moved].mean()
         slowness = progress[is_moved].mean()
@@ -85,8 +85,8 @@ class GradNormConfig(Declaration):
 
     Args:
         kind: `gradnorm`.
-        alpha: How strongly tasks that train slowly are pulled along; 0: all gradients are to be of one size.
-        learning_rate: Of the weights, by a gradient that is a multiple of the mean norm.
+        alpha: Strength of the pull on tasks that train slowly; 0: all gradients become equal in size.
+        learning_rate: Learning rate of the weights, for a gradient that is a multiple of the mean norm.
     """
 
     kind: Literal["gradnorm"]
@@ -94,7 +94,7 @@ class GradNormConfig(Declaration):
     learning_rate: float = Field(default=0.025, gt=0, allow_inf_nan=False)
 
     def build(self, tasks: Sequence[TaskConfig], num_parts: int) -> GradNorm:
-        """Unpack.
+        """Build the method for these tasks.
 
         Raises:
             ConfigError: A task's loss can be negative.

@@ -1,4 +1,4 @@
-"""From looked-up bags and dense values to the one vector per row that a network reads."""
+"""Concatenation of looked-up bags and dense values to the one vector per row that a network reads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,17 +10,17 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from models.parameter_names import Labels, Part
 
 LookedUp = Sequence[Mapping[str, JaggedTensor]]
-"""What EmbeddingCollections have found, each by feature: a row's entries after those of the row before."""
+"""Outputs of the EmbeddingCollections by feature: entries row by row."""
 
 
 class MissingValueLayer(nn.Module):
-    """A learned value for each dense feature, used where the row has none.
+    """Learned value for each dense feature, used where the row has none.
 
-    Source: Meituan's ranking blog (2018) names the layer without its formula; our reading is
+    Source: Meituan's ranking blog (2018), which gives no formula; our reading is
     x'_i = (1 - m_i) x_i + m_i w_i, with m_i the missing flag and w_i trained from 0, the standardised mean.
 
     Args:
-        num_features: Dense features D.
+        num_features: Number of dense features D.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -32,7 +32,7 @@ class MissingValueLayer(nn.Module):
 
         Args:
             features: Names of the dense features.
-            columns: Labels of their columns of the input.
+            columns: Labels of the features' columns of the input.
         """
         owners = [f"value of feature {name} where it is missing" for name in features]
         return [
@@ -46,13 +46,13 @@ class MissingValueLayer(nn.Module):
 
 
 class InputArch(nn.Module):
-    """Concatenates pooled embeddings, in schema order, and dense values.
+    """Concatenation of pooled embeddings, in schema order, and dense values.
 
     Args:
         keys: Names of the F sparse features, in schema order.
-        means: Which of them are pooled by the mean; the others are sums.
-        num_dense: Dense features D.
-        unpooled: Those of them that have no pooled embedding, and so no part here.
+        means: Flags of the features that are pooled by the mean; the others are sums.
+        num_dense: Number of dense features D.
+        unpooled: Sparse features without a pooled embedding, which are left out.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class InputArch(nn.Module):
         dense: Float[Tensor, "batch dense"],
         sequences: LookedUp = (),
     ) -> Float[Tensor, "batch input"]:
-        """Build the network's input.
+        """Compute the network's input.
 
         Args:
-            pooled: `KeyedTensor` with the sums of the bags; None: no table is looked up by bags alone.
-            sparse: The ids that were looked up, for their lengths.
+            pooled: `KeyedTensor` with the sums of the bags; None if no table is looked up by bags alone.
+            sparse: The looked-up ids, for their lengths.
             dense: (B, D), NaN where missing.
-            sequences: Entries that were looked up one by one; of features that are pooled the sums are taken here.
+            sequences: Entries looked up one by one; entries of pooled features are summed here.
 
         Returns:
             Tensor of shape (B, sum of dims + D).
@@ -95,6 +95,6 @@ class InputArch(nn.Module):
 
 
 def sum_of_bags(entries: Float[Tensor, "entry dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-    """Sum each row's entries, which stand one row's after another's; zeros where there are none."""
+    """Sum each row's entries, which are stored row by row; zeros for a row without entries."""
     rows = torch.repeat_interleave(lengths)
     return entries.new_zeros(len(lengths), entries.shape[1]).index_add(0, rows, entries)

@@ -1,4 +1,4 @@
-"""Products of every two fields' embeddings, as a layer between the input and whichever network there is.
+"""Interaction layer between the input and the network: products of every two fields' embeddings.
 
 Source: Meitu's Multi-task NFwFM (2019), "Field-wise Bi-Interaction": a field-weighted factorisation machine, S + MF
 across fields + FM inside a field, below shared layers.
@@ -26,18 +26,18 @@ class NFwFM(nn.Module):
     e_f (D) is the pooled embedding of sparse feature f, a field. With R symmetric of diagonal 0 the sum over pairs is
     h = 1/2 sum_f e_f * (R e)_f, one matrix product.
 
-    Our reading, where the source is silent: as no table has first-order weights, those of an id are <w_f, e_f>, with
-    w_f learned from 0; r_fg is learned from 1, as in a factorisation machine without field weights; dense values are no
-    fields, and stay in the input; a field that is pooled by the mean is that mean. Inside a field, h_FM needs the sum
-    of v_i^2 over its bag, and TorchRec gives the sum of v_i alone: a second lookup of all lists would be the price. So
-    it is left out. Fields of one id have none; a list contributes across fields only. Dropout divides by what is kept
-    in training, where the source multiplies at inference.
+    Our reading where the source is silent: as no table has first-order weights, those of an id are <w_f, e_f>, with w_f
+    learned from 0. r_fg is learned from 1, as in a factorisation machine without field weights. Dense values are not
+    fields, and stay in the input. A mean-pooled field is its mean. Inside a field, h_FM needs the sum of v_i^2 over its
+    bag, but TorchRec gives the sum of v_i alone, so a second lookup of all lists would be needed. It is left out:
+    fields of one id have no h_FM, and a list contributes across fields only. Dropout divides by the kept share in
+    training, where the source multiplies at inference.
 
     Args:
-        num_fields: Sparse features F, the first of the input.
+        num_fields: Number of sparse features F, the first of the input.
         dim: D.
-        dropout: How likely a number of h is dropped, in training.
-        keeps_inputs: Whether the embeddings stay in the input.
+        dropout: Probability that a number of h is dropped, in training.
+        keeps_inputs: True to keep the embeddings in the input.
 
     Attributes:
         pairs: r_fg, of shape (F (F - 1) / 2,), in the order of `itertools.combinations`.
@@ -51,14 +51,14 @@ class NFwFM(nn.Module):
         self.num_fields, self.dim, self.dropout, self.keeps_inputs = num_fields, dim, dropout, keeps_inputs
         pairs = list(combinations(range(num_fields), 2))
         number = {pair: index for index, pair in enumerate(pairs)}
-        # Behind the last pair stands a 0, for the diagonal.
+        # The entry after the last pair is 0, for the diagonal.
         rows = [[number.get((min(f, g), max(f, g)), len(pairs)) for g in range(num_fields)] for f in range(num_fields)]
         self.register_buffer("places", torch.tensor(rows).flatten(), persistent=False)
         self.pairs = nn.Parameter(torch.ones(len(pairs)))
         self.first_order = nn.Parameter(torch.zeros(num_fields, dim))
 
     def forward(self, x: Float[Tensor, "batch input"]) -> Float[Tensor, "batch out_features"]:
-        """Make the network's input.
+        """Compute the network's input.
 
         Args:
             x: Embeddings of all fields, then dense values.
@@ -76,7 +76,7 @@ class NFwFM(nn.Module):
         return torch.cat(parts, dim=1)
 
     def out_fields(self, num_dense: int) -> list[int]:
-        """Widths of the fields of the output, of which [S ; h] is one."""
+        """Return the widths of the output's fields, with [S ; h] as one."""
         own, dense = 1 + self.dim, [1] * num_dense
         return [*([self.dim] * self.num_fields), *dense, own] if self.keeps_inputs else [own, *dense]
 
@@ -95,7 +95,7 @@ class NFwFM(nn.Module):
 
         Args:
             features: Names of the sparse features.
-            bags: Labels of their embeddings.
+            bags: Labels of the features' embeddings.
         """
         fields = [bags[index * self.dim : (index + 1) * self.dim] for index in range(self.num_fields)]
         owner = "field weights of the interaction"
@@ -109,17 +109,17 @@ class NFwFM(nn.Module):
 
 
 def _name(first: Labels, second: Labels) -> str:
-    """What a pair of fields is, whichever of them is declared first."""
+    """Return the name of a pair of fields, independent of their order."""
     return " with ".join(sorted(f"{name}, {what}" for name, what in (first[0], second[0])))
 
 
 class NFwFMConfig(Declaration):
-    """Products of every two sparse features' embeddings, weighted by pair, join the network's input.
+    """Products of every two sparse features' embeddings, weighted by pair, added to the network's input.
 
     Args:
         kind: `nfwfm`.
-        dropout: How likely a number of the sum over pairs is dropped, in training.
-        keep_inputs: Whether the network reads the embeddings too; dense values it reads in any case.
+        dropout: Probability that a number of the sum over pairs is dropped, in training.
+        keep_inputs: True to let the network read the embeddings too; it always reads dense values.
     """
 
     kind: Literal["nfwfm"]
@@ -127,10 +127,10 @@ class NFwFMConfig(Declaration):
     keep_inputs: bool = True
 
     def build(self, schema: Schema) -> NFwFM:
-        """Unpack.
+        """Build the layer for a schema.
 
         Raises:
-            ConfigError: There are no two sparse features, or they differ in width.
+            ConfigError: The schema has fewer than two sparse features, or their widths differ.
         """
         dims = {table.name: table.dim for table in schema.tables}
         fields = {feature.name: dims[feature.table] for feature in schema.sparse_features}

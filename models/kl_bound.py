@@ -1,4 +1,4 @@
-"""The KL bound: what tasks say of one event by themselves is held to the product rule of probabilities.
+"""KL bound: ties the tasks' separate probabilities of one event to the product rule.
 
 Source: Meituan's ranking blog, "Guess you like", 2018: p(click) p(convert) = p(order) for three heads, by adding
 KL(p || q) + KL(q || p) to the loss.
@@ -24,23 +24,23 @@ Stopped = Literal["none", "order", "product"]
 class KLBound(nn.Module):
     """L += weight sum_b d_b w_b (a_b - b_b) log(a_b (1 - b_b) / (b_b (1 - a_b))) / denominator.
 
-    Here a = p(order) and b = p(click) p(convert), and the term of a row is KL(a || b) + KL(b || a) of two Bernoulli
+    a = p(order) and b = p(click) p(convert), and the term of a row is KL(a || b) + KL(b || a) of two Bernoulli
     distributions. With the logits x of a and y of b it is
 
         (x - y) tanh((x - y) / 2) (s(x) s(-y) + s(y) s(-x)),       s the sigmoid,
 
     whose factors are formed without a difference of probabilities: nothing cancels, nothing is 0 / 0, and at x = y
-    value and gradient are 0. y is composed from logs, as `models.entire_space` does it.
+    value and gradient are 0. y is composed from logs, as in `models.entire_space`.
 
-    Our reading, where the source is silent: the rows are those of the order task's space, with its row weights and its
-    denominator over all ranks, d, w and denominator being those of its own loss; probabilities are those in the whole
-    log where it was thinned out; the weight is constant, and neither w_k(t) nor `loss_balancing` changes the term.
+    Our reading where the source is silent: the rows are those of the order task's space, with the row weights, d and
+    denominator (over all ranks) of its own loss. In a sampled log, probabilities are those of the whole log. The weight
+    is constant, and neither w_k(t) nor `loss_balancing` changes the term.
 
     Args:
-        columns: The outputs of order, click and convert.
+        columns: Output columns of order, click and convert.
         task: The number of the order task.
-        weight: Of the term.
-        stop_gradient: Which side does not learn from the term: the order task's, the product's, or none.
+        weight: Weight of the term.
+        stop_gradient: Side that does not learn from the term: the order task's, the product's, or none.
     """
 
     columns: Tensor
@@ -58,13 +58,13 @@ class KLBound(nn.Module):
         weight: Float[Tensor, "batch task"],
         denominators: Float[Tensor, " task"],
     ) -> Float[Tensor, ""]:
-        """Compute what is added to the loss.
+        """Compute the term to add to the loss.
 
         Args:
-            outputs: Of all tasks, side by side; in rows outside the order task's space, anything.
-            in_space: Which rows are in each task's space.
-            weight: Weight of each row in each task; outside the space, anything.
-            denominators: What each task's sum is divided by; 0 gives 0.
+            outputs: Outputs of all tasks, side by side; arbitrary in rows outside the order task's space.
+            in_space: Mask of the rows in each task's space.
+            weight: Weight of each row in each task; arbitrary outside the space.
+            denominators: Divisor of each task's sum; 0 gives 0.
         """
         inside = in_space[:, self.task : self.task + 1]
         zero = weight.new_zeros(1)
@@ -89,14 +89,14 @@ def symmetric_kl(x: Float[Tensor, "*any"], y: Float[Tensor, "*any"]) -> Float[Te
 
 
 class KLBoundConfig(Declaration):
-    """p(click) p(convert) is held to p(order), where three tasks learn them by themselves.
+    """Bound that ties p(click) p(convert) to p(order), for three tasks that learn them separately.
 
     Args:
-        order: The task of the whole event; the bound holds on the rows of its space.
+        order: The task of the whole event; the bound covers the rows of its space.
         click: The task of the event's first half.
-        convert: The task of its second half, given the first.
-        weight: Of the bound in the loss.
-        stop_gradient: Which side does not learn from the bound: `order`, the `product`, or `none`.
+        convert: The task of the event's second half, given the first.
+        weight: Weight of the bound in the loss.
+        stop_gradient: Side that does not learn from the bound: `order`, the `product`, or `none`.
     """
 
     order: str
@@ -106,14 +106,14 @@ class KLBoundConfig(Declaration):
     stop_gradient: Stopped = "none"
 
     def build(self, heads: Sequence[TaskHead], composed: Mapping[str, ProbabilityConfig]) -> KLBound:
-        """Unpack, for tasks in this order.
+        """Build the bound for tasks in this order.
 
         Args:
             heads: The declared tasks.
             composed: Rules of the probabilities that are composed, by name.
 
         Raises:
-            ConfigError: A task is not known, has no probability or is named twice, or the bound can only be 0.
+            ConfigError: A task is unknown, has no probability or is named twice, or the bound can only be 0.
         """
         names = (self.order, self.click, self.convert)
         self._check(names, {head.name: head.kind for head in heads})

@@ -1,4 +1,4 @@
-"""The union-space loss: each task is trained on its own sample space, in one pass over the union of all spaces.
+"""Union-space loss: each task is trained on its own sample space, in one pass over the union of all spaces.
 
 Source: Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020, equations 8 to 10.
 """
@@ -26,14 +26,14 @@ Unit = Literal["step", "day", "epoch"]
 class UnionSpaceLoss(nn.Module):
     """L_k = sum_b d_kb w_kb loss_k(b) / denominator_k (Eq. 9), and L = sum_k w_k(t) L_k (Eq. 8).
 
-    d_kb is 1 where row b is in task k's sample space. In the paper the denominator is sum_b d_kb; here it is an
-    argument, sum_b d_kb w_kb over the batches of all ranks, which no rank knows alone. Our reading of an empty space:
-    the loss is 0.
+    d_kb is 1 if row b is in task k's sample space. The paper's denominator is sum_b d_kb; here it is an argument,
+    sum_b d_kb w_kb over the batches of all ranks, which no rank knows alone. Our reading of an empty space: the loss is
+    0.
 
-    What lies outside a space is replaced by 0 before the loss is computed. Masked after it, a NaN would survive in the
+    Values outside a space are replaced by 0 before the loss is computed. A mask after the loss would leave a NaN in the
     value or in the gradient, because NaN * 0 is NaN.
 
-    Tasks that are declared alike, but for their names, are computed by the same kernels.
+    Tasks with equal declarations, apart from their names, are computed by the same kernels.
 
     Args:
         heads: The tasks, in the order of outputs and labels.
@@ -67,20 +67,20 @@ class UnionSpaceLoss(nn.Module):
         denominators: Float[Tensor, " task"],
         loss_weights: Float[Tensor, " task"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " task"]]:
-        """Compute the weighted loss, and every task's.
+        """Compute the weighted loss, and every task's loss.
 
         Args:
             outputs: The towers' outputs, side by side.
-            labels: In the label's own unit, the class for multiclass tasks; outside the space, anything.
-            in_space: Which rows are in each task's space.
-            weight: Weight of each row in each task; outside the space, anything.
-            denominators: What each task's sum is divided by; 0 gives a loss of 0.
+            labels: In the label's own unit, the class for multiclass tasks; arbitrary outside the space.
+            in_space: Mask of the rows in each task's space.
+            weight: Weight of each row in each task; arbitrary outside the space.
+            denominators: Divisor of each task's sum; 0 gives a loss of 0.
             loss_weights: w_k(t).
 
         Returns:
             L, and L_k of every task.
         """
-        # Of shape (1,) and not a number, so that bfloat16 outputs become as wide as the labels.
+        # Shape (1,) instead of a number, so that bfloat16 outputs become as wide as the labels.
         zero = labels.new_zeros(1)
         labels = torch.where(in_space, labels, zero).index_select(1, self.tasks)
         outputs = outputs.index_select(1, self.columns)
@@ -108,8 +108,8 @@ def _row_losses(
 ) -> Float[Tensor, "batch task"]:
     """Compute loss_k of each row for tasks that are all declared like `head`.
 
-    Binary tasks of a thinned-out log see the odds as they are there: odds / rate. Squared error has no factor 1/2;
-    Poisson's is exp(output) - label * output, without the label's factorial.
+    For a sampled log, binary tasks see its odds: odds / rate. Squared error has no factor 1/2; Poisson's loss is
+    exp(output) - label * output, without the label's factorial.
     """
     if head.kind == "binary":
         sampled = outputs if head.sampled_rate == 1 else outputs - math.log(head.sampled_rate)
@@ -132,10 +132,10 @@ class LossWeightSchedule:
     The paper updates the weights "after each step" and calls t "the training epoch"; so the unit of t is a choice.
 
     Args:
-        unit: What t counts.
+        unit: Unit of t.
         initial: w_k0 of each task.
-        gamma: Its factor per unit.
-        floor: What it never falls below.
+        gamma: Factor of each task per unit.
+        floor: Lower bound of each task's weight.
     """
 
     def __init__(self, unit: Unit, initial: Sequence[float], gamma: Sequence[float], floor: Sequence[float]) -> None:
@@ -151,17 +151,17 @@ class LossWeightSchedule:
         return torch.maximum(self._floor, self._initial * self._gamma**t).float()
 
     def weights(self, *, step: int, day: int, epoch: int) -> Float[Tensor, " task"]:
-        """Compute the weights after so many steps, days and epochs, whichever of them is the unit."""
+        """Compute the weights after so many steps, days and epochs; the unit selects one of them."""
         return self.at({"step": step, "day": day, "epoch": epoch}[self.unit])
 
 
 class TaskWeightConfig(Declaration):
-    """One task's w_k(t) = max(floor, initial * gamma^t).
+    """Weight of one task: w_k(t) = max(floor, initial * gamma^t).
 
     Args:
         initial: The weight at the start.
-        gamma: Its factor per step, day or epoch.
-        floor: What it never falls below.
+        gamma: Factor per step, day or epoch.
+        floor: Lower bound of the weight.
     """
 
     initial: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -170,10 +170,10 @@ class TaskWeightConfig(Declaration):
 
 
 class LossWeightConfig(Declaration):
-    """The tasks' weights in the loss; a task that is not named keeps weight 1.
+    """Weights of the tasks in the loss; an unnamed task keeps weight 1.
 
     Args:
-        unit: What t counts: `step`, `day` or `epoch`.
+        unit: Unit of t: `step`, `day` or `epoch`.
         tasks: Weights by task name.
     """
 
@@ -187,10 +187,10 @@ class LossWeightConfig(Declaration):
         return self
 
     def schedule(self, task_names: Sequence[str]) -> LossWeightSchedule:
-        """Unpack, for tasks in this order.
+        """Build the schedule for tasks in this order.
 
         Raises:
-            ConfigError: A task is weighted that does not exist.
+            ConfigError: A weighted task does not exist.
         """
         for name in [name for name in self.tasks if name not in task_names]:
             near = get_close_matches(name, task_names, n=1)

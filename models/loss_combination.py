@@ -1,4 +1,4 @@
-"""How the tasks' losses become one, as a configuration names it, beyond the weights w_k(t)."""
+"""Combination of the tasks' losses beyond the weights w_k(t), as configured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from models.kl_bound import KLBoundConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointLoss:
-    """What a configuration says of the one loss that is made of the tasks'.
+    """Configuration of the one loss that combines the tasks' losses.
 
     Args:
-        balancing: How they, or their gradients, are balanced.
-        bounds: What is added to hold tasks to each other.
+        balancing: Method that balances the losses, or their gradients.
+        bounds: Terms added to tie tasks to each other.
     """
 
     balancing: LossBalancingConfig = SCHEDULE

@@ -1,4 +1,4 @@
-"""MetaBalance: auxiliary tasks' gradients are brought near the size of the target's, part by part.
+"""MetaBalance: scales auxiliary tasks' gradients to near the size of the target's, part by part.
 
 Source: He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting Gradient Magnitudes of Auxiliary
 Tasks", WWW 2022.
@@ -24,20 +24,20 @@ Strategy = Literal["A", "B", "C"]
 class MetaBalance(BalanceRule):
     """G_i <- (G_i m_tar / m_i) r + G_i (1 - r) for an auxiliary task i, and G = G_tar + sum_i G_i.
 
-    m <- beta m + (1 - beta) ||G|| from m = 0, of each task in each part. All have the same factor 1 - beta^t of their
-    start, so their ratios need no correction. Strategy A changes only gradients that are larger than the target's
-    (m_i > m_tar), B only smaller ones, C both.
+    m <- beta m + (1 - beta) ||G|| from m = 0, for each task in each part. All share the start-up factor 1 - beta^t, so
+    their ratios need no correction. Strategy A changes only gradients larger than the target's (m_i > m_tar), B only
+    smaller ones, C both.
 
-    Our reading, where the source is silent: of several targets G_tar is the sum of their gradients, and none is
-    changed; the gradients are those of w_k(t) L_k; a step without a row in a task's space counts as one with gradient
-    0; and where m_i or m_tar is still 0 (no gradient yet, or none ever: a part that the target does not reach) nothing
-    is changed, where the authors' code divides 0 by 0.
+    Our reading where the source is silent: for several targets, G_tar is the sum of their gradients, and none is
+    changed. The gradients are those of w_k(t) L_k. A step without a row in a task's space counts as a gradient of 0. If
+    m_i or m_tar is still 0 (no gradient yet, or a part that the target does not reach) nothing is changed, where the
+    authors' code divides 0 by 0.
 
     Args:
-        is_target: Which tasks are targets.
-        num_parts: Shared parts.
+        is_target: Flags of the target tasks.
+        num_parts: Number of shared parts.
         strategy: A, B or C.
-        beta: Of the moving averages.
+        beta: Decay of the moving averages.
         relax: r.
 
     Attributes:
@@ -61,7 +61,7 @@ class MetaBalance(BalanceRule):
         losses: Float[Tensor, " task"],
         is_present: Bool[Tensor, " task"],
     ) -> tuple[Float[Tensor, "part task"], Float[Tensor, " task"]]:
-        """Choose the coefficients; see `BalanceRule`."""
+        """Compute the coefficients; see `BalanceRule`."""
         target = grams[:, self.is_target][:, :, self.is_target].sum((1, 2))
         squares = torch.cat([target.unsqueeze(1), grams.diagonal(dim1=1, dim2=2)], dim=1)
         self.norms.lerp_(squares.clamp(min=0).sqrt(), 1 - self.beta)
@@ -74,13 +74,13 @@ class MetaBalance(BalanceRule):
 
 
 class MetaBalanceConfig(Declaration):
-    """Auxiliary tasks' gradients are brought near the size of the targets', where they meet.
+    """Auxiliary tasks' gradients scaled to near the size of the targets', at shared parts.
 
     Args:
         kind: `metabalance`.
-        targets: Names of the target tasks; absent: those that are not declared `role: auxiliary`.
-        strategy: `A` only makes large gradients smaller, `B` only small ones larger, `C` both.
-        beta: Share of a step's moving average of norms that is kept from the step before.
+        targets: Names of the target tasks; absent: those not declared `role: auxiliary`.
+        strategy: `A` only shrinks large gradients, `B` only enlarges small ones, `C` both.
+        beta: Share of a norm's moving average that is kept from the step before.
         relax: r: 0 changes nothing, 1 gives auxiliary gradients the target's size.
     """
 
@@ -91,10 +91,10 @@ class MetaBalanceConfig(Declaration):
     relax: float = Field(default=0.7, ge=0, le=1)
 
     def build(self, tasks: Sequence[TaskConfig], num_parts: int) -> MetaBalance:
-        """Unpack.
+        """Build the method for these tasks.
 
         Raises:
-            ConfigError: A target does not exist, or no task is left that is none.
+            ConfigError: A target does not exist, or all tasks are targets.
         """
         names = [task.name for task in tasks]
         targets = [task.name for task in tasks if task.role == "main"] if self.targets is None else self.targets

@@ -1,4 +1,4 @@
-"""MMoE and its kin: experts that all tasks share, weighed by gates that all read the same.
+"""MMoE and variants: experts that all tasks share, weighted by gates that all read the same input.
 
 Sources: Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018
 (MMoE, OMoE); Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020, figure 1h (ML-MMoE); Zhao et al.,
@@ -24,40 +24,40 @@ from models.sizes import Count, Width
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedExperts:
-    """One level's experts in plain numbers.
+    """Experts of one level in plain values.
 
     Args:
         num_experts: n.
-        expert_layers: Widths of an expert's layers; all experts of a level have the same, since gates add them up.
+        expert_layers: Widths of an expert's layers, the same for all experts of a level, since gates add them up.
     """
 
     num_experts: int
     expert_layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a level without experts, and experts without layers."""
+        """Check that the level has experts, and the experts layers."""
         if self.num_experts < 1 or not self.expert_layers or min(self.expert_layers) < 1:
             raise ValueError(f"a level needs an expert or more, of one layer or more, of positive width, got {self}")
 
 
 class MMoE(FusionNetwork):
-    """Mixture of experts with a gate for each task, or one for all; of one level or several.
+    """Mixture of experts with one gate per task, or one for all; one level or several.
 
     One level: f^k(x) = sum_i softmax(W_k x)_i f_i(x), without a bias in the gates. Above the first level, expert j
-    reads a mixture of its own, z_j = sum_i softmax(W_sj x)_i E_i: every gate of every level reads x, not the mixture
-    below it (ML-MMoE, where PLE differs). Experts end in ReLU (our reading).
+    reads a mixture of its own, z_j = sum_i softmax(W_sj x)_i E_i. Gates of every level read x, not the mixture below
+    them (ML-MMoE; PLE differs). Experts end in ReLU (our reading).
 
-    With shared layers below, experts and gates read their output in the place of x (section 4.2 of Zhao et al.).
+    With shared layers below, experts and gates read the output of these instead of x (section 4.2 of Zhao et al.).
 
     All gates of all levels are one matrix product, each layer of a level's experts is one, each level's mixing is one.
 
     Args:
         in_features: Width of the input.
         num_tasks: K.
-        levels: From the input upwards.
-        has_one_gate: All tasks read one mixture (OMoE).
-        shared_layers: Widths of layers below experts and gates; none: they read the input.
-        gate_dropout: How likely a gate loses an expert for a row, in training; see `models.experts.Gates`.
+        levels: Levels from the input upwards.
+        has_one_gate: True if all tasks read one mixture (OMoE).
+        shared_layers: Widths of layers below experts and gates; none: both read the input.
+        gate_dropout: Probability that a gate loses an expert for a row, in training; see `models.experts.Gates`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MMoE(FusionNetwork):
         self.gates = Gates(widths[0], 1, self._choices(), sum(self.num_experts), gate_dropout)
 
     def _choices(self) -> list[range]:
-        """For each gate, level by level, the experts of its level; experts are numbered through all levels."""
+        """Return each gate's experts, level by level; experts are numbered through all levels."""
         of_levels = [range(*ends) for ends in pairwise(accumulate(self.num_experts, initial=0))]
         return [experts for experts, count in zip(of_levels, self.num_gates, strict=True) for _ in range(count)]
 
@@ -102,7 +102,7 @@ class MMoE(FusionNetwork):
         return inputs.expand(-1, self.num_tasks, -1)
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
-        """Name the parts, where they are the same thing as PLE does; see `FusionNetwork.parts`."""
+        """Name the parts as PLE does where they are the same; see `FusionNetwork.parts`."""
         found, path, (selector,) = stack_parts(self.trunk, ["shared layers"], [inputs], "input", "shared")
         outputs, gates, choices = selector, [], []
         above = [*self.num_experts[1:], None]
@@ -116,13 +116,13 @@ class MMoE(FusionNetwork):
         return FusionParts(found + self.gates.parts(gates, choices, selector), [outputs] * len(tasks), path)
 
     def _gate_owners(self, name: str, next_name: str, num_above: int | None, tasks: Sequence[str]) -> list[str]:
-        """Name the gates of a level, for as many experts as read them above; None: the tasks do."""
+        """Name the gates of a level: one per expert above, or, if num_above is None, of the tasks."""
         if num_above is not None:
             return [f"gate for shared expert {index}, {next_name}" for index in range(num_above)]
         return [f"gate of all tasks, {name}"] if self.has_one_gate else [f"gate of task {t}, {name}" for t in tasks]
 
     def _by_level(self, weights: Float[Tensor, "batch gate expert"]) -> list[Float[Tensor, "batch gate expert"]]:
-        """Cut each level's gates and experts out of the table of all."""
+        """Cut each level's gates and experts out of the table of all levels."""
         rows, found, expert = weights.split(self.num_gates, dim=1), [], 0
         for level, count in enumerate(self.num_experts):
             found.append(rows[level][:, :, expert : expert + count])
@@ -130,28 +130,28 @@ class MMoE(FusionNetwork):
         return found
 
     def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
-        """Weigh the experts as `forward` does; see `FusionNetwork.gate_weights`.
+        """Compute the gates' weights as `forward` does; see `FusionNetwork.gate_weights`.
 
         Returns:
-            One tensor per level. Gates: below the last level one for each expert of the next, at the last every task's,
-            or the one of all.
+            One tensor per level. Gates: below the last level one per expert of the next level; at the last, one per
+            task, or one for all.
         """
         return self._by_level(self.gates(self.trunk(x.unsqueeze(1))))
 
 
 class SharedExpertsConfig(Declaration):
-    """The experts of one level.
+    """Experts of one level.
 
     Args:
-        num_experts: Experts, which all tasks share.
-        expert_layers: Widths of an expert's layers; the last one is the width of what the level gives on.
+        num_experts: Number of experts, which all tasks share.
+        expert_layers: Widths of an expert's layers; the last one is the width of the level's output.
     """
 
     num_experts: Count
     expert_layers: list[Width] = Field(min_length=1)
 
     def unpack(self) -> SharedExperts:
-        """The same in plain numbers."""
+        """Return the experts in plain values."""
         return SharedExperts(num_experts=self.num_experts, expert_layers=tuple(self.expert_layers))
 
 
@@ -160,10 +160,10 @@ class MMoEConfig(SharedExpertsConfig):
 
     Args:
         kind: `mmoe`.
-        num_experts: Experts, which all tasks share.
+        num_experts: Number of experts, which all tasks share.
         expert_layers: Widths of an expert's layers.
         shared_layers: Widths of hidden layers below experts and gates; none: both read the input.
-        gate_dropout: How likely a gate loses an expert for a row, in training; 0.1 in Zhao et al.
+        gate_dropout: Probability that a gate loses an expert for a row, in training; 0.1 in Zhao et al.
     """
 
     kind: Literal["mmoe"]
@@ -186,10 +186,10 @@ class OMoEConfig(SharedExpertsConfig):
 
     Args:
         kind: `omoe`.
-        num_experts: Experts, which all tasks share.
+        num_experts: Number of experts, which all tasks share.
         expert_layers: Widths of an expert's layers.
         shared_layers: Widths of hidden layers below experts and gates; none: both read the input.
-        gate_dropout: How likely the gate loses an expert for a row, in training.
+        gate_dropout: Probability that the gate loses an expert for a row, in training.
     """
 
     kind: Literal["omoe"]
@@ -209,13 +209,13 @@ class OMoEConfig(SharedExpertsConfig):
 
 
 class MLMMoEConfig(Declaration):
-    """ML-MMoE: levels of shared experts; a gate for each expert above the first level and each task, all reading x.
+    """ML-MMoE: levels of shared experts; a gate for each task and each expert above the first level, all reading x.
 
     Args:
         kind: `ml_mmoe`.
-        levels: From the input upwards.
+        levels: Levels from the input upwards.
         shared_layers: Widths of hidden layers below experts and gates; none: all read the input.
-        gate_dropout: How likely a gate loses an expert for a row, in training.
+        gate_dropout: Probability that a gate loses an expert for a row, in training.
     """
 
     kind: Literal["ml_mmoe"]

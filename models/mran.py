@@ -1,7 +1,7 @@
-"""MRAN: tasks attend to each other, fields to each other, and every task to the fields.
+"""MRAN: attention among tasks, among fields, and of every task on the fields.
 
-Source: Zhao et al., "Multiple Relational Attention Network for Multi-task Learning", KDD 2019, of which we had the
-abstract and a reader's note without its formulas. So what follows is our reading as a whole.
+Source: Zhao et al., "Multiple Relational Attention Network for Multi-task Learning", KDD 2019. Only the abstract and a
+reader's note without its formulas were at hand, so this file is our reading as a whole.
 """
 
 import math
@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
 
     Args:
         width: D.
-        num_heads: H, which divides D.
+        num_heads: H, a divisor of D.
 
     Attributes:
         projections: Wq, Wk, Wv and Wo, transposed, of shape (4, D, D); a head has D / H successive rows of the first 3.
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         """Name the parts; see `models.parameter_names`.
 
         Args:
-            owner: Whose attention it is.
+            owner: Name of the attention.
             inputs: Labels of a token's numbers.
             heads: Labels of the numbers of all heads.
         """
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         ]
 
     def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        """Let every token attend to all of its row."""
+        """Compute attention of every token to all tokens of its row."""
         mixed = tokens @ self.projections[:3].flatten(0, 1).t()
         query, key, value = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in mixed.chunk(3, dim=2))
         shares = (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).softmax(-1)
@@ -65,17 +65,17 @@ class SelfAttention(nn.Module):
 class MRAN(FusionNetwork):
     """z_k = BN(sum_m alpha_km F'_m + mean_m F'_m), with alpha_k = softmax_m(T'_k Wa F'_m).
 
-    Here T' = T + MHA(T) and F' = BN(F + MHA(F)). F (B, M, D) has a token for each field, which is a feature: a linear
-    map of its columns of x, with a bias. T (K, D) is learned. Tokens of tasks are the same in every row, so a batch has
-    no variance to normalise, and over K tasks they would lose what sets them apart: there is no BN on T'. The BN of z
-    is over rows and tasks. The towers are the per-task predictors, and there are no penalties.
+    T' = T + MHA(T) and F' = BN(F + MHA(F)). F (B, M, D) has a token per field, which is a feature: a linear map of its
+    columns of x, with a bias. T (K, D) is learned. Tokens of tasks are the same in every row: a batch has no variance
+    to normalise, and normalisation over K tasks would remove their differences. So there is no BN on T'. The BN of z is
+    over rows and tasks. The towers are the per-task predictors, and there are no penalties.
 
     Args:
         fields: Widths of the fields, which make up the input.
         num_tasks: K.
         width: D.
-        num_heads: Of both attentions; it divides D.
-        ranks: For sums over all of them.
+        num_heads: Number of heads of both attentions, a divisor of D.
+        ranks: All ranks, for sums over them.
     """
 
     reads_real_rows = True
@@ -108,11 +108,11 @@ class MRAN(FusionNetwork):
     def forward(
         self, x: Float[Tensor, "batch in_features"], is_real: Bool[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch task width"]:
-        """Make each task's representation.
+        """Compute each task's representation.
 
         Args:
             x: The input.
-            is_real: Which rows are no padding, in training; None: all.
+            is_real: Mask of the non-padding rows, in training; None: all.
         """
         fields = self.norm_of_fields(self.among_fields(self._tokens(x)), is_real)
         tasks = self.among_tasks(self.tasks.unsqueeze(0)).squeeze(0)
@@ -120,15 +120,15 @@ class MRAN(FusionNetwork):
         return self.norm_of_outputs(shares @ fields.to(shares.dtype) + fields.mean(1, keepdim=True), is_real)
 
     def _tokens(self, x: Tensor) -> Float[Tensor, "batch field width"]:
-        """All fields' projections as one product, each field's rows standing in its own block of columns."""
+        """Project all fields in one product; each field's rows fill its own block of columns."""
         own = self.places.unsqueeze(1) == torch.arange(len(self.fields), device=self.places.device)
         blocks = own.unsqueeze(2) * self.columns.unsqueeze(1)
         return (x @ blocks.flatten(1)).unflatten(1, (len(self.fields), -1)) + self.offsets
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
-        """Name the parts; see `FusionNetwork.parts`. A field is what its columns are of.
+        """Name the parts; see `FusionNetwork.parts`. A field is labelled by its columns.
 
-        The running averages of the norms are no parameters: a migrated model begins them anew.
+        The running averages of the norms are not parameters: a migrated model starts them anew.
         """
         path = f"input > attention of {self.num_heads} heads"
         units, heads = units_of("tokens", self.out_features), units_of(f"{path}, heads", self.out_features)
@@ -152,7 +152,7 @@ class MRANConfig(Declaration):
     Args:
         kind: `mran`.
         width: Width of a token, and of a task's representation.
-        num_heads: Heads of the attention among tasks and of that among fields; it must divide the width.
+        num_heads: Number of heads of the attention among tasks and of that among fields; it must divide the width.
     """
 
     kind: Literal["mran"]

@@ -1,7 +1,7 @@
-"""Every multi-task network that a config can name, and the one function that builds it.
+"""Union of all network configs, and the one function that builds the network.
 
-A network is added by a file in models/, with a `FusionNetwork` and its config class (a `kind` and a `build`), and by
-that class in the union below.
+To add a network, add a file in models/ with a `FusionNetwork` and its config class (a `kind` and a `build`), and that
+class to the union below.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ def build_network(
     Args:
         config: A member of the union.
         in_features: Width of the network's input.
-        task_names: The tasks, in the order of the output's second dimension.
-        fields: Widths of the features that make up the input, for a network that has a token for each; None: one.
-        ranks: For a network that measures the batches of all ranks; None: there is one.
+        task_names: Names of the tasks, in the order of the output's second dimension.
+        fields: Widths of the features that make up the input, for a network with a token per feature; None: one.
+        ranks: All ranks, for a network that measures the whole batch; None: one rank.
 
     Raises:
         ConfigError: The config does not fit these tasks.

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are of real rows and of all ranks."""
+"""Batch normalisation over the real rows of all ranks."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,15 +10,15 @@ from models.all_reduce import Ranks
 class RealRowsNorm(nn.Module):
     """y = gamma (v - mean) / sqrt(var + eps) + beta, for each of D channels over all real rows and their tokens.
 
-    nn.BatchNorm1d would count padding, and a rank's rows alone: the model would depend on the number of workers. Here
-    mean and variance (with the divisor N) are of the real rows of all ranks, and gradients flow through both to every
-    rank. In evaluation, running averages take their place; they are in every checkpoint.
+    nn.BatchNorm1d would count padding, and one rank's rows alone, so the model would depend on the number of workers.
+    Here mean and variance (with the divisor N) cover the real rows of all ranks, and gradients flow through both to
+    every rank. In evaluation, running averages replace them; these are in every checkpoint.
 
     Args:
         num_channels: D.
-        ranks: For sums over all of them.
-        momentum: A step's share of the running averages.
-        eps: Added to the variance.
+        ranks: All ranks, for sums over them.
+        momentum: Share of a step in the running averages.
+        eps: Term added to the variance.
     """
 
     running_mean: Tensor
@@ -35,11 +35,11 @@ class RealRowsNorm(nn.Module):
     def forward(
         self, values: Float[Tensor, "batch token channel"], is_real: Bool[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch token channel"]:
-        """Normalise.
+        """Normalise the channels.
 
         Args:
-            values: Of any number of tokens a row.
-            is_real: Which rows count; None: all.
+            values: Channels of any number of tokens per row.
+            is_real: Mask of the rows that count; None: all.
         """
         values = values.to(self.weight.dtype)
         mean, variance = self.running_mean, self.running_var
@@ -52,7 +52,7 @@ class RealRowsNorm(nn.Module):
         return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
     def _moments(self, values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the channels; in two sums, as the difference of two large squares would lose digits."""
+        """Return mean and variance of the channels, in two sums: subtracting two large squares would lose digits."""
         count = self.ranks.total(real.sum() * values.shape[1]).detach().clamp(min=1)
         mean = self.ranks.total((values * real).sum((0, 1))) / count
         return mean, self.ranks.total(((values - mean) * real).square().sum((0, 1))) / count

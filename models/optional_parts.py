@@ -1,4 +1,4 @@
-"""What stands around a network, whichever it is, as a configuration names it."""
+"""Optional parts around the multi-task network: entire-space composition, slot bias, interaction, user tower."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -14,13 +14,13 @@ from models.user import UserConfig
 
 
 class AroundConfig(Declaration):
-    """What stands around the multi-task network; absent, each changes no bit.
+    """Optional parts around the multi-task network; an absent part changes no bit.
 
     Args:
-        entire_space: Tasks whose probabilities are composed of several towers'.
-        slot_bias: A logit for the slot, added to tasks' own in training.
+        entire_space: Tasks whose probabilities are composed of the outputs of several towers.
+        slot_bias: A logit of the slot, added to the tasks' logits in training.
         interaction: Products of every two features' embeddings, before the network.
-        user: The user's side, computed once for a user.
+        user: The user tower, computed once per user.
     """
 
     entire_space: EntireSpaceConfig | None = None
@@ -34,8 +34,8 @@ class AroundConfig(Declaration):
             return self
         if self.interaction is not None:
             raise ValueError(
-                "model.interaction with model.user: products are of each feature's embedding, and of the user's side "
-                "the network reads one vector: leave one of them out"
+                "model.interaction with model.user: it multiplies the embeddings of single features, but the user's "
+                "side is one vector: leave one of the two out"
             )
         composed = self.entire_space.probabilities if self.entire_space else {}
         read = {name for probability in composed.values() for name in probability.names}
@@ -48,11 +48,11 @@ class AroundConfig(Declaration):
         return self
 
     def network_heads(self, heads: Sequence[TaskHead]) -> list[TaskHead]:
-        """Those of declared tasks that are the network's: all but those that are read from the user's vector."""
+        """Return the heads of the network's tasks: all tasks but those read from the user's vector."""
         without = self.user.without_tower if self.user else []
         return [head for head in heads if head.name not in without]
 
     def tower_heads(self, heads: Sequence[TaskHead]) -> Sequence[TaskHead]:
-        """The towers of declared tasks; the network's tasks themselves unless some are composed."""
+        """Return the heads of the towers; the network's tasks themselves unless some are composed."""
         heads = self.network_heads(heads)
         return heads if self.entire_space is None else self.entire_space.tower_heads(heads)

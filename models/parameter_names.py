@@ -1,8 +1,8 @@
-"""What every number of the dense part belongs to, so that two models can be held against each other part by part.
+"""Owner of every number of the dense part, so that two models can be compared part by part.
 
-Grouped layers keep many things in one tensor (an expert, a bottom, a tower being one row), and an input column belongs
-to a feature: names and shapes of parameters say neither. So every module names its parts, and labels their axes; of two
-models, what has the same name and the same labels is the same thing, wherever in whichever tensor it stands.
+Grouped layers keep many things in one tensor (an expert, a bottom or a tower is one row), and an input column belongs
+to a feature. Names and shapes of parameters do not tell them apart. So every module names its parts, and labels their
+axes: parts of two models with the same name and labels are the same, in any tensor and at any index.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Label = tuple[str, str]
-"""What an index along an axis belongs to, in words for people (none: what never matters), and which one of it."""
+"""Label of each index along an axis: its owner in words (empty if irrelevant), and its number within the owner."""
 Labels = tuple[Label, ...]
 
 
@@ -22,22 +22,22 @@ def units_of(path: str, width: int) -> Labels:
     """Label the units of a layer.
 
     Args:
-        path: The layer and all that are below it. A unit is what it is by what it reads: with a layer put between,
-            nothing above it is the same any more, and so nothing above it has the same label.
-        width: Units.
+        path: The layer and all layers below it. The input defines a unit: with a layer put between, no unit above it is
+            the same, and so none keeps its label.
+        width: Number of units.
     """
     return tuple((f"units of {path}", str(unit)) for unit in range(width))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Rows of a parameter that belong to one thing.
+    """Rows of a parameter with one owner.
 
     Args:
         parameter: The whole parameter.
-        start: The first of the rows, along the first axis.
-        owner: What they belong to, in words for people: `tower of task ctr`.
-        detail: Which part of it: `layer 1 weight`.
+        start: Index of the first row, along the first axis.
+        owner: Name of the owner in words: `tower of task ctr`.
+        detail: Name of the part within its owner: `layer 1 weight`.
         axes: Labels along every axis, those of the rows first.
     """
 
@@ -49,20 +49,20 @@ class Part:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the part."""
+        """Number of rows of the part."""
         return len(self.axes[0])
 
     def of(self, tensor: Tensor) -> Tensor:
-        """A view of the rows of the parameter, or of what has its shape."""
+        """Return a view of the part's rows of the parameter, or of a tensor with its shape."""
         return tensor[self.start : self.start + self.num_rows]
 
 
 @dataclass(frozen=True, slots=True)
 class FusionParts:
-    """The parts of a multi-task network, and what its outputs are.
+    """Parts of a multi-task network, and labels of its outputs.
 
     Args:
-        parts: Of all its parameters.
+        parts: Parts of all its parameters.
         outputs: For each task the labels of its representation.
         path: The layers from the input to the representations.
     """
@@ -73,16 +73,16 @@ class FusionParts:
 
 
 Layout = Mapping[str, Sequence[Part]]
-"""By the name of a parameter all its parts, which cover it."""
+"""Parts by name of a parameter; they cover it."""
 
 
 def layout_of(parameters: Mapping[str, nn.Parameter], parts: Iterable[Part]) -> Layout:
-    """Give the parts of a model the names of its parameters.
+    """Map the names of a model's parameters to their parts.
 
-    A parameter without parts is a part by itself, which equals another only if names and shapes are equal.
+    A parameter without parts is one part, which equals another only if names and shapes are equal.
 
     Args:
-        parameters: By name; those of the dense part, of one axis or more.
+        parameters: Parameters of the dense part by name, with one axis or more.
         parts: As its modules declare them.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -104,7 +104,7 @@ def _undeclared(name: str, parameter: nn.Parameter) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A part of an old model that a new one has too, and where the labels that both have stand in each.
+    """A part that an old and a new model share, and the indices of their common labels.
 
     Args:
         source: The old parameter's name.
@@ -122,22 +122,22 @@ class Match:
 
     @property
     def num_elements(self) -> int:
-        """Numbers that are the same thing in both models."""
+        """Number of elements that both models share."""
         return math.prod(len(old) for old, _ in self.places)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy what is common from one tensor of the old parameter's shape into one of the new one's."""
+        """Copy the common elements from a tensor of the old parameter's shape into one of the new one's."""
         old, new = (_grid([pair[side] for pair in self.places]) for side in (0, 1))
         self.new.of(target)[new] = self.old.of(source)[old].to(target)
 
 
 def _grid(indices: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-    """Index tensors that pick the block of the given indices along every axis."""
+    """Return index tensors that select the block of the given indices along every axis."""
     return torch.meshgrid(*map(torch.tensor, indices), indexing="ij")
 
 
 def match_layouts(old: Layout, new: Layout) -> list[Match]:
-    """Find what two models have in common: parts of one name, and of them the indices whose labels are equal."""
+    """Find the common parts of two models by name, and in them the indices with equal labels."""
     known = {(part.owner, part.detail): (name, part) for name, parts in old.items() for part in parts}
     matches = []
     for target, parts in new.items():
@@ -159,13 +159,13 @@ def _common(old: Labels, new: Labels) -> tuple[list[int], list[int]]:
 
 
 def copy_matches(matches: Iterable[Match], sources: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
-    """Copy what two models have in common; the rest of the targets stays as it is.
+    """Copy the common parts of two models; the rest of the targets is unchanged.
 
     Args:
-        matches: Of the two models' layouts.
-        sources: By the old parameters' names, weights or what has their shape. A tensor of one number (how often Adam
-            has stepped) is copied where any part of the parameter is; of several the largest.
-        targets: By the new parameters' names; written to.
+        matches: Matches of the two models' layouts.
+        sources: Weights, or tensors of the same shape, by the old parameters' names. A tensor of one number (Adam's
+            step count) is copied if any part of the parameter is; from several, the largest.
+        targets: Tensors by the new parameters' names; written to.
     """
     counts: dict[str, Tensor] = {}
     for match in matches:
@@ -180,15 +180,15 @@ def copy_matches(matches: Iterable[Match], sources: Mapping[str, Tensor], target
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What becomes of a model's parts in another model, in words, and in numbers of parameters.
+    """Fate of a model's parts in another model, in words and in numbers of parameters.
 
     Args:
-        kept: Parts that both have; where not all of a part is kept, with the numbers of parameters.
-        new: Parts that only the new one has.
-        dropped: Parts that only the old one has.
-        num_kept: Numbers that are the same in both.
-        num_new: Numbers that only the new one has.
-        num_dropped: Numbers that only the old one has.
+        kept: Parts of both models; a partly kept part with its numbers of parameters.
+        new: Parts of the new model only.
+        dropped: Parts of the old model only.
+        num_kept: Number of parameters in both.
+        num_new: Number of parameters in the new model only.
+        num_dropped: Number of parameters in the old model only.
     """
 
     kept: list[str]
@@ -200,7 +200,7 @@ class Comparison:
 
 
 def compare_layouts(old: Layout, new: Layout, matches: Sequence[Match]) -> Comparison:
-    """Say what two models have in common: owners of parts, and features and units, of which each has a part in many."""
+    """Describe the common parts of two models by owner, and by feature and unit, which have a part in many owners."""
     kept: Counter[str] = Counter()
     for match in matches:
         kept[match.new.owner] += match.num_elements
@@ -219,7 +219,7 @@ def compare_layouts(old: Layout, new: Layout, matches: Sequence[Match]) -> Compa
 
 
 def _sizes(layout: Layout) -> dict[str, int]:
-    """Parameters of each owner."""
+    """Return the number of parameters of each owner."""
     sizes: Counter[str] = Counter()
     for part in (part for parts in layout.values() for part in parts):
         sizes[part.owner] += math.prod(map(len, part.axes))
@@ -227,7 +227,7 @@ def _sizes(layout: Layout) -> dict[str, int]:
 
 
 def _groups(layout: Layout, kept: set[Label], unnamed: set[str]) -> list[str]:
-    """What labels belong to of which not all are kept, but for what is named otherwise."""
+    """Return the owners of labels that are not all kept, apart from those named otherwise."""
     parts = (part for parts in layout.values() for part in parts)
     labels = dict.fromkeys(label for part in parts for axis in part.axes for label in axis)
     counts: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""PCGrad: of two gradients that conflict, each loses its component along the other.
+"""PCGrad: two conflicting gradients each lose their component along the other.
 
 Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1.
 """
@@ -16,16 +16,16 @@ from models.gradient_balance import BalanceRule
 
 
 def project(gram: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Find the projected gradients as sums of the original ones.
+    """Return the projected gradients as linear combinations of the original ones.
 
-    g_i <- g_i - (g_i . g_j) / ||g_j||^2 g_j wherever g_i . g_j < 0, g_i being what is left of it and g_j as it was.
+    g_i <- g_i - (g_i . g_j) / ||g_j||^2 g_j wherever g_i . g_j < 0, with the current g_i and the original g_j.
 
     Args:
         gram: Dot products g_i . g_j.
-        orders: For each task i, the others j in the order in which they are projected on.
+        orders: For each task i, the others j in the order of projection.
 
     Returns:
-        In row i the coefficients of the original gradients in task i's.
+        Coefficients of the original gradients, in row i for task i.
     """
     tasks = range(len(gram))
     found = []
@@ -40,13 +40,13 @@ def project(gram: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]) ->
 
 
 class PCGrad(BalanceRule):
-    """The sum of the projected gradients, all shared parts being one vector; see `project`.
+    """Sum of the projected gradients, with all shared parts as one vector; see `project`.
 
-    Our reading, where the source is silent: the gradients are those of w_k(t) L_k, and the random orders are drawn from
-    the number of steps that were made, so that all ranks draw the same and a resumed run goes on with the next.
+    Our reading where the source is silent: the gradients are those of w_k(t) L_k. The random orders are drawn from the
+    number of steps so far, so that all ranks draw the same and a resumed run continues with the next.
 
     Attributes:
-        num_steps: Steps that were made.
+        num_steps: Number of steps so far.
     """
 
     num_steps: Tensor
@@ -61,7 +61,7 @@ class PCGrad(BalanceRule):
         losses: Float[Tensor, " task"],
         is_present: Bool[Tensor, " task"],
     ) -> tuple[Float[Tensor, "part task"], Float[Tensor, " task"]]:
-        """Choose the coefficients; see `BalanceRule`."""
+        """Compute the coefficients; see `BalanceRule`."""
         dice = torch.Generator().manual_seed(int(self.num_steps))
         self.num_steps.add_(1)
         orders = [torch.randperm(len(losses), generator=dice).tolist() for _ in losses]
@@ -70,7 +70,7 @@ class PCGrad(BalanceRule):
 
 
 class PCGradConfig(Declaration):
-    """Of two tasks' gradients that conflict, each loses its component along the other.
+    """Projection of conflicting gradients: of two tasks, each loses its component along the other.
 
     Args:
         kind: `pcgrad`.
@@ -79,5 +79,5 @@ class PCGradConfig(Declaration):
     kind: Literal["pcgrad"]
 
     def build(self, tasks: Sequence[TaskConfig], num_parts: int) -> PCGrad:
-        """Unpack."""
+        """Build the method."""
         return PCGrad()

@@ -1,4 +1,4 @@
-"""CGC and PLE: experts of each task's own beside experts that all share, and gates that weigh them.
+"""CGC and PLE: task-specific experts beside shared ones, and gates that weigh them.
 
 Source: Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020; equations are cited by its numbers.
 """
@@ -24,13 +24,13 @@ from models.sizes import CountOrNone, Width
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One level in plain numbers.
+    """One level in plain values.
 
     Args:
-        num_experts_per_task: m_k of every task k; they may differ, and be 0 where experts are shared.
+        num_experts_per_task: m_k of every task k; they may differ, and be 0 if experts are shared.
         num_shared_experts: m_s.
-        expert_layers: Widths of an expert's layers (the paper's experts have one). All experts of a level have the
-            same, because Eq. 2 adds task and shared experts; the last width is its h.
+        expert_layers: Widths of an expert's layers (the paper's experts have one). All experts of a level share them,
+            because Eq. 2 adds task and shared experts; the last width is its h.
     """
 
     num_experts_per_task: tuple[int, ...]
@@ -38,7 +38,7 @@ class Level:
     expert_layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning, above all a gate with nothing to choose from."""
+        """Check the numbers, above all that every gate has an expert to choose."""
         if min(self.num_shared_experts, *self.num_experts_per_task) < 0:
             raise ValueError(f"numbers of experts cannot be negative, got {self}")
         if self.num_shared_experts == 0 and 0 in self.num_experts_per_task:
@@ -49,13 +49,13 @@ class Level:
 
     @property
     def num_experts(self) -> int:
-        """All experts of the level: those of task 0, of task 1, ..., and the shared ones last."""
+        """Number of experts of the level: those of task 0, of task 1, ..., and the shared ones last."""
         return sum(self.num_experts_per_task) + self.num_shared_experts
 
     def choices(self, *, is_last: bool) -> list[list[int]]:
-        """For each gate, the experts it may choose: a task's own, then the shared ones (Eq. 4).
+        """Return the experts that each gate may choose: a task's own, then the shared ones (Eq. 4).
 
-        Below the last level one more gate follows, the shared experts' own, which may choose all of them.
+        Below the last level follows the gate of the shared experts, which may choose all of them.
         """
         ends = list(accumulate(self.num_experts_per_task, initial=0))
         shared = list(range(ends[-1], self.num_experts))
@@ -66,15 +66,15 @@ class Level:
 class ExtractionLevel(nn.Module):
     """One level (Eq. 2-4 and 6): experts, and the gates that fuse them.
 
-    Our reading of figures 1i and 5 and their text, where no formula is printed: task k's experts and gate read
-    g_{k,j-1}, the shared experts and their gate g_{s,j-1}; that gate chooses among all experts of its level.
+    Our reading of figures 1i and 5 and their text, which print no formula: task k's experts and gate read g_{k,j-1},
+    the shared experts and their gate g_{s,j-1}; that gate chooses among all experts of its level.
 
     Args:
         in_features: Width of each input.
         level: The experts.
-        is_first: Every expert and gate reads the one input x.
-        is_last: No level follows, so the shared experts have no gate.
-        gate_dropout: As of `Gates`.
+        is_first: True if every expert and gate reads the one input x.
+        is_last: True if no level follows, so that the shared experts have no gate.
+        gate_dropout: As in `Gates`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ExtractionLevel(nn.Module):
             inputs: x at the first level; above it g_{k,j-1} of every task, then g_{s,j-1}.
 
         Returns:
-            g_{k,j} of every task, then below the last level g_{s,j}; and the weights of the gates that made them.
+            g_{k,j} of every task, then below the last level g_{s,j}; and the weights of the gates.
         """
         weights = self.gates(inputs)
         return torch.bmm(weights, self.experts(inputs)), weights
@@ -108,7 +108,7 @@ class ExtractionLevel(nn.Module):
             inputs: Labels of every input.
             tasks: Names of the tasks.
             path: The layers below.
-            name: What the level is called.
+            name: Name of the level.
 
         Returns:
             The parts, the path with this level's layers, and the labels of every output.
@@ -125,19 +125,19 @@ class ExtractionLevel(nn.Module):
 class PLE(FusionNetwork):
     """Progressive Layered Extraction of any number of levels (Eq. 2-7 without the towers); of one level it is CGC.
 
-    Gates above the first level select by the fusion below them, not by x (Eq. 6). Experts end in ReLU. Forward, a level
-    has one matrix product for all its gates, one for each layer of all its experts and one that mixes; backward each
-    has two: none of it depends on the number of experts or tasks.
+    Gates above the first level select by the fusion below them, not by x (Eq. 6). Experts end in ReLU. In the forward
+    pass, a level has one matrix product for all its gates, one for each layer of all its experts and one that mixes.
+    The backward pass has two for each. These numbers do not depend on the number of experts or tasks.
 
-    With shared layers below, the first level's experts and gates read their output in the place of x, as MMoE's do
+    With shared layers below, the first level's experts and gates read the output of these instead of x, as in MMoE
     (Zhao et al., RecSys 2019).
 
     Args:
         in_features: Width of the input.
         num_tasks: K.
-        levels: From the input upwards.
+        levels: Levels from the input upwards.
         shared_layers: Widths of layers below all experts and gates; none: the first level reads the input.
-        gate_dropout: How likely a gate loses an expert for a row, in training; see `models.experts.Gates`.
+        gate_dropout: Probability that a gate loses an expert for a row, in training; see `models.experts.Gates`.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class PLE(FusionNetwork):
         )
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
-        """Fuse x for each task: g_{k,N}(x), what task k's tower reads (Eq. 7)."""
+        """Fuse x for each task: g_{k,N}(x), the input of task k's tower (Eq. 7)."""
         return in_slabs(self._fuse, x)
 
     def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
@@ -185,11 +185,11 @@ class PLE(FusionNetwork):
         return FusionParts(found, [inputs] * len(tasks), path)
 
     def gate_weights(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch gate expert"]]:
-        """Weigh the experts as `forward` does; see `FusionNetwork.gate_weights`.
+        """Compute the gates' weights as `forward` does; see `FusionNetwork.gate_weights`.
 
         Returns:
-            One tensor per level. Gates: every task's, then below the last level the shared one. Experts: those of
-            task 0, of task 1, ..., then the shared ones; exactly 0 where the gate may not choose the expert.
+            One tensor per level. Gates: every task's, then below the last level the shared one. Experts: those of task
+            0, of task 1, ..., then the shared ones; exactly 0 if the gate may not choose the expert.
         """
         fused = self.trunk(x.unsqueeze(1))
         weights = []
@@ -200,12 +200,12 @@ class PLE(FusionNetwork):
 
 
 class LevelConfig(Declaration):
-    """The experts of one level.
+    """Experts of one level.
 
     Args:
-        expert_layers: Widths of an expert's layers; the last one is the width of what the level gives on.
-        num_experts_per_task: Experts of each task's own: one number for all, or one for every task by its name.
-        num_shared_experts: Experts that all tasks share.
+        expert_layers: Widths of an expert's layers; the last one is the width of the level's output.
+        num_experts_per_task: Number of task-specific experts: one for all tasks, or one for every task by its name.
+        num_shared_experts: Number of experts that all tasks share.
     """
 
     expert_layers: list[Width] = Field(min_length=1)
@@ -213,10 +213,10 @@ class LevelConfig(Declaration):
     num_shared_experts: CountOrNone
 
     def for_tasks(self, task_names: Sequence[str]) -> Level:
-        """Unpack, for tasks in this order.
+        """Return the level in plain values, for tasks in this order.
 
         Raises:
-            ConfigError: A task is numbered that does not exist, or one is not, or one has no expert to choose.
+            ConfigError: A numbered task does not exist, a task has no number, or has no expert to choose.
         """
         numbers = self.num_experts_per_task
         if isinstance(numbers, int):
@@ -242,9 +242,9 @@ class PLEConfig(Declaration):
 
     Args:
         kind: `ple`.
-        levels: From the input upwards.
+        levels: Levels from the input upwards.
         shared_layers: Widths of hidden layers below all experts and gates; none: the first level reads the input.
-        gate_dropout: How likely a gate loses an expert for a row, in training.
+        gate_dropout: Probability that a gate loses an expert for a row, in training.
     """
 
     kind: Literal["ple"]
@@ -265,11 +265,11 @@ class CGCConfig(LevelConfig):
 
     Args:
         kind: `cgc`.
-        expert_layers: As of a level of `ple`, like the other keys.
-        num_experts_per_task: Experts of each task's own.
-        num_shared_experts: Experts that all tasks share.
+        expert_layers: As in a level of `ple`, like the other keys.
+        num_experts_per_task: Number of task-specific experts.
+        num_shared_experts: Number of experts that all tasks share.
         shared_layers: Widths of hidden layers below experts and gates; none: both read the input.
-        gate_dropout: How likely a gate loses an expert for a row, in training.
+        gate_dropout: Probability that a gate loses an expert for a row, in training.
     """
 
     kind: Literal["cgc"]

@@ -1,4 +1,4 @@
-"""The whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
+"""Whole model: `Ranker` is servable, `RankerTrain` returns the loss that trains it."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Head(nn.Module):
     Args:
         network: (B, d) -> (B, K, h), e.g. `models.ple.PLE`; its `penalty` joins the loss.
         towers: (B, K, h) -> (B, sum of outputs).
-        autocast: Compute matrix products in this type (bfloat16); None: in the parameters' own.
+        autocast: Dtype of the matrix products (bfloat16); None: that of the parameters.
     """
 
     def __init__(self, network: FusionNetwork, towers: nn.Module, autocast: torch.dtype | None = None) -> None:
@@ -41,11 +41,11 @@ class Head(nn.Module):
     def forward(
         self, inputs: Float[Tensor, "batch input"], is_real: Bool[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch output"]:
-        """Raw outputs of all tasks side by side; never narrower than float32.
+        """Compute raw outputs of all tasks side by side; never narrower than float32.
 
         Args:
-            inputs: What the network reads.
-            is_real: Which rows are no padding, for a network that measures the batch in training; None: all.
+            inputs: Input of the network.
+            is_real: Mask of the non-padding rows, for a network that measures the batch in training; None: all.
         """
         rows = (inputs, is_real) if self.network.reads_real_rows else (inputs,)
         if self.autocast is None:
@@ -58,14 +58,14 @@ class Ranker(nn.Module):
     """Embedding tables, input and head.
 
     Args:
-        embeddings: The tables of which only bags are read; None: there are none.
-        inputs: Makes (B, d) from pooled embeddings and dense values.
+        embeddings: Tables read as bags only; None: there are none.
+        inputs: Module from pooled embeddings and dense values to (B, d).
         head: (B, d) -> (B, sum of the towers' outputs).
-        slot_bias: Adds the slots' logits to the towers' outputs; None: there are none.
-        entire_space: Makes the tasks' outputs of the towers'; None: they are the same.
-        interaction: Makes what the head reads of the input; None: they are the same.
-        sequences: The tables that unpooled sequences read, in collections of one width each; None: there are none.
-        user: Makes a vector of what is the user's; None: the network reads all features as they are.
+        slot_bias: Module that adds the slots' logits to the towers' outputs; None: no slot bias.
+        entire_space: Map from the towers' outputs to the tasks'; None: they are the same.
+        interaction: Map from the input to the head's input; None: they are the same.
+        sequences: Tables that unpooled sequences read, in collections of one width each; None: there are none.
+        user: User tower, from the user's features to a vector; None: the network reads all features directly.
     """
 
     def __init__(
@@ -96,16 +96,16 @@ class Ranker(nn.Module):
         slot: Int[Tensor, " batch"] | None = None,
         is_real: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch output"]:
-        """Raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
+        """Compute raw outputs (logits) of all tasks side by side, shape (B, sum of outputs).
 
-        `models.tasks` turns them into probabilities and values. A slot is for training; what is to be scored has none.
+        `models.tasks` turns them into probabilities and values. Slots are for training; rows to be scored have none.
         `is_real` is the head's, and matters in training only.
         """
         pooled, sequences = self.look_up(sparse)
         return self.above(pooled, sparse, dense, slot, is_real, sequences)
 
     def look_up(self, sparse: KeyedJaggedTensor) -> tuple[KeyedTensor | None, LookedUp]:
-        """The sums of bags, and the entries of what is looked up one by one."""
+        """Return the sums of bags, and the entries that are looked up one by one."""
         pooled = None if self.embeddings is None else self.embeddings(sparse)
         return pooled, [] if self.sequences is None else [collection(sparse) for collection in self.sequences.values()]
 
@@ -118,7 +118,7 @@ class Ranker(nn.Module):
         is_real: Bool[Tensor, " batch"] | None,
         sequences: LookedUp = (),
     ) -> Float[Tensor, "batch output"]:
-        """What comes after the tables."""
+        """Compute the outputs from the looked-up embeddings."""
         x = self.inputs(pooled, sparse, dense, sequences)
         if self.interaction is not None:
             x = self.interaction(x)
@@ -133,7 +133,7 @@ class Ranker(nn.Module):
         slot: Int[Tensor, " batch"] | None = None,
         is_real: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch output"]:
-        """What comes after the users' vectors, if there are any; of the input it reads the item's side alone then."""
+        """Compute the outputs from the users' vectors, if any; then only the item's side of the input is read."""
         read = x if self.user is None or vectors is None else self.user.join(vectors, x)
         outputs = self.head(read, is_real)
         if self.slot_bias is not None:
@@ -142,7 +142,7 @@ class Ranker(nn.Module):
         return outputs if self.user is None or vectors is None else self.user.read_out(outputs, vectors, x)
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything but the tables, with its names within the ranker."""
+        """Yield all parameters but the tables', with their names within the ranker."""
         for part in ("inputs", "interaction", "head", "slot_bias", "user"):
             module = getattr(self, part)
             if module is not None:
@@ -150,7 +150,7 @@ class Ranker(nn.Module):
 
 
 class StepOutput(NamedTuple):
-    """What comes back with a step: the per-task losses on this rank's share, the outputs, and the batch itself."""
+    """Result of a step: the per-task losses on this rank's share, the outputs, and the batch itself."""
 
     losses: Float[Tensor, " task"]
     outputs: Float[Tensor, "batch output"]
@@ -158,13 +158,13 @@ class StepOutput(NamedTuple):
 
 
 class RankerTrain(nn.Module):
-    """A ranker with its union-space loss; what TorchRec's train pipelines run.
+    """A ranker with its union-space loss, for TorchRec's train pipelines.
 
     Args:
         ranker: The servable model.
-        loss: Over the union of the tasks' sample spaces.
-        balance: What balances the tasks' losses or gradients, beyond w_k(t); None: nothing, and no bit is changed.
-        bounds: What is added to hold tasks to each other, whatever balances their losses.
+        loss: Loss over the union of the tasks' sample spaces.
+        balance: Method that balances the tasks' losses or gradients, beyond w_k(t); None: none, and no bit changes.
+        bounds: Terms added to tie tasks to each other; no method balances them.
     """
 
     def __init__(
@@ -181,13 +181,13 @@ class RankerTrain(nn.Module):
         self.bounds = nn.ModuleList(bounds)
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, StepOutput]:
-        """One forward pass.
+        """Compute the loss of a batch.
 
         Returns:
-            The weighted loss with bounds and the network's penalty, a scalar, and what comes back with the step. The
-            scalar's gradient is the one to step with: where gradients are balanced, it is not that of its value.
+            The weighted loss with bounds and the network's penalty, a scalar, and the step's output. The scalar's
+            gradient is the one to step with: under gradient balancing it is not the gradient of the value.
         """
-        # A batch that is traced is none: TorchRec traces a model to find its tables, and runs the model itself.
+        # A traced batch is a proxy: TorchRec traces a model to find its tables, and runs the model itself.
         if isinstance(self.balance, GradientBalance) and self.training and not isinstance(batch, torch.fx.Proxy):
             total, outputs, losses = self._balanced(self.balance, batch)
         else:
@@ -213,8 +213,8 @@ class RankerTrain(nn.Module):
         return self.loss(outputs, batch.labels, batch.in_space, batch.weight, batch.denominators, batch.loss_weights)
 
     def _balanced(self, balance: GradientBalance, batch: RankingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """A pass that ends at the pooled embeddings, where the tasks' gradients meet."""
-        assert self.ranker.embeddings is not None  # where sequences are not pooled, no gradients are balanced
+        """Compute the balanced loss; the pass ends at the pooled embeddings."""
+        assert self.ranker.embeddings is not None  # no gradients are balanced if sequences are unpooled
         pooled = self.ranker.embeddings(batch.sparse)
         leaf = KeyedTensor(pooled.keys(), pooled.length_per_key(), pooled.values().detach().requires_grad_())
         outputs = self.ranker.above(leaf, batch.sparse, batch.dense, batch.slot, batch.in_space.any(1))

@@ -1,4 +1,4 @@
-"""Hard, asymmetric and customized sharing: bottoms over the one input, and which of them each task's tower reads.
+"""Hard, asymmetric and customized sharing: bottoms over one input, and a choice of bottoms for each task's tower.
 
 Source: the single-level baselines of Tang et al., "Progressive Layered Extraction (PLE)", RecSys 2020, figure 1a-c.
 """
@@ -28,16 +28,16 @@ class SharedBottoms(FusionNetwork):
 
     All bottoms are one matrix product at their first layer and one batched product at every other.
 
-    Our reading of what no source says. Bottoms end in ReLU. Where tasks read different numbers of bottoms, a
-    concatenation ends in zeros for those that read fewer: all towers have one width, and the weights of a tower over
-    such zeros never learn nor matter.
+    Our reading where no source says: bottoms end in ReLU. If tasks read different numbers of bottoms, the shorter
+    concatenations are padded with zeros, since all towers have one width. The weights of a tower over such zeros never
+    learn nor matter.
 
     Args:
         in_features: Width of the input.
         layers: Widths of a bottom's layers.
-        reads: For each task the bottoms that it reads, by number, in the order in which they are concatenated.
-        fuse: How several bottoms become one vector.
-        owners: For each bottom the task that it belongs to, by number; absent: all are shared.
+        reads: For each task the numbers of its bottoms, in the order of concatenation.
+        fuse: Fusion of several bottoms to one vector.
+        owners: For each bottom the number of its owner task; absent: all are shared.
     """
 
     places: Tensor
@@ -61,7 +61,7 @@ class SharedBottoms(FusionNetwork):
         self.is_uneven = any(len(read) < most for read in reads)
         self.out_features = layers[-1] * (most if fuse == "concat" else 1)
         self.bottoms = grouped_layers(in_features, layers, [num_bottoms])
-        # A bottom of zeros, the last one, stands for each that a task reads less than the others.
+        # The last bottom, of zeros, pads the concatenations.
         places = [bottom for read in reads for bottom in [*read, *[num_bottoms] * (most - len(read))]]
         self.register_buffer("places", torch.tensor(places), persistent=False)
         counts = torch.tensor([float(len(read)) for read in reads])
@@ -70,8 +70,8 @@ class SharedBottoms(FusionNetwork):
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
         """Name the parts; see `FusionNetwork.parts`.
 
-        Fused side by side, a task's representation is labelled by the bottoms that it reads; else the fused units are
-        what they are whichever bottoms are in them, as an expert's are whichever the others.
+        Fused side by side, a task's representation is labelled by its bottoms. Else the fused units keep their labels
+        for any set of bottoms, as an expert's units do.
         """
         bottoms = [
             f"shared bottom {index}" if owner is None else f"bottom of task {tasks[owner]}"
@@ -96,7 +96,7 @@ class SharedBottoms(FusionNetwork):
             raise ValueError(f"no task reads bottoms {sorted(unread)}: they would never learn")
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
-        """Fuse what each task reads; of width layers[-1], or that times the most bottoms that a task concatenates."""
+        """Fuse each task's bottoms; to width layers[-1], or that times the most bottoms that a task concatenates."""
         return in_slabs(self._fuse, x)
 
     def _fuse(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
@@ -134,9 +134,9 @@ class AsymmetricSharingConfig(Declaration):
     Args:
         kind: `asymmetric_sharing`.
         layers: Widths of a bottom's layers.
-        reads: By task, the tasks whose bottoms it reads, itself among them or not, in the order in which they are
-            concatenated; a task that is not named reads its own alone. Every bottom must be read by some task.
-        fuse: How several bottoms become one vector: side by side, by their sum, or by their mean.
+        reads: Per task, the tasks whose bottoms it reads, itself included or not, in the order of concatenation. An
+            unnamed task reads its own bottom alone. Every bottom must be read by some task.
+        fuse: Fusion of several bottoms to one vector: side by side, by their sum, or by their mean.
     """
 
     kind: Literal["asymmetric_sharing"]
@@ -148,7 +148,7 @@ class AsymmetricSharingConfig(Declaration):
         """Unpack into the network; see `models.network.build_network`.
 
         Raises:
-            ConfigError: A task is named that does not exist, or a bottom is read twice or by no task.
+            ConfigError: A named task does not exist, or a bottom is read twice or by no task.
         """
         for name in [name for reader, read in self.reads.items() for name in (reader, *read)]:
             if name not in task_names:
@@ -166,11 +166,11 @@ class AsymmetricSharingConfig(Declaration):
 
 
 class CustomizedSharingConfig(Declaration):
-    """Customized sharing: a shared bottom beside one of each task's own, y_k = t_k([b_s(x); b_k(x)]).
+    """Customized sharing: a shared bottom beside one per task, y_k = t_k([b_s(x); b_k(x)]).
 
     Args:
         kind: `customized_sharing`.
-        layers: Widths of a bottom's layers, the same for the shared one and the tasks'; the towers read twice the last.
+        layers: Widths of a bottom's layers, for the shared one and the tasks'; the towers read twice the last.
     """
 
     kind: Literal["customized_sharing"]

@@ -1,4 +1,4 @@
-"""Bounds of what a network may be made of: beyond them a misplaced digit would take all memory before it is refused."""
+"""Bounds on the sizes of a network, so that a misplaced digit is refused before it takes all memory."""
 
 from typing import Annotated
 

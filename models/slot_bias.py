@@ -1,4 +1,4 @@
-"""The slot's part in a logit: learned from where items were shown, left out when they are scored.
+"""Slot bias: a logit of the item's slot, learned in training and left out in scoring.
 
 Source: Zhao et al., "Recommending What Video to Watch Next", RecSys 2019: a shallow tower for selection bias.
 """
@@ -24,12 +24,12 @@ from models.tasks import TaskHead
 if TYPE_CHECKING:  # the configuration imports this file, and must not import TorchRec
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-# Every worker holds all of it, and its gradient is summed over them at every step.
+# Every worker holds all logits, and their gradient is summed over the workers at every step.
 _MAX_LOGITS = 1_000_000
 
 
 class Device(NamedTuple):
-    """An id feature that slots are crossed with: its place among the F keys of a batch, F, and its table's rows."""
+    """An id feature that slots are crossed with: its key among the F keys of a batch, F, and its table's rows."""
 
     key: int
     num_keys: int
@@ -39,20 +39,20 @@ class Device(NamedTuple):
 class SlotBias(nn.Module):
     """logit_k = main_k(x) + shallow_k(slot, device) for some of the towers.
 
-    Our reading of the shallow tower, which the source draws as a layer over one-hot inputs: one logit for each pair of
-    a slot and a device, from 0. A missing slot has logits of its own, which are trained on the rows whose slot is not
-    known and on those where it is dropped; they are what scoring adds. The last slot stands for all beyond it. Only the
-    slot is dropped, never the device, for each row by itself; the draw is from the process' generator.
+    Our reading of the shallow tower, which the source draws as a layer over one-hot inputs: one logit per pair of a
+    slot and a device, from 0. A missing slot has logits of its own, trained on the rows with an unknown or dropped
+    slot; scoring adds these. The last slot stands for all beyond it. Only the slot is dropped, never the device, for
+    each row independently, by the process' generator.
 
     Args:
-        columns: The outputs that the logits are added to.
-        num_slots: Slots with a logit of their own.
-        device: What slots are crossed with; None: the slot alone.
-        dropout: How likely a row's slot is taken for missing, in training.
-        scores_known: In evaluation mode the slot counts where it is known; else it is always missing.
+        columns: Outputs to add the logits to.
+        num_slots: Number of slots with a logit of their own.
+        device: Feature that slots are crossed with; None: the slot alone.
+        dropout: Probability that a row's slot counts as missing, in training.
+        scores_known: True to use known slots in evaluation mode; else all count as missing.
 
     Attributes:
-        weight: (tower, 1 + slot, 1 + device), what is missing first.
+        weight: (tower, 1 + slot, 1 + device), the missing ones first.
     """
 
     columns: Tensor
@@ -79,7 +79,7 @@ class SlotBias(nn.Module):
 
         Args:
             outputs: The towers' outputs.
-            slot: Where the items were shown, -1 where that is not known; None: nowhere yet.
+            slot: The items' slots, -1 where unknown; None: all unknown.
             sparse: `KeyedJaggedTensor` with F keys; the device's bags have one id or none.
         """
         index = self._slot_rows(torch.full_like(outputs[:, 0], -1, dtype=torch.long) if slot is None else slot.long())
@@ -88,7 +88,7 @@ class SlotBias(nn.Module):
         return outputs.index_add(1, self.columns, self.weight.flatten(1).index_select(1, index).t())
 
     def _slot_rows(self, slot: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """0 for what is missing, 1 + slot for others."""
+        """Return 0 for a missing slot, 1 + slot for others."""
         if not self.training and not self.scores_known:
             return torch.zeros_like(slot)
         rows = slot.clamp(-1, self.num_slots - 1) + 1
@@ -98,7 +98,7 @@ class SlotBias(nn.Module):
 
     @staticmethod
     def _device_rows(device: Device, sparse: "KeyedJaggedTensor") -> Int[Tensor, " batch"]:
-        """0 for an empty bag, 1 + id for others."""
+        """Return 0 for an empty bag, 1 + id for others."""
         of_key = (part.view(device.num_keys, -1)[device.key] for part in (sparse.lengths(), sparse.offsets()[:-1]))
         lengths, starts = of_key
         # Padded by one, since an empty bag may start where the values end.
@@ -109,8 +109,8 @@ class SlotBias(nn.Module):
         """Name the parts; see `models.parameter_names`.
 
         Args:
-            towers: Names of the towers that the logits are added to.
-            feature: The device feature, in words that differ where its ids' rows do.
+            towers: Names of the towers with these logits.
+            feature: Name of the device feature and all that its ids' rows depend on.
         """
         num_devices = self.weight.shape[2] - 1
         slots = ["missing", *map(str, range(self.num_slots - 1)), f"{self.num_slots - 1} and beyond"]
@@ -127,16 +127,16 @@ class SlotBias(nn.Module):
 
 
 class SlotBiasConfig(Declaration):
-    """A logit for the slot, added to tasks' own in training.
+    """A logit of the slot, added to the tasks' logits in training.
 
     Args:
-        tasks: The tasks (or further towers) that it is added to: those that a place on the page invites to, such as
-            clicks. Not composed ones, which have it by their towers.
-        num_slots: Slots 0, 1, ... with a logit of their own; the last stands for all beyond it, too.
-        feature: An id feature of few rows, such as the device, whose every row has logits of its own; absent: none.
-        dropout: How likely a row's slot is taken for missing, in training.
-        when_scoring: `missing`: evaluations and scores leave the slot out, as if it were not known yet; `known`: they
-            use it where the log has it.
+        tasks: The tasks (or further towers) with a slot bias: those that depend on the place on the page, such as
+            clicks. Composed tasks are refused; they take it from their towers.
+        num_slots: Number of slots 0, 1, ... with a logit of their own; the last also stands for all beyond it.
+        feature: An id feature of few rows, such as the device, with logits of its own per row; absent: none.
+        dropout: Probability that a row's slot counts as missing, in training.
+        when_scoring: `missing`: evaluations and scores ignore the slot, as if it were unknown; `known`: they use the
+            log's slot where present.
     """
 
     tasks: list[str] = Field(min_length=1)
@@ -146,10 +146,10 @@ class SlotBiasConfig(Declaration):
     when_scoring: Literal["missing", "known"] = "missing"
 
     def build(self, schema: Schema, towers: Sequence[TaskHead]) -> SlotBias:
-        """Unpack, for towers in this order.
+        """Build the module for towers in this order.
 
         Raises:
-            ConfigError: There is no slot, task or feature of that kind, or the pairs are too many.
+            ConfigError: A slot, task or feature of that kind is missing, or the pairs are too many.
         """
         if schema.slot is None:
             raise ConfigError("slot_bias: the schema names no column of slots: declare schema.slot")
@@ -167,7 +167,7 @@ class SlotBiasConfig(Declaration):
         return SlotBias(columns, self.num_slots, device, dropout=self.dropout, scores_known=scores_known)
 
     def parts(self, bias: SlotBias, schema: Schema) -> list[Part]:
-        """Name the parts of what `build` gave; see `models.parameter_names`."""
+        """Name the parts of a built slot bias; see `models.parameter_names`."""
         source = next((f.source for f in schema.sparse_features if f.name == self.feature), None)
         return bias.parts(self.tasks, f"column {source}")
 

@@ -22,14 +22,14 @@ from models.sizes import Count, Width
 
 Start = Literal["imbalanced", "balanced"]
 
-# What a column starts with of its own, the rest in equal parts from the others: 0.9 of both papers' units.
+# Starting weight of a column's own values; the others share the rest equally: 0.9 of both papers' units.
 _OWN_SHARE = 0.9
 
 
 def starting_shares(size: int, own: float) -> Float[Tensor, "size size"]:
-    """Mixing weights as they start: `own` on the diagonal, the rest of a row's 1 in equal parts beside it.
+    """Return the starting mixing weights: `own` on the diagonal, the rest of a row's 1 in equal parts beside it.
 
-    A single column keeps itself whole.
+    A single column keeps weight 1.
     """
     if size == 1:
         return torch.ones(1, 1)
@@ -40,12 +40,12 @@ def starting_shares(size: int, own: float) -> Float[Tensor, "size size"]:
 class StitchUnit(nn.Module):
     """x~_(t,s) = sum over (u,r) of alpha_(t,s),(u,r) x_(u,r): one number for each pair of columns' subspaces.
 
-    With one subspace it is the cross-stitch unit x~_t = sum_u alpha_tu x_u. Alpha is not constrained (nor is it in the
+    One subspace gives the cross-stitch unit x~_t = sum_u alpha_tu x_u. Alpha is not constrained (nor is it in the
     authors' code): rows sum to 1 at the start only.
 
     Args:
         num_tasks: T.
-        num_subspaces: S, which divides the columns' width; subspace s is the s-th of S equal parts of a column.
+        num_subspaces: S, a divisor of the columns' width; subspace s is the s-th of S equal parts of a column.
         own: Weight of a subspace's own values at the start.
 
     Attributes:
@@ -61,8 +61,8 @@ class StitchUnit(nn.Module):
         """Name the parts; see `models.parameter_names`.
 
         Args:
-            columns: What each task's column is called.
-            name: What the unit is called.
+            columns: Name of each task's column.
+            name: Name of the unit.
         """
         number = self.shape[1]
         labels = tuple((column, f"{index} of {number}") for column in columns for index in range(number))
@@ -75,7 +75,7 @@ class StitchUnit(nn.Module):
 
 
 class StitchedColumns(FusionNetwork):
-    """A column of layers relu(W x + b) for each task, every layer followed by a unit that mixes the columns.
+    """A column of layers relu(W x + b) for each task; a unit after every layer mixes the columns.
 
     A layer is one matrix product for all tasks, its unit one more.
 
@@ -83,9 +83,9 @@ class StitchedColumns(FusionNetwork):
         in_features: Width of the input.
         num_tasks: T.
         layers: Widths of a column's layers.
-        num_subspaces: S, which divides every width.
+        num_subspaces: S, a divisor of every width.
         own: Weight of a column's own values in the units at the start.
-        alpha_rate: What the learning rate of the units' alpha is multiplied by.
+        alpha_rate: Factor of the learning rate of the units' alpha.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class StitchedColumns(FusionNetwork):
         self.units = nn.ModuleList(StitchUnit(num_tasks, num_subspaces, own) for _ in layers)
 
     def mixed(self, x: Float[Tensor, "batch in_features"]) -> list[Float[Tensor, "batch task width"]]:
-        """Make every layer's mixed columns; each layer reads the mixed ones below it."""
+        """Compute every layer's mixed columns; each layer reads the mixed columns below it."""
         columns, found = x.unsqueeze(1), []
         for layer, unit in zip(self.layers, self.units, strict=True):
             columns = unit(layer(columns))
@@ -114,7 +114,7 @@ class StitchedColumns(FusionNetwork):
         return found
 
     def rate_factors(self) -> dict[str, float]:
-        """Alpha's own rate; see `FusionNetwork.rate_factors`."""
+        """Return alpha's own rate; see `FusionNetwork.rate_factors`."""
         return {f"units.{index}.alpha": self.alpha_rate for index in range(len(self.units)) if self.alpha_rate != 1}
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
@@ -132,31 +132,31 @@ class StitchedColumns(FusionNetwork):
         return FusionParts(found, [inputs] * len(tasks), path)
 
     def subspaces_of(self, path: str, width: int) -> Labels:
-        """Label a column's units, subspace by subspace; of other subspaces they are other units."""
+        """Label a column's units, subspace by subspace; another number of subspaces gives other units."""
         if self.num_subspaces == 1:
             return units_of(path, width)
         names = [f"{path}, subspace {index} of {self.num_subspaces}" for index in range(self.num_subspaces)]
         return tuple(label for name in names for label in units_of(name, width // self.num_subspaces))
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch task out_features"]:
-        """The last layer's mixed columns."""
+        """Return the last layer's mixed columns."""
         return in_slabs(lambda slab: self.mixed(slab)[-1], x)
 
 
 class Sluice(FusionNetwork):
-    """Sluice network: columns that are mixed by subspaces, and for each task a mixture of all its layers.
+    """Sluice network: columns mixed by subspaces, and for each task a mixture of all its layers.
 
-    z_t = sum_l beta_tl h~_tl, h~_tl being task t's column after layer l and its unit. As in the authors' code, neither
-    alpha nor beta is constrained. Layers are relu(W x + b), where the authors had recurrent ones (our reading).
+    z_t = sum_l beta_tl h~_tl, with h~_tl task t's column after layer l and its unit. As in the authors' code, neither
+    alpha nor beta is constrained. Layers are relu(W x + b); the authors' are recurrent (our reading).
 
-    The penalty is c * sum over tasks, layers and pairs of subspaces of ||G_r^T G_s||_F^2, where G_s has the weights of
-    one unit in each of its columns: each unit of a subspace against each of another (our reading; the authors' code
-    keeps W transposed and so pairs the i-th unit of one with the i-th of the other). With one subspace there is none.
+    The penalty is c * sum over tasks, layers and pairs of subspaces of ||G_r^T G_s||_F^2. G_s has the weights of one
+    unit in each of its columns, so each unit of a subspace is paired with each of another (our reading; the authors'
+    code keeps W transposed and so pairs the i-th unit of one with the i-th of the other). One subspace has no penalty.
 
     Args:
         in_features: Width of the input.
         num_tasks: T.
-        width: Of every layer: beta adds them up. Its subspaces have width / S.
+        width: Width of every layer, since beta adds the layers up. A subspace has width / S.
         num_layers: L.
         num_subspaces: S.
         orthogonality: c.
@@ -199,11 +199,11 @@ class Sluice(FusionNetwork):
         return reduce(torch.add, (self.beta[:, index].unsqueeze(1) * columns for index, columns in layers))
 
     def rate_factors(self) -> dict[str, float]:
-        """Alpha's own rate; see `FusionNetwork.rate_factors`."""
+        """Return alpha's own rate; see `FusionNetwork.rate_factors`."""
         return {f"columns.{name}": factor for name, factor in self.columns.rate_factors().items()}
 
     def parts(self, inputs: Labels, tasks: Sequence[str]) -> FusionParts:
-        """Name the parts; see `FusionNetwork.parts`. Of more layers or less, the mixture of layers is the same."""
+        """Name the parts; see `FusionNetwork.parts`. The mixture of layers is the same for any number of layers."""
         columns, path = self.columns.parts(inputs, tasks), "input > mixed column layers"
         layers = tuple((f"layer {number}", "") for number in range(1, len(self.columns.layers) + 1))
         mixtures = [
@@ -214,7 +214,7 @@ class Sluice(FusionNetwork):
         return FusionParts(columns.parts + mixtures, [outputs] * len(tasks), path)
 
     def penalty(self) -> Float[Tensor, ""] | None:
-        """c times the overlap of the subspaces' weights; see the class."""
+        """Return c times the overlap of the subspaces' weights; see the class."""
         if self.orthogonality == 0 or self.num_subspaces == 1:
             return None
         overlaps = []
@@ -232,8 +232,8 @@ class CrossStitchConfig(Declaration):
     Args:
         kind: `cross_stitch`.
         layers: Widths of a column's layers, each followed by a unit.
-        own_share: alpha_tt at the start; the rest of 1 comes in equal parts from the other tasks.
-        alpha_rate: What alpha's learning rate is multiplied by; the source's is about 100.
+        own_share: alpha_tt at the start; the other tasks share the rest of 1 equally.
+        alpha_rate: Factor of alpha's learning rate; the source's is about 100.
     """
 
     kind: Literal["cross_stitch"]
@@ -253,10 +253,10 @@ class SluiceConfig(Declaration):
     Args:
         kind: `sluice`.
         width: Width of every layer of a column.
-        num_layers: Layers of a column.
-        num_subspaces: Parts of a layer that are mixed apart; it must divide the width.
+        num_layers: Number of layers of a column.
+        num_subspaces: Number of separately mixed parts of a layer; it must divide the width.
         orthogonality: Weight of the penalty on overlapping subspaces, in the loss; 0 for none.
-        alpha_rate: What alpha's learning rate is multiplied by.
+        alpha_rate: Factor of alpha's learning rate.
         alpha_start: Mixing of columns at the start: .9 of a task's own subspace, or all equal.
         beta_start: Mixing of a task's layers at the start: .9 of the last one, or all equal.
     """

@@ -1,4 +1,4 @@
-"""Embedding tables: from the schema's declarations to TorchRec's collections, and how their rows start."""
+"""Embedding tables: from the schema's declarations to TorchRec's collections, and their initial rows."""
 
 import math
 import re
@@ -16,31 +16,31 @@ from features.tables import TableConfig
 _CHUNK_ROWS = 4096
 
 
-# As EmbeddingBagCollection and EmbeddingCollection name them; a table's optimizer state has names that go on.
+# Parameter names of EmbeddingBagCollection and EmbeddingCollection; names of optimizer state continue them.
 _PARAMETER = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.(\w+)\.weight(?:\.|$)")
 
 
 def table_of(name: str) -> str | None:
-    """The table that a parameter, or what a checkpoint has of it, belongs to; None for the dense part's."""
+    """Return the table of a parameter, or of its optimizer state in a checkpoint; None for the dense part."""
     found = _PARAMETER.search(name)
     return found[1] if found else None
 
 
 def parameter_of(schema: Schema, table: TableConfig) -> str:
-    """The name of a table's parameter within a `models.ranker.RankerTrain`."""
+    """Return the name of a table's parameter within a `models.ranker.RankerTrain`."""
     if table.name in schema.unpooled_tables:
         return f"ranker.sequences.{_width_key(table)}.embeddings.{table.name}.weight"
     return f"ranker.embeddings.embedding_bags.{table.name}.weight"
 
 
 def build_tables(schema: Schema, device: torch.device) -> EmbeddingBagCollection | None:
-    """Declare the tables of which only bags are read, as TorchRec does; on the meta device nothing is allocated.
+    """Declare the tables that are read as bags only, as TorchRec does; the meta device allocates nothing.
 
     Every table is summed over a bag: TorchRec pools per table, the schema per feature, so means are taken after
     the lookup (`models.inputs`).
 
     Returns:
-        None where there is no such table.
+        None without such a table.
     """
     configs = [
         EmbeddingBagConfig(
@@ -57,12 +57,12 @@ def build_tables(schema: Schema, device: torch.device) -> EmbeddingBagCollection
 
 
 def build_sequences(schema: Schema, device: torch.device) -> nn.ModuleDict | None:
-    """Declare the tables that unpooled sequences read: one EmbeddingCollection for each width, as TorchRec asks.
+    """Declare the tables that unpooled sequences read: one EmbeddingCollection per width, as TorchRec requires.
 
-    Bags of the same tables, a candidate's for example, are looked up there too, and pooled by `models.inputs`.
+    Bags of the same tables, a candidate's for example, are looked up in them too, and pooled by `models.inputs`.
 
     Returns:
-        None where there is no such table.
+        None without such a table.
     """
     configs: dict[str, list[EmbeddingConfig]] = {}
     for table in schema.tables:
@@ -87,10 +87,10 @@ def _width_key(table: TableConfig) -> str:
 
 
 def initial_rows(table: TableConfig, seed: int, rows: range, columns: range) -> Tensor:
-    """A block of a table as it starts, whatever the sharding: rows are drawn in fixed chunks from (seed, table).
+    """Return an initial block of a table under any sharding: rows are drawn in fixed chunks from (seed, table).
 
     Args:
-        table: Its size and initialisation.
+        table: Size and initialisation of the table.
         seed: The run's seed.
         rows: Rows of the block.
         columns: Columns of the block.
@@ -105,13 +105,13 @@ def initial_rows(table: TableConfig, seed: int, rows: range, columns: range) -> 
 
 
 def initial_rows_at(table: TableConfig, seed: int, rows: Tensor, columns: range) -> Tensor:
-    """Single rows of a table as they start, the same that `initial_rows` gives them.
+    """Return single initial rows of a table, equal to those of `initial_rows`.
 
     Args:
-        table: Its size and initialisation.
+        table: Size and initialisation of the table.
         seed: The run's seed.
         rows: Increasing row numbers, int64 of shape (N,).
-        columns: Which columns of them.
+        columns: Columns of these rows.
 
     Returns:
         float32 of shape (N, len(columns)).
@@ -133,5 +133,5 @@ def _chunk(table: TableConfig, seed: int, chunk: int) -> Tensor:
 
 
 def mean_pooled(schema: Schema) -> Sequence[bool]:
-    """Which of the sparse features are pooled by the mean, in schema order."""
+    """Return a flag per sparse feature, in schema order: True if it is pooled by the mean."""
     return [feature.kind == "sequence" and feature.pooling == "mean" for feature in schema.sparse_features]

@@ -1,7 +1,7 @@
-"""Where tasks meet: which tasks' losses reach which rows of a network's parameters.
+"""Task reach: the tasks whose losses reach each row of a network's parameters.
 
-Methods that balance gradients work on what several tasks share. Most parameters here are grouped (an expert, a bottom,
-a column or a gate's logit being one row of a tensor), so what is shared is a range of rows.
+Gradient balancing works on the parameters that several tasks share. Most parameters here are grouped (an expert, a
+bottom, a column or a gate's logit is one row of a tensor), so a shared part is a range of rows.
 """
 
 import copy
@@ -21,9 +21,9 @@ class ParameterBlock:
 
     Args:
         name: The parameter's name within the network.
-        start: Its first row, along the first dimension.
-        stop: The row after its last.
-        tasks: The tasks, by number.
+        start: First row, along the first dimension.
+        stop: Row after the last.
+        tasks: Numbers of the tasks.
     """
 
     name: str
@@ -32,21 +32,21 @@ class ParameterBlock:
     tasks: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """A view of the rows of the parameter, or of its gradient."""
+        """Return a view of the block's rows of the parameter, or of its gradient."""
         return tensor[self.start : self.stop]
 
 
 def reached_tasks(network: FusionNetwork, in_features: int) -> dict[str, Bool[Tensor, "row task"]]:
-    """Find which task's outputs depend on which rows of which parameter.
+    """Find the tasks whose outputs depend on each row of each parameter.
 
-    It is asked of the network, not declared by it, so it holds for any network: a copy in float64 with positive weights
-    and a positive input has no ReLU that is off, and of a path from a parameter to a task nothing cancels, so that a
-    gradient is exactly 0 only where there is no path. What no task reaches has no effect at all, like the weights of a
-    gate that has one expert to choose from.
+    The result is measured, not declared, so it holds for any network. In a copy in float64 with positive weights and a
+    positive input, no ReLU is off and no path from a parameter to a task cancels. So a gradient is exactly 0 only
+    without a path. A parameter that no task reaches has no effect at all, like the weights of a gate with a single
+    expert.
 
     Args:
         network: On a real device: index tables of a network on the meta device have no values.
-        in_features: Width of its input.
+        in_features: Width of the network's input.
     """
     generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(network).to("cpu", torch.float64).eval()
@@ -68,13 +68,13 @@ def reached_tasks(network: FusionNetwork, in_features: int) -> dict[str, Bool[Te
 
 
 def parameter_blocks(network: FusionNetwork, in_features: int) -> list[ParameterBlock]:
-    """Cut a network's parameters into the largest ranges of rows that the same tasks reach.
+    """Split a network's parameters into the largest ranges of rows that the same tasks reach.
 
-    Those with two tasks or more are shared; those with all are shared by all. The towers are each task's own.
+    Blocks of two tasks or more are shared. Each tower belongs to one task.
 
     Args:
-        network: As of `reached_tasks`.
-        in_features: Width of its input.
+        network: As in `reached_tasks`.
+        in_features: Width of the network's input.
     """
     blocks = []
     for name, reached in reached_tasks(network, in_features).items():

@@ -1,4 +1,4 @@
-"""What a task's outputs mean: how many there are, and which value in the label's own unit they stand for."""
+"""Task heads: the number of a task's outputs, and their conversion to values in the label's own unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskHead:
-    """One task's head in plain values.
+    """Head of one task in plain values.
 
     Args:
         name: The task's name.
         kind: `binary`, `regression` or `multiclass`.
-        loss: For regression: `mse`, `huber`, or `poisson`, whose output is the logarithm of the mean.
-        huber_delta: Where huber turns from square to linear, in the unit of the target.
+        loss: For regression: `mse`, `huber`, or `poisson`, with the logarithm of the mean as output.
+        huber_delta: Absolute error at which huber turns from square to linear, in the unit of the target.
         link: For mse and huber: the output as it is, or through a sigmoid.
         log1p_target: For mse and huber: the target is log(1 + label).
         num_classes: For multiclass: labels are 0 .. num_classes - 1.
-        sampled_rate: For binary: the log has each row of label 0 with this probability, and the loss makes up for it by
+        sampled_rate: For binary: the log keeps each row of label 0 with this probability, and the loss corrects it by
             adding ln(1 / rate) to the output.
     """
 
@@ -35,7 +35,7 @@ class TaskHead:
     sampled_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a head that has no loss."""
+        """Check that the head has a loss."""
         if (self.kind == "multiclass") != (self.num_classes is not None and self.num_classes >= 2):
             raise ValueError(
                 f"task {self.name!r} is {self.kind} with num_classes {self.num_classes}: it is for multiclass tasks, "
@@ -48,20 +48,20 @@ class TaskHead:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the task's tower."""
+        """Number of outputs of the task's tower."""
         return 1 if self.num_classes is None else self.num_classes
 
 
 def predictions_of(heads: Sequence[TaskHead], outputs: Float[Tensor, "batch output"]) -> dict[str, Tensor]:
-    """Turn the towers' outputs into predictions in each label's own unit.
+    """Convert the towers' outputs to predictions in each label's own unit.
 
     Args:
         heads: The tasks, in the order of the outputs.
         outputs: Outputs of all tasks side by side.
 
     Returns:
-        By task name: of shape (B,) the probability of a binary task or the mean of a regression, of shape (B, C) the
-        probabilities of a multiclass task's classes.
+        By task name: the probability of a binary task or the mean of a regression, of shape (B,); the probabilities of
+        a multiclass task's classes, of shape (B, C).
     """
     parts = outputs.split([head.num_outputs for head in heads], dim=1)
     return {head.name: _prediction(head, part) for head, part in zip(heads, parts, strict=True)}

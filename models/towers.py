@@ -1,4 +1,4 @@
-"""The towers: from each task's representation to its outputs, all tasks at once."""
+"""Towers: from each task's representation to its outputs, all tasks at once."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from models.parameter_names import FusionParts, Labels, Part
 
 
 class Towers(nn.Module):
-    """One tower per task, an MLP with ReLU and a linear end (t_k of PLE's Eq. 5 and 7; Tang et al., RecSys 2020).
+    """One tower per task, an MLP with ReLU and a linear output (t_k of PLE's Eq. 5 and 7; Tang et al., RecSys 2020).
 
     Each layer is one matrix product for all tasks.
 
@@ -19,7 +19,7 @@ class Towers(nn.Module):
         in_features: Width of a task's representation.
         layers: Widths of the hidden layers, the same for every task; may be none.
         num_outputs: Outputs of each task's tower: 1, or the number of classes.
-        dropout: Behind each hidden layer, in training.
+        dropout: Dropout probability after each hidden layer, in training.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Towers(nn.Module):
 
         Args:
             tasks: Names of the tasks.
-            fused: What the towers read.
+            fused: Parts and output labels of the network.
             outputs: For each task the labels of its outputs.
         """
         towers = [f"tower of task {task}" for task in tasks]

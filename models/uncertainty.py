@@ -1,7 +1,7 @@
 """Uncertainty weighting: each task's weight is learned, as the inverse of its homoscedastic variance.
 
-Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, in the form in which the
-Meitu Multi-task NFwFM has it: L = sum_k exp(-s_k) L_k + s_k, with s_k = log sigma_k^2 learned from 0.
+Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, in the form of the Meitu
+Multi-task NFwFM: L = sum_k exp(-s_k) L_k + s_k, with s_k = log sigma_k^2 learned from 0.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from models.parameter_names import Part
 class UncertaintyWeights(nn.Module):
     """L = sum over present tasks of w_k(t) (exp(-s_k) L_k + s_k).
 
-    Our reading, where the source is silent: w_k(t) of the schedule weighs a task's whole term, so that with it s_k has
-    the same optimum, exp(s_k) = L_k; and a task without a row in its space at a step has no term in it, since with
-    L_k = 0 the lone s_k would fall at every such step, without a bound. `optimizer.dense.weight_decay` pulls s_k
-    towards 0 like every dense parameter.
+    Our reading where the source is silent: the schedule's w_k(t) weighs a task's whole term, so that s_k keeps its
+    optimum exp(s_k) = L_k. A task without a row in its space at a step has no term in it: with L_k = 0 the lone s_k
+    would fall at every such step, without a bound. `optimizer.dense.weight_decay` pulls s_k towards 0 like every dense
+    parameter.
 
     Args:
         num_tasks: K.
@@ -47,12 +47,12 @@ class UncertaintyWeights(nn.Module):
         loss_weights: Float[Tensor, " task"],
         is_present: Bool[Tensor, " task"],
     ) -> Float[Tensor, ""]:
-        """Weigh the losses.
+        """Compute the weighted sum of the losses.
 
         Args:
-            losses: L_k on this rank's share; their mean over the ranks is the loss of the union.
+            losses: L_k on this rank's share; the mean over the ranks is the loss of the union.
             loss_weights: w_k(t).
-            is_present: Whether any row of any rank is in the task's space; the same on all ranks.
+            is_present: True for tasks with a row of any rank in their space; the same on all ranks.
         """
         terms = loss_weights * (torch.exp(-self.log_variances) * losses + self.log_variances)
         return torch.where(is_present, terms, 0.0).sum()
@@ -68,7 +68,7 @@ class UncertaintyConfig(Declaration):
     kind: Literal["uncertainty"]
 
     def build(self, tasks: Sequence[TaskConfig]) -> UncertaintyWeights:
-        """Unpack.
+        """Build the method for these tasks.
 
         Raises:
             ConfigError: A task's loss can be negative.
@@ -78,10 +78,10 @@ class UncertaintyConfig(Declaration):
 
 
 def refuse_negative_losses(kind: str, tasks: Sequence[TaskConfig]) -> None:
-    """Refuse tasks whose loss can be below 0, where a method takes its logarithm or a ratio.
+    """Check that no task's loss can be below 0, for a method that takes its logarithm or a ratio.
 
     Raises:
-        ConfigError: Names the first.
+        ConfigError: A task's loss can; names the first.
     """
     for task in tasks:
         if task.loss == "poisson":

@@ -1,6 +1,6 @@
-"""The user's side of a model: a vector that is computed once and scored against many items.
+"""User tower: a vector that is computed once per user and scored against many items.
 
-Source: DUPN (`models.dupn`), whose rep = [rep_s ; u] it is.
+Source: DUPN (`models.dupn`), rep = [rep_s ; u].
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,13 +28,13 @@ if TYPE_CHECKING:  # the configuration imports this file, and must not import To
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """Whose the columns of the input are.
+    """Columns of the input by owner.
 
     Args:
-        user: Of u.
-        query: Of q.
-        item: Of all else.
-        ranking: Of r_i, the features of the item that the user weighs; among those of the item.
+        user: Columns of u.
+        query: Columns of q.
+        item: All other columns.
+        ranking: Columns of r_i, the item's features that the user weighs; a part of `item`.
     """
 
     user: Sequence[int]
@@ -44,20 +44,20 @@ class Sides:
 
 
 class UserArch(nn.Module):
-    """rep = [rep_s ; u], and what is read from it without a network.
+    """rep = [rep_s ; u], and the outputs that are read from it without a network.
 
-    What it computes of a row depends on the user's side alone, so a vector that is kept can be scored against any item.
-    Learning to rank: the logit is weight(rep)^T r_i, with weight(rep) = W rep + b for each such task. Tasks of the user
-    alone: their outputs are linear in rep.
+    A row's vector depends on the user's side alone, so a stored vector can be scored against any item. Learning to
+    rank: the logit is weight(rep)^T r_i, with weight(rep) = W rep + b for each such task. Tasks of the user alone:
+    their outputs are linear in rep.
 
     Args:
-        dupn: Makes rep_s.
-        item: The unpooled feature of the events' items.
-        properties: Those of their properties.
-        sides: Whose the columns of the input are.
-        num_ranked: Tasks that learn to rank.
-        num_alone: Outputs of all tasks of the user alone.
-        places: Where the tasks' outputs stand in [the towers' ; learning to rank ; the user alone].
+        dupn: Module that computes rep_s.
+        item: Name of the unpooled feature of the events' items.
+        properties: Names of the unpooled features of the events' properties.
+        sides: Columns of the input by owner.
+        num_ranked: Number of tasks that learn to rank.
+        num_alone: Number of outputs of all tasks of the user alone.
+        places: Indices of the tasks' outputs in [the towers' ; learning to rank ; the user alone].
     """
 
     user: Tensor
@@ -89,8 +89,8 @@ class UserArch(nn.Module):
         """Compute the users' vectors.
 
         Args:
-            x: Pooled embeddings and dense values, of which those of the user's side are read.
-            sequences: What EmbeddingCollections have found.
+            x: Pooled embeddings and dense values; only the user's side is read.
+            sequences: Outputs of the EmbeddingCollections.
         """
         found = {name: entries for looked_up in sequences for name, entries in looked_up.items()}
         kind = self.dupn.lstm.bias.dtype
@@ -102,7 +102,7 @@ class UserArch(nn.Module):
     def join(
         self, vectors: Float[Tensor, "batch width"], x: Float[Tensor, "batch input"]
     ) -> Float[Tensor, "batch joined"]:
-        """What the network reads: the users' vectors, and of the input what is the item's."""
+        """Return the network's input: the users' vectors, and the item's columns of the input."""
         return torch.cat([vectors, x.index_select(1, self.item).to(vectors.dtype)], dim=1)
 
     def read_out(
@@ -111,7 +111,7 @@ class UserArch(nn.Module):
         vectors: Float[Tensor, "batch width"],
         x: Float[Tensor, "batch input"],
     ) -> Float[Tensor, "batch output"]:
-        """Put the outputs of tasks that have no tower in their places; without such tasks nothing is changed."""
+        """Insert the outputs of tasks without a tower; without such tasks nothing changes."""
         parts = [outputs]
         if self.ranked is not None:
             weights = self.ranked(vectors).unflatten(1, (-1, len(self.ranking)))
@@ -126,8 +126,8 @@ class EventsConfig(Declaration):
     """A user's events, each an item with properties.
 
     Args:
-        item: The unpooled sequence of items.
-        properties: Unpooled sequences that are aligned with it; they reach the gates of the LSTM and the attention.
+        item: Name of the unpooled sequence of items.
+        properties: Unpooled sequences aligned with it; the gates of the LSTM and the attention read them.
     """
 
     item: Name
@@ -135,10 +135,10 @@ class EventsConfig(Declaration):
 
 
 class LearningToRankConfig(Declaration):
-    """Tasks whose logit is weight(rep)^T r_i: how much a user weighs each feature of an item.
+    """Tasks with the logit weight(rep)^T r_i: a user's weights of each feature of an item.
 
     Args:
-        tasks: Binary tasks, of the label 1 where the source has y = 1 and 0 where it has -1, and of the weight n_i.
+        tasks: Binary tasks; label 1 is the source's y = 1, label 0 its -1, and the row weight its n_i.
         features: Dense features that make up r_i.
     """
 
@@ -147,16 +147,16 @@ class LearningToRankConfig(Declaration):
 
 
 class UserConfig(Declaration):
-    """The user's side of the model, computed once for a user: rep = [rep_s ; u] of DUPN.
+    """The user tower, computed once per user: rep = [rep_s ; u] of DUPN.
 
-    Features that are named here are the user's side, and the network reads them through rep alone; all others are the
-    item's side.
+    Features named here are the user's side, and the network reads them through rep alone; all others are the item's
+    side.
 
     Args:
         kind: `dupn`.
-        events: What the user has done.
-        profile: Features of u, what is known of the user; u is read by the attention and by the network.
-        query: Features of q, what is asked for; q is read by the attention alone.
+        events: The user's actions.
+        profile: Features of u, the user's profile; the attention and the network read u.
+        query: Features of q, the query; the attention alone reads q.
         hidden: Width of the LSTM, and of rep_s.
         attention: Widths of the hidden layers of the attention.
         learning_to_rank: Tasks that weigh features of the item; absent: none.
@@ -174,11 +174,11 @@ class UserConfig(Declaration):
 
     @property
     def without_tower(self) -> list[str]:
-        """Tasks that are read from the user's vector: those that learn to rank, then those of the user alone."""
+        """Names of tasks read from the user's vector: those that learn to rank, then those of the user alone."""
         return [*(self.learning_to_rank.tasks if self.learning_to_rank else []), *self.alone]
 
     def build(self, schema: Schema, heads: Sequence[TaskHead]) -> UserArch:
-        """Unpack.
+        """Build the module for a schema and tasks.
 
         Args:
             schema: Tables and features.
@@ -205,7 +205,7 @@ class UserConfig(Declaration):
         return UserArch(dupn, self.events.item, self.events.properties, sides, num_ranked, alone, self._places(heads))
 
     def sides(self, schema: Schema) -> Sides:
-        """Whose the columns of the input are, the input being all that is not unpooled in the schema's order."""
+        """Return the columns of the input by owner; the input has all pooled and dense features in schema order."""
         columns = _columns_of(schema)
         named = {*self.profile, *self.query}
         ranking = self.learning_to_rank.features if self.learning_to_rank else []
@@ -217,7 +217,7 @@ class UserConfig(Declaration):
         )
 
     def fields(self, schema: Schema) -> list[int]:
-        """Widths of the features that the network reads: rep_s as one, those of u, those of the item."""
+        """Return the widths of the network's fields: rep_s as one, the features of u, the features of the item."""
         columns = _columns_of(schema)
         named = {*self.profile, *self.query}
         rest = [len(found) for name, found in columns.items() if name not in named]
@@ -226,12 +226,12 @@ class UserConfig(Declaration):
     def parts(
         self, built: UserArch, schema: Schema, labels: Mapping[str, Labels], inputs: Labels
     ) -> tuple[list[Part], Labels]:
-        """Name the parts of what `build` gave, and label what the network reads; see `models.parameter_names`.
+        """Name the parts of a built user tower, and label the network's input; see `models.parameter_names`.
 
         Args:
-            built: What `build` gave.
+            built: The module from `build`.
             schema: Tables and features.
-            labels: Of every feature the labels of its columns.
+            labels: Labels of every feature's columns.
             inputs: Labels of the input.
         """
         sides = self.sides(schema)
@@ -250,7 +250,7 @@ class UserConfig(Declaration):
         return found, (*vector, *item)
 
     def _places(self, heads: Sequence[TaskHead]) -> list[int]:
-        """Where the tasks' outputs stand in [the towers' ; learning to rank ; the user alone]."""
+        """Return the indices of the tasks' outputs in [the towers' ; learning to rank ; the user alone]."""
         by_name = {head.name: head.num_outputs for head in heads}
         order = [name for name in by_name if name not in self.without_tower] + self.without_tower
         starts = dict(zip(order, accumulate((by_name[name] for name in order), initial=0), strict=False))
@@ -293,8 +293,8 @@ class UserConfig(Declaration):
                 raise ConfigError(f"model.user.learning_to_rank.features: {_unknown('dense feature', name, numbers)}")
             if name in mine:
                 raise ConfigError(
-                    f"model.user.learning_to_rank.features: {name!r} is of the user's side too: then no vector of a "
-                    "user could be scored against many items"
+                    f"model.user.learning_to_rank.features: {name!r} is of the user's side too, so a user's "
+                    "vector could not be scored against many items"
                 )
 
     def _check_tasks(self, heads: Sequence[TaskHead]) -> None:
@@ -308,7 +308,7 @@ class UserConfig(Declaration):
             if kinds[name] != "binary":
                 raise ConfigError(f"model.user.learning_to_rank: task {name!r} is {kinds[name]}, it has no logit")
         if set(self.without_tower) == set(kinds):
-            raise ConfigError("model.user: no task is left that the network is for: leave at least one out")
+            raise ConfigError("model.user: no task is left for the network: leave at least one out")
 
 
 def _unknown(what: str, name: str, known: Mapping[str, object] | Sequence[str]) -> str:
@@ -321,7 +321,7 @@ def _width(feature: FeatureConfig, dims: Mapping[str, int]) -> int:
 
 
 def _columns_of(schema: Schema) -> dict[str, range]:
-    """The columns of every feature that is part of the input, in the order of the input."""
+    """Return the columns of every feature of the input, in the order of the input."""
     dims = {table.name: table.dim for table in schema.tables}
     order = [*pooled_features(schema), *schema.dense_features]
     ends = [*accumulate((_width(feature, dims) for feature in order), initial=0)]
@@ -329,5 +329,5 @@ def _columns_of(schema: Schema) -> dict[str, range]:
 
 
 def pooled_features(schema: Schema) -> list[FeatureConfig]:
-    """Sparse features that have a pooled embedding, in the schema's order."""
+    """Return the sparse features with a pooled embedding, in the schema's order."""
     return [f for f in schema.sparse_features if not (isinstance(f, SequenceFeature) and f.is_unpooled)]

@@ -1,4 +1,4 @@
-"""A ranker in two halves: what is computed once for a user, and what is computed for each item shown to them."""
+"""Split of a ranker into two halves: one computed once per user, one per item shown to the user."""
 
 import torch
 from jaxtyping import Float
@@ -10,23 +10,23 @@ from models.user import UserArch
 
 
 class SplitRanker:
-    """The two halves of a ranker that has a user's side; they share its tables and parameters.
+    """Two halves of a ranker with a user tower; they share its tables and parameters.
 
-    Both halves read batches of all F sparse and D dense features. Those of the other half may hold anything: a caller
-    leaves their bags empty and their numbers 0. Of the same B rows the halves together give the whole model's outputs
-    to the bit. A vector that was computed among other rows is the same to rounding (about 1e-7 of its size), since a
-    matrix product adds up in an order that depends on the number of rows.
+    Both halves read batches of all F sparse and D dense features. A half ignores the features of the other: a caller
+    leaves their bags empty and their numbers 0. For the same B rows the two halves give the whole model's outputs to
+    the bit. A vector computed among other rows is the same to rounding (about 1e-7 of its size), since the number of
+    rows changes the order of a matrix product's sums.
 
     Args:
-        ranker: In evaluation mode.
+        ranker: Ranker in evaluation mode.
 
     Raises:
-        ValueError: The model has no user's side.
+        ValueError: The model has no user tower.
     """
 
     def __init__(self, ranker: Ranker) -> None:
         if ranker.user is None:
-            raise ValueError("the model has no section model.user: nothing of it is computed once for a user")
+            raise ValueError("the model has no section model.user, so it has no user vector")
         self._ranker = ranker
         self._user: UserArch = ranker.user
 
@@ -37,7 +37,7 @@ class SplitRanker:
 
     @torch.no_grad()
     def vectors(self, sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]) -> Float[Tensor, "batch width"]:
-        """Compute rep of B rows, from the user's side of them alone.
+        """Compute rep of B rows, from the user's side alone.
 
         Args:
             sparse: `KeyedJaggedTensor` with F keys.
@@ -50,7 +50,7 @@ class SplitRanker:
     def score(
         self, vectors: Float[Tensor, "batch width"], sparse: KeyedJaggedTensor, dense: Float[Tensor, "batch dense"]
     ) -> Float[Tensor, "batch output"]:
-        """Score B pairs of a user and an item; raw outputs of all tasks side by side, as the whole model's.
+        """Compute raw outputs of B pairs of a user and an item, all tasks side by side, as the whole model does.
 
         Args:
             vectors: One user's in every row, or several users'.

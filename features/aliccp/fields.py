@@ -1,4 +1,4 @@
-"""A feature list of Ali-CCP, and which column of an impression each of its fields is."""
+"""Feature lists of Ali-CCP, and the column of an impression for each of their fields."""
 
 import re
 from collections.abc import Mapping
@@ -32,28 +32,28 @@ LISTS: Mapping[str, str] = {
     "702": "brand_in_past",
     "853": "intention_in_past",
 }
-"""Fields of any number of ids: what the user did in 14 days, what an item is for, and combinations of the two."""
+"""Fields of any number of ids: the user's actions of 14 days, the item's intentions, and combinations of the two."""
 LIST_LENGTH = 100
 
 Features = dict[str, list[int]]
-"""By field the ids of a feature list."""
+"""Ids of a feature list by field."""
 
 _FEATURE = re.compile(r"([^\x02]+)\x02([0-9]{1,18})\x03(-?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)")
 
 
 def parse_features(text: str, number: str) -> Features:
-    """Read a feature list: features apart by 0x01, each `field 0x02 id 0x03 value`.
+    """Read a feature list: features separated by 0x01, each `field 0x02 id 0x03 value`.
 
-    A value is the weight of an id in a list, and 1 elsewhere. Our reading: tables here pool ids unweighted, so values
-    only say which ids of a long list stay, the LIST_LENGTH of the largest values, and in which order, the largest last:
-    that is the end which an encoder keeps.
+    A value is the weight of an id in a list, and 1 elsewhere. Our reading: tables here pool ids unweighted, so a
+    value only ranks its id. A long list keeps the LIST_LENGTH largest values, the largest last: an encoder keeps that
+    end.
 
     Args:
-        text: The list.
-        number: How many features it says that it has; what was cut off somewhere has fewer.
+        text: The feature list.
+        number: Number of features that the list declares; a truncated list has fewer.
 
     Raises:
-        ValueError: Not such a list.
+        ValueError: The text is not such a list.
     """
     found: dict[str, list[tuple[float, int]]] = {}
     parts = text.split("\x01") if text else []

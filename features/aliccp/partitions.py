@@ -1,9 +1,9 @@
 """The day partitions of Ali-CCP that jobs/configs/aliccp.yaml reads. NOT RUN on the data set, which was not at hand.
 
-The data set has no days: its two halves follow each other in time, so the train half is one day and the test half the
-next (our reading). A row of the log is a line of a skeleton joined with a line of common features, of which some
-hundred rows share one. In memory are at no time more than the rows of one file, and where in its file each line of
-common features begins, some 200 bytes for each of some 700,000.
+The data set has no days. Its two halves follow each other in time, so the train half is one day and the test half the
+next (our reading). A row of the log joins a line of a skeleton with a line of common features, which some hundred rows
+share. Memory holds at most the rows of one file and the offset of each line of common features: some 200 bytes for
+each of some 700,000.
 """
 
 import logging
@@ -42,12 +42,12 @@ _SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class Imported:
-    """What was written, and what was not.
+    """Counts of the rows that an import wrote and left out.
 
     Args:
         rows: Rows by day, ISO dates in order.
-        num_impossible: Rows that were left out: a purchase without a click.
-        unknown_fields: By field that no column is made of, how many rows have it.
+        num_impossible: Number of rows left out: a purchase without a click.
+        unknown_fields: Number of rows by field, for fields without a column.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -60,11 +60,11 @@ def import_aliccp(source: str | Path, logs: str | Path) -> Imported:
 
     Args:
         source: Directory with `sample_skeleton_{train,test}.csv` and `common_features_{train,test}.csv`.
-        logs: Local directory of the days; made if it is not there.
+        logs: Local directory of the days; created if absent.
 
     Raises:
-        ConfigError: No such source, or a day that is there already; it is never replaced.
-        DataError: A file that is missing or not as published; names file and line.
+        ConfigError: The source is missing, or a day exists already; it is never replaced.
+        DataError: A file is missing or not as published; names file and line.
     """
     source, logs = Path(source), Path(logs)
     if not source.is_dir():
@@ -90,10 +90,10 @@ def import_aliccp(source: str | Path, logs: str | Path) -> Imported:
 
 @contextmanager
 def _common_features(path: Path) -> Iterator[Callable[[str], Features]]:
-    """Open `common_features_*.csv`: what gives the features of an index.
+    """Open `common_features_*.csv`; yield a function that returns the features of an index.
 
     Raises:
-        DataError: An index that is there twice, and, once it is asked for, a line that is not as published.
+        DataError: An index occurs twice, or, once looked up, its line is not as published.
     """
     with path.open("rb") as file:
         numbers: dict[bytes, int] = {}
@@ -123,7 +123,7 @@ def _common_features(path: Path) -> Iterator[Callable[[str], Features]]:
 
 
 def _rows(path: Path, look_up: Callable[[str], Features], found: Imported) -> Iterator[dict[str, Any]]:
-    """The possible rows of `sample_skeleton_*.csv`, in order; counts what is left out of them."""
+    """Yield the possible rows of `sample_skeleton_*.csv`, in order; count those left out."""
     with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             with _named_line(path, number):
@@ -170,12 +170,12 @@ def _named_line(path: Path, number: int) -> Iterator[None]:
     try:
         yield
     except DataError:
-        raise  # of a line of the other file
+        raise  # an error of the other file
     except ValueError as error:
         raise DataError(f"{path}: line {number}: {error}") from error
 
 
 def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
-    """The rows of a file at a time."""
+    """Yield tables of at most one file's rows."""
     while group := list(islice(rows, _FILE_ROWS)):
         yield pa.Table.from_pylist(group, _SCHEMA)

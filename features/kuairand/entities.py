@@ -1,4 +1,4 @@
-"""What is known of users and videos, whatever they did: the feature files, as columns of an impression."""
+"""Static features of users and videos: the feature files, as columns of an impression."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ _VIDEO_CATEGORIES = ("video_type", "upload_type", "music_type")
 
 @dataclass(frozen=True, slots=True)
 class Entities:
-    """Features by id.
+    """Features of users or videos by id.
 
     Args:
         ids: Increasing, shape (K,).
@@ -40,19 +40,19 @@ class Entities:
     features: pa.Table
 
     def look_up(self, ids: np.ndarray) -> pa.Table:
-        """The features of ids of shape (N,), N rows."""
+        """Return the features of ids of shape (N,), N rows."""
         return self.features.take(id_index(self.ids, ids))
 
 
 def id_index(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of ids.
+    """Return the indices of ids.
 
     Args:
         ids: Increasing, shape (K,).
         wanted: Shape (N,).
 
     Returns:
-        int64 of shape (N,): the place of each wanted id, K where it is not there.
+        int64 of shape (N,): the index of each wanted id, K where the id is absent.
     """
     place = np.searchsorted(ids, wanted)
     found = place < len(ids)
@@ -63,10 +63,10 @@ def id_index(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def read_users(path: Path) -> Entities:
     """Read `user_features_*.csv`: activity, counts and their ranges, 18 anonymous categories, and a bag of the latter.
 
-    `is_lowactive_period` is left out: it is 0 for all users.
+    `is_lowactive_period` is left out: all users have 0.
 
     Raises:
-        DataError: Not such a file.
+        DataError: The file is not as published.
     """
     table = read_table(path, _USER_TYPES, "user_id")
     columns = {name: table[name] for name in table.column_names if name != "user_id"}
@@ -78,10 +78,10 @@ def read_users(path: Path) -> Entities:
 def read_videos(path: Path) -> Entities:
     """Read `video_features_basic_*.csv`: author, type, upload, duration, size, music, tags.
 
-    `visible_status` is left out: it is the state when the data set was made, and 0 for all videos.
+    `visible_status` is left out: it is the state when the data set was made, and all videos have 0.
 
     Raises:
-        DataError: Not such a file.
+        DataError: The file is not as published.
     """
     table = read_table(path, _VIDEO_TYPES, "video_id")
     width, height = _known(table["server_width"]), _known(table["server_height"])
@@ -103,7 +103,7 @@ def read_videos(path: Path) -> Entities:
 
 
 def _known(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Null where the file has 0, which no video's music, size or duration is."""
+    """Replace 0 by null: 0 is no video's music, size or duration."""
     return pc.if_else(pc.equal(column, 0), pa.scalar(None, column.type), column)
 
 
@@ -115,7 +115,7 @@ def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> 
 
 
 def _bags(columns: dict[str, pa.ChunkedArray]) -> pa.ChunkedArray:
-    """All that is known of a row as one list of `name=value`, for which one embedding table is enough."""
+    """Return the known categories of each row as one list of `name=value`, so that one embedding table suffices."""
     texts = [
         pc.binary_join_element_wise(pa.scalar(name), column.cast(pa.string()), "=").to_pylist()
         for name, column in columns.items()
@@ -128,7 +128,7 @@ def _entities(ids: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> Enti
     features = {}
     for name, column in columns.items():
         values = column.combine_chunks()
-        if pa.types.is_list(values.type):  # a sequence that is null would be refused
+        if pa.types.is_list(values.type):  # a null sequence would be refused
             features[name] = pa.array([*(value or [] for value in values.to_pylist()), []], values.type)
         else:
             features[name] = pa.concat_arrays([values, pa.nulls(1, values.type)])

@@ -1,4 +1,4 @@
-"""The last videos of every user: ragged lists that grow by a day's impressions at a time."""
+"""Last videos of every user: ragged lists that grow by one day of impressions at a time."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +8,10 @@ from features.kuairand.entities import id_index
 
 
 class Histories:
-    """The last videos of every user, or what else is kept of each, the latest last.
+    """Last videos (or other values) of every user, the latest last.
 
     Args:
-        length: Most videos that a user keeps.
+        length: Maximum number of videos kept per user.
     """
 
     def __init__(self, length: int) -> None:
@@ -25,7 +25,7 @@ class Histories:
 
         Args:
             users: Shape (N,).
-            videos: Shape (N,), a user's own in order of time.
+            videos: Shape (N,), each user's own in order of time.
         """
         owners = np.concatenate([np.repeat(self._users, np.diff(self._offsets)), users])
         order = np.argsort(owners, kind="stable")
@@ -36,7 +36,7 @@ class Histories:
         self._videos = np.concatenate([self._videos, videos])[order][ragged_index(stops - kept, self._offsets)]
 
     def look_up(self, users: np.ndarray) -> pa.ListArray:
-        """The lists of users of shape (N,); empty where nothing is known."""
+        """Return the lists of users of shape (N,); empty for unknown users."""
         starts = np.append(self._offsets[:-1], 0)
         lengths = np.append(np.diff(self._offsets), 0)
         place = id_index(self._users, users)

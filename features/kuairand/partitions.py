@@ -1,10 +1,10 @@
-"""The day partitions of KuaiRand-Pure that jobs/configs/kuairand.yaml reads.
+"""Day partitions of KuaiRand-Pure that jobs/configs/kuairand.yaml reads.
 
-A day is read, joined with what is known of its users and videos and with its past, written, and added to the past: at
-no time is more in memory than a day, an entry per user, video and (video, tab), and the feature files.
+A day is read, joined with the features of its users and videos and with its past, written, and added to the past.
+Memory holds one day, one entry per user, video and (video, tab), and the feature files.
 
-Rows that stand in the log twice (2.4 %, nearly all in tab 6, upstream too) are kept: published figures count them, and
-a tab's weight is the log's own. In the past they count once.
+Rows that occur twice in the log (2.4 %, nearly all in tab 6, upstream too) are kept: published figures count them, and
+the weight of a tab is the log's own. The past counts them once.
 """
 
 import logging
@@ -32,11 +32,11 @@ _ROW_GROUP_ROWS = 2048  # a day has 13,000 to 90,000 rows, and several workers w
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was written.
+    """Counts of the rows that an import wrote.
 
     Args:
         rows: Rows by day, ISO dates in order.
-        num_repeated: Rows whose impression stands in the same day's log before them.
+        num_repeated: Number of rows whose impression occurs earlier in the same day's log.
     """
 
     rows: dict[str, int]
@@ -48,12 +48,12 @@ def import_kuairand(source: str | Path, logs: str | Path, *, with_random: bool =
 
     Args:
         source: Directory with the data set's files.
-        logs: Local directory of the days; made if it is not there.
-        with_random: Also the impressions of randomly exposed videos, `is_rand` = 1.
+        logs: Local directory of the days; created if absent.
+        with_random: Also import the impressions of randomly exposed videos, `is_rand` = 1.
 
     Raises:
-        ConfigError: No such source, or a day that is there already; it is never replaced.
-        DataError: A file that is missing or not as published; names file and column.
+        ConfigError: The source is missing, or a day exists already; it is never replaced.
+        DataError: A file is missing or not as published; names file and column.
     """
     files = find_source(source, with_random=with_random)
     users, videos = read_users(files.users), read_videos(files.videos)
@@ -80,7 +80,7 @@ def _join(log: pa.Table, day: date, users: Entities, videos: Entities, past: dic
         entities.look_up(log[name].to_numpy()) for entities, name in ((users, "user_id"), (videos, "video_id"))
     )
     since_1970 = pa.scalar((day - date(1970, 1, 1)).days, pa.int32())
-    # The hour is taken from time_ms: `hourmin` is when it was reported.
+    # The hour is that of time_ms: `hourmin` is the time of the report.
     hour = (log["time_ms"].to_numpy() // _HOUR_MS + _CHINA_HOURS) % 24
     columns = {name: log[name] for name in LOG_COLUMNS if name != "date"}
     columns |= {"hour": pa.array(hour.astype(np.int8))}
@@ -98,13 +98,13 @@ def _past_before(first: date, files: Source, videos: Entities) -> Past:
         if last >= first:
             raise DataError(
                 f"{files.sequences}: column 'last_time_ms' reaches {last}, the log begins on {first}: sequences would "
-                "hold what is to be predicted; remove them, or the days of the log that they cover"
+                "leak the predicted days; remove them, or the days of the log that they cover"
             )
     return past
 
 
 def _split_by_day(files: Source, spill: Path) -> list[date]:
-    """Sort the rows of all files into one Arrow file a day, which is read once; upstream is in order of users."""
+    """Sort the rows of all files into one Arrow file per day, each read once; upstream is in order of users."""
     writers: dict[date, pa.ipc.RecordBatchFileWriter] = {}
     with ExitStack() as open_files:
         for path in files.logs:
@@ -132,7 +132,7 @@ def _spilled(spill: Path, day: date) -> Path:
 
 
 def _read_day(spill: Path, day: date) -> pa.Table:
-    """The day's rows in order of time."""
+    """Return the day's rows in order of time; delete the spilled file."""
     with pa.ipc.open_file(_spilled(spill, day)) as reader:
         log = reader.read_all()
     _spilled(spill, day).unlink()

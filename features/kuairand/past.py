@@ -1,10 +1,10 @@
-"""What was known before a day began: the users' histories and the outcomes of earlier impressions.
+"""Past of a day: the users' histories and the outcomes of earlier impressions.
 
 No column of a row may come from its own day, or from later. The log's `date` is the day on which an impression was
-reported, up to an hour or two after it happened (`time_ms`): a day's first rows happened before the last ones of the
-day before, and a few impressions stand in the log twice, on two dates. So an impression enters the past of a day only
-if it is of an earlier date AND happened before every row of that day; the others (5 %) wait for the next. Reported
-twice, it counts once.
+reported, up to an hour or two after its event (`time_ms`): the first events of a day precede the last ones of the day
+before, and a few impressions occur in the log twice, on two dates. So an impression enters the past of a day only if
+it has an earlier date AND its event precedes every row of that day; the others (5 %) enter the next day's. An
+impression reported twice counts once.
 """
 
 from dataclasses import dataclass, fields
@@ -30,14 +30,14 @@ SEEN, LONG_VIEWED, LIKED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Impressions:
-    """N impressions and what came of them.
+    """N impressions and their outcomes.
 
     Args:
-        user_id: int64 of shape (N,), as all but the outcomes.
+        user_id: int64 of shape (N,), like all fields but the outcomes.
         video_id: The video.
-        author_id: Its author; UNKNOWN where no file says.
-        tab: Where it was shown; UNKNOWN where no file says.
-        time_ms: When it happened.
+        author_id: The video's author; UNKNOWN if no file has it.
+        tab: The tab in which the video was shown; UNKNOWN if no file has it.
+        time_ms: Time of the event.
         outcomes: float64 of shape (N, len(OUTCOMES)); NaN where unknown.
     """
 
@@ -49,30 +49,30 @@ class Impressions:
     outcomes: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Impressions":
-        """The rows of an index or a mask."""
+        """Return the rows of an index or a mask."""
         return Impressions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def then(self, other: "Impressions") -> "Impressions":
-        """These, and others after them."""
+        """Return these impressions followed by the others."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         return Impressions(**{name: np.concatenate(pair) for name, pair in pairs.items()})
 
     @property
     def keys(self) -> np.ndarray:
-        """What tells one impression from another, int64 of shape (N,)."""
+        """Identity of each impression, int64 of shape (N,)."""
         return joint_key(self.user_id, self.video_id, self.time_ms)
 
     def outcome(self, name: str) -> np.ndarray:
-        """One outcome, shape (N,)."""
+        """Return one outcome, shape (N,)."""
         return self.outcomes[:, OUTCOMES.index(name)]
 
 
 def impressions_of(log: pa.Table, videos: Entities) -> Impressions:
-    """The impressions of N rows of the log.
+    """Return the impressions of N rows of the log.
 
     Args:
         log: Columns as in `source.LOG_COLUMNS`.
-        videos: Who made the videos.
+        videos: Features of the videos, for their authors.
     """
     play_ms, duration_ms = log["play_time_ms"].to_numpy(), log["duration_ms"].to_numpy()
     completion = np.where(duration_ms > 0, np.clip(play_ms / np.maximum(duration_ms, 1), 0.0, 1.0), np.nan)
@@ -89,30 +89,30 @@ def _authors(video_id: np.ndarray, videos: Entities) -> np.ndarray:
 
 
 class Past:
-    """Everything known before a day. Days come in order: `begin_day`, `columns`, `add_day`.
+    """State of all days before a day. Call in order of days: `begin_day`, `columns`, `add_day`.
 
     Args:
-        videos: Who made the videos.
+        videos: Features of the videos, for their authors.
     """
 
     def __init__(self, videos: Entities) -> None:
         self._videos = videos
         self._histories = {name: Histories(HISTORY_LENGTH) for name in _SEQUENCES}
-        self._kinds = Histories(HISTORY_LENGTH)  # of what was watched, entry by entry
+        self._kinds = Histories(HISTORY_LENGTH)  # kind of each watched video, entry by entry
         self._rates = {name: Rates(OUTCOMES, _PRIOR_ROWS) for name in ("user", "video", "author", "video_tab")}
         self._waiting: Impressions | None = None
 
     def add_sequences(self, path: Path) -> int:
-        """Start from what users did before the log's first day.
+        """Start from the users' actions before the log's first day.
 
         Args:
-            path: `user_sequences_before_*.parquet`: of each user the last exposures, long views and likes.
+            path: `user_sequences_before_*.parquet`: the last exposures, long views and likes of each user.
 
         Returns:
-            When the last of it happened, time_ms.
+            The time of the last action, time_ms.
 
         Raises:
-            DataError: Not such a file.
+            DataError: The file is not as published.
         """
         types = {"user_id": pa.int64(), "last_time_ms": pa.int64()}
         table = read_table(path, types | dict.fromkeys(_SEQUENCES.values(), pa.list_(pa.int64())), "user_id")
@@ -142,7 +142,7 @@ class Past:
         return int(table["last_time_ms"].to_numpy().max(initial=0))
 
     def begin_day(self, first_ms: int) -> None:
-        """Let in what happened before the first row of a day, `time_ms`."""
+        """Add the waiting impressions that precede the first row of a day, `time_ms`."""
         if self._waiting is None:
             return
         early = self._waiting.time_ms < first_ms
@@ -156,9 +156,9 @@ class Past:
         self._kinds.extend(rows.user_id, _kinds_of(rows.outcomes))
 
     def columns(self, rows: Impressions) -> dict[str, pa.Array]:
-        """Columns of N rows: lists `watched_video_id` and its like, counts and rates `past_*`.
+        """Return columns of N rows: lists `watched_video_id` and the like, counts and rates `past_*`.
 
-        `watched_kind` has for each of `watched_video_id` what came of it: SEEN, LONG_VIEWED or LIKED.
+        `watched_kind` holds the outcome of each entry of `watched_video_id`: SEEN, LONG_VIEWED or LIKED.
 
         The rows' own outcomes are not read.
         """
@@ -172,7 +172,7 @@ class Past:
         return columns
 
     def add_day(self, rows: Impressions) -> None:
-        """Remember a day for the days after it."""
+        """Keep a day for the days after it."""
         self._waiting = rows if self._waiting is None else self._waiting.then(rows)
 
     def _count(self, rows: Impressions) -> None:
@@ -191,20 +191,20 @@ def _keys(rows: Impressions) -> dict[str, np.ndarray]:
 
 
 def _kinds_of(outcomes: np.ndarray) -> np.ndarray:
-    """What came of impressions: SEEN, LONG_VIEWED or LIKED, the last of these where several hold; int64 of shape (N,).
+    """Return the kind of impressions: SEEN, LONG_VIEWED or LIKED, the last of several that hold; int64 of shape (N,).
 
     Args:
-        outcomes: As of `Impressions`.
+        outcomes: As in `Impressions`.
     """
     of = {name: outcomes[:, OUTCOMES.index(name)] == 1 for name in _CHOSEN_BY.values()}
     return np.select([of["like"], of["long_view"]], [LIKED, LONG_VIEWED], SEEN).astype(np.int64)
 
 
 def _is_chosen(watched: pa.ListArray, chosen: pa.ListArray) -> np.ndarray:
-    """Which exposures are those of another list, 1.0 or 0.0, shape (sum of the watched lists' lengths,).
+    """Return 1.0 for exposures that are in another list, else 0.0; shape (sum of the watched lists' lengths,).
 
-    A user's long views are some of the exposures, in the same order, and both lists end with the latest; each was
-    cut to its own last 50. So they are matched from the end.
+    A user's long views are some of the exposures, in the same order. Both lists end with the latest entry, and each
+    was cut to its own last 50. So they are matched from the end.
     """
     flags: list[float] = []
     for videos, wanted in zip(watched.to_pylist(), chosen.to_pylist(), strict=True):

@@ -1,4 +1,4 @@
-"""How often impressions of a key (a user, a video, a video in a tab) led to each outcome, over all that was seen."""
+"""Rates of each outcome by key (a user, a video, a video in a tab), over all earlier impressions."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ from features.kuairand.entities import id_index
 class Rates:
     """Counts and means of outcomes by key.
 
-    A mean is shrunk towards that of all keys, as if each key had started with `prior_rows` average impressions: three
-    likes of three are no certainty.
+    A mean is shrunk towards that of all keys, as if each key had started with `prior_rows` average impressions, since
+    three likes of three are weak evidence.
 
     Args:
         outcomes: Names of the M outcomes.
-        prior_rows: Impressions that every key starts with.
+        prior_rows: Number of average impressions that every key starts with.
     """
 
     def __init__(self, outcomes: Sequence[str], prior_rows: float) -> None:
         self._outcomes = list(outcomes)
         self._prior_rows = prior_rows
         self._keys = np.empty(0, np.int64)
-        # Columns: impressions; of each outcome, the impressions that know it; of each outcome, its sum.
+        # Columns: impressions; per outcome, the impressions with a known value; per outcome, its sum.
         self._totals = np.empty((0, 1 + 2 * len(self._outcomes)))
 
     def add(self, keys: np.ndarray, outcomes: np.ndarray) -> None:
@@ -32,7 +32,7 @@ class Rates:
 
         Args:
             keys: int64 of shape (N,).
-            outcomes: Shape (N, M); NaN where an outcome is not known.
+            outcomes: Shape (N, M); NaN where an outcome is unknown.
         """
         known = ~np.isnan(outcomes)
         rows = np.column_stack([np.ones(len(keys)), known, np.where(known, outcomes, 0.0)])
@@ -44,7 +44,7 @@ class Rates:
         self._keys, self._totals = both, totals
 
     def look_up(self, keys: np.ndarray) -> dict[str, pa.Array]:
-        """Columns of N rows: `impressions`, 0 for a new key, and the mean of each outcome, null where none is known.
+        """Return columns of N rows: `impressions`, 0 for a new key, and the mean of each outcome, null if unknown.
 
         Args:
             keys: int64 of shape (N,).
@@ -65,7 +65,7 @@ class Rates:
 
 
 def joint_key(*parts: np.ndarray) -> np.ndarray:
-    """One int64 key of several ids of shape (N,): a hash, since an integer has no room for two ids."""
+    """Return one int64 key of several ids of shape (N,): a hash, since an integer has no room for two ids."""
     key = parts[0]
     for part in parts[1:]:
         key = (mix64(key) ^ part.view(np.uint64)).view(np.int64)

@@ -1,8 +1,8 @@
-"""The published files of KuaiRand-Pure: which of them there are, and their columns, checked.
+"""Published files of KuaiRand-Pure: their discovery, and their columns, checked.
 
 Two forms are read: the upstream CSVs (`log_standard_*.csv` and, on request, `log_random_*.csv`), and Parquet slices
-of that log, as a public repository cut it. Of a slice only the log's own columns are read: the others are derived from
-the labels, or can be joined anew. `video_features_statistic_*.csv` is never read: its averages are over the whole
+of that log, as cut by a public repository. From a slice only the log's own columns are read: the others are derived
+from the labels, or can be joined anew. `video_features_statistic_*.csv` is never read: its averages cover the whole
 month, the days to be predicted included.
 """
 
@@ -27,13 +27,13 @@ _BATCH_ROWS = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The files of one copy of the data set.
+    """Files of one copy of the data set.
 
     Args:
         logs: Files of the log, all CSV or all Parquet.
         users: `user_features_*.csv`.
         videos: `video_features_basic_*.csv`.
-        sequences: `user_sequences_before_*.parquet`, what users did before the log's first day; None if not there.
+        sequences: `user_sequences_before_*.parquet`, the users' actions before the log's first day; None if absent.
     """
 
     logs: tuple[Path, ...]
@@ -46,12 +46,12 @@ def find_source(directory: str | Path, *, with_random: bool = False) -> Source:
     """Find the files of the data set.
 
     Args:
-        directory: Where they are.
+        directory: Directory of the files.
         with_random: Also read the log of randomly exposed videos.
 
     Raises:
-        ConfigError: No such directory.
-        DataError: A file that is missing, or two where one is due.
+        ConfigError: The directory is missing.
+        DataError: A file is missing, or two exist where one is expected.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -80,13 +80,13 @@ def _only(directory: Path, pattern: str) -> Path:
 
 
 def read_log(path: Path) -> Iterator[pa.Table]:
-    """Read a file of the log, in blocks.
+    """Yield a file of the log in blocks.
 
-    Returns:
+    Yields:
         Tables with LOG_COLUMNS, int64 without nulls.
 
     Raises:
-        DataError: Not such a file, or a value that no log has; names file and column.
+        DataError: The file is not as published, or a value is impossible; names file and column.
     """
     for block in read_blocks(path, dict.fromkeys(LOG_COLUMNS, pa.int64())):
         for name in LOG_COLUMNS:
@@ -119,7 +119,7 @@ def read_table(path: Path, types: Mapping[str, pa.DataType], key: str) -> pa.Tab
         Rows in the order of their ids.
 
     Raises:
-        DataError: Not such a file, or an id that is null or stands there twice.
+        DataError: The file is not as published, or an id is null or occurs twice.
     """
     blocks = list(read_blocks(path, types))
     table = pa.concat_tables(blocks).sort_by(key).combine_chunks()
@@ -133,7 +133,7 @@ def read_table(path: Path, types: Mapping[str, pa.DataType], key: str) -> pa.Tab
 
 
 def read_blocks(path: Path, types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
-    """Read columns of a CSV or Parquet file in blocks of bounded size; at least one, which may be empty.
+    """Yield columns of a CSV or Parquet file in blocks of bounded size; at least one, which may be empty.
 
     Raises:
         DataError: The file is not readable, lacks a column, or holds a value of another type.
@@ -182,6 +182,6 @@ def _named_errors(path: Path, header: list[str]) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
-        # Arrow counts a CSV's columns.
+        # Arrow numbers a CSV's columns.
         text = re.sub(r"CSV column #(\d+)", lambda found: f"column {header[int(found[1])]!r}", str(error))
         raise DataError(f"{path}: {' '.join(text.split())}") from error

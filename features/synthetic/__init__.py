@@ -1,1 +1,1 @@
-"""Synthetic video logs: a world of users and videos whose every probability is known."""
+"""Synthetic video logs: a world of users and videos with known probabilities."""

@@ -1,6 +1,6 @@
-"""The counters that a platform keeps of users, videos and authors: the dense features of a synthetic log line.
+"""Platform counters of users, videos and authors: the dense features of a synthetic log line.
 
-A counter is a noisy sight of the latents behind it, constant within a day and a pure function of (seed, id, day).
+A counter is a noisy observation of its latents, constant within a day and a pure function of (seed, id, day).
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from features.synthetic.world import SyntheticConfig, Users, Videos
 
 
 def user_counters(config: SyntheticConfig, users: Users, day_index: int, time_days: Floats) -> dict[str, pa.Array]:
-    """Six features of the rows' users.
+    """Return six features of the rows' users.
 
     Args:
-        config: The world.
+        config: The configuration of the world.
         users: The rows' users, length N.
         day_index: Days since the world's first day.
-        time_days: When each row was asked for, in days since the world's first day, shape (N,).
+        time_days: Time of each row's request, in days since the world's first day, shape (N,).
 
     Returns:
         Columns of N rows; user_age_days is null where the sign-up date is unknown, user_watch_ms_7d and
@@ -44,17 +44,17 @@ def user_counters(config: SyntheticConfig, users: Users, day_index: int, time_da
 
 
 def video_counters(config: SyntheticConfig, videos: Videos, day_index: int, time_days: Floats) -> dict[str, pa.Array]:
-    """Seven features of the rows' videos and their authors, duration_ms first.
+    """Return seven features of the rows' videos and their authors, duration_ms first.
 
     Args:
-        config: The world.
+        config: The configuration of the world.
         videos: The rows' videos, length N.
         day_index: Days since the world's first day.
-        time_days: When each row was asked for, in days since the world's first day, shape (N,).
+        time_days: Time of each row's request, in days since the world's first day, shape (N,).
 
     Returns:
-        Columns of N rows; the two rates are null for videos that are in their first day on show, author_followers
-        for authors who hide it.
+        Columns of N rows; the two rates are null for videos in their first day on show, author_followers for authors
+        who hide it.
     """
     seed = config.seed
     noise = _Noise(seed, videos.video_id, day_index)
@@ -85,11 +85,11 @@ class _Noise:
         self._seed, self._ids, self._day = seed, ids, np.full_like(ids, day_index)
 
     def __call__(self, counter: str) -> Floats:
-        """Standard normal numbers, shape (N,)."""
+        """Return standard normal numbers, shape (N,)."""
         return keyed_normal(self._seed, f"counter/{counter}", self._ids, self._day)
 
     def count(self, counter: str, mean: Floats) -> Floats:
-        """Counts about `mean` with about Poisson's spread, by the square root that levels it; shape (N,)."""
+        """Return counts around `mean` with roughly Poisson's variance, by its square-root transform; shape (N,)."""
         return np.clip(np.sqrt(mean) + 0.5 * self(counter), 0.0, None) ** 2
 
 

@@ -1,7 +1,7 @@
-"""The watch history on a synthetic log line: the videos that the user viewed lately, as the user's taste picks them.
+"""Watch history on a synthetic log line: the user's recent views, drawn by the user's taste.
 
-A user views videos at a steady personal pace. View k of a user is a pure function of (config, user, k), so histories of
-one user at different times are windows on one and the same sequence, on one day and across days.
+A user views videos at a steady personal pace. View k of a user is a pure function of (config, user, k), so histories
+of one user at different times are windows on one sequence, within a day and across days.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,23 @@ from features.synthetic.streams import Floats, Ints, keyed_uniform
 from features.synthetic.world import SyntheticConfig, Users, catalogue, cell_affinity
 
 HISTORY_TYPES = ("skip", "short", "long", "complete")
-# How strongly users pick by taste when they browse on their own.
+# Weight of taste in the choice of videos that users browse on their own.
 BROWSING_CHOICE = 1.6
 _WINDOW_DAYS = 3.0
 _NULL_SHARE = 0.005
 
 
 def history_columns(config: SyntheticConfig, users: Users, day_index: int, time_days: Floats) -> dict[str, pa.Array]:
-    """The history of each row: at most `history_length` views of the last three days, most recent last.
+    """Return the history of each row: at most `history_length` views of the last three days, most recent last.
 
     Args:
-        config: The world.
+        config: The configuration of the world.
         users: The rows' users, length N.
         day_index: Days since the world's first day.
-        time_days: When each row was asked for, in days since the world's first day, shape (N,).
+        time_days: Time of each row's request, in days since the world's first day, shape (N,).
 
     Returns:
-        Five list columns of N rows, of equal lengths in a row: history_video_id (now and then null),
+        Five list columns of N rows, of equal lengths in a row: history_video_id (sometimes null),
         history_author_id, history_type, history_scene, and history_age_s (seconds from the view to the request).
     """
     first_view, length = _windows(config, users, time_days)
@@ -57,7 +57,7 @@ def history_columns(config: SyntheticConfig, users: Users, day_index: int, time_
 
 
 def _windows(config: SyntheticConfig, users: Users, time_days: Floats) -> tuple[Ints, Ints]:
-    """The number of the first view in each row's window, and how many follow it; none lies before the user joined."""
+    """Return the first view of each row's window and the number of its views, all after the user joined."""
     since = np.maximum(users.joined_day, time_days - _WINDOW_DAYS)
     end = np.floor(time_days * users.views_per_day).astype(np.int64)
     start = np.ceil(since * users.views_per_day).astype(np.int64)
@@ -68,7 +68,7 @@ def _windows(config: SyntheticConfig, users: Users, time_days: Floats) -> tuple[
 def _chosen_videos(
     config: SyntheticConfig, taste: Floats, row: Ints, viewed_day: Floats, uniform: Callable[[str], Floats]
 ) -> Ints:
-    """Each view's video, drawn by the user's taste from the catalogue of the view's own day; shape (N,)."""
+    """Draw each view's video, by the user's taste, from the catalogue of the view's own day; shape (N,)."""
     preference = np.exp(BROWSING_CHOICE * cell_affinity(config, taste))
     cell, video = uniform("cell"), uniform("video")
     day = np.floor(viewed_day).astype(np.int64)
@@ -87,7 +87,7 @@ def _types(
     video_id: Ints,
     uniform: Callable[[str], Floats],
 ) -> NDArray[np.int8]:
-    """Index into HISTORY_TYPES of each view, drawn from the same watch law as the log's own plays; shape (N,)."""
+    """Draw each view's index into HISTORY_TYPES from the watch law of the log's own plays; shape (N,)."""
     videos = catalogue(config, day_index).videos
     duration_ms = videos.duration_ms[video_id]
     affinity = watch_affinity(users.taste[row], videos.factor[video_id])

@@ -1,8 +1,8 @@
-"""A deterministic maker of short-video logs whose every probability is known: rows, and day-partitioned Parquet files.
+"""Deterministic generator of short-video logs with known probabilities: rows, and day-partitioned Parquet files.
 
 `make_part` is a pure function of (config, day, part), so a day needs no earlier day and a large day is made file by
-file. A column draws from a random stream of its own, so adding one changes no other. The columns `true_*` hold what
-`features.synthetic.outcomes.true_columns` says: no model may read them, and none can beat them.
+file. Every column draws from a random stream of its own, so a new column changes no other. The columns `true_*` hold
+the result of `features.synthetic.outcomes.true_columns`: no model may read them, and none can beat them.
 """
 
 from datetime import UTC, date, datetime
@@ -25,7 +25,7 @@ _SCENE_SHARES = (0.4, 0.38, 0.13, 0.09)
 _DEVICE_SHARES = (0.5, 0.3, 0.12, 0.08)
 _SLOT_SHARES = tuple(0.93**slot for slot in range(NUM_SLOTS))
 _AWAY_FROM_OWN_DEVICE = 0.15
-# How strongly what is shown follows the user's taste: most of all where the user has searched for it.
+# Weight of the user's taste in the choice of videos, by scene: strongest in search.
 _SCENE_CHOICE = np.array([0.2, 0.3, 0.8, 0.5])
 _HOURS = np.arange(25)
 _TRAFFIC = np.concatenate([[0.0], np.cumsum(1.0 + 0.7 * np.cos(2.0 * np.pi * (_HOURS[:24] - 20) / 24.0))])
@@ -65,15 +65,15 @@ SCHEMA = pa.schema(
 
 
 def make_day(config: SyntheticConfig, day: date) -> pa.Table:
-    """All rows of a day in order of time, with the columns of SCHEMA."""
+    """Return all rows of a day in order of time, with the columns of SCHEMA."""
     return pa.concat_tables([make_part(config, day, part) for part in range(config.files_per_day)])
 
 
 def make_part(config: SyntheticConfig, day: date, part: int) -> pa.Table:
-    """The rows of one file of a day.
+    """Return the rows of one file of a day.
 
     Args:
-        config: The world.
+        config: The configuration of the world.
         day: The day of the log.
         part: Number of the file, from 0.
 
@@ -81,14 +81,14 @@ def make_part(config: SyntheticConfig, day: date, part: int) -> pa.Table:
         Table with the columns of SCHEMA, in order of time.
 
     Raises:
-        ValueError: The day lies before the first one, or the day has no such file.
+        ValueError: The day precedes the first one, or has no such file.
     """
     day_index = config.day_index(day)
     if not 0 <= part < config.files_per_day:
         raise ValueError(f"part {part} of day {day}: files_per_day is {config.files_per_day}, counted from 0")
     streams = ColumnStreams(config.seed, day, part)
     first, end = (config.rows_per_day * (part + edge) // config.files_per_day for edge in (0, 1))
-    # Chunks fit the processor's caches, and bound the memory that a part needs beside its own columns.
+    # Chunks fit the processor's caches, and bound the memory of a part beyond its own columns.
     chunks = [
         _make_rows(config, day_index, streams, np.arange(start, min(start + _CHUNK_ROWS, end)))
         for start in range(first, end, _CHUNK_ROWS)
@@ -103,7 +103,7 @@ def write_day(config: SyntheticConfig, day: date, directory: str | Path) -> list
 
 
 def _make_rows(config: SyntheticConfig, day_index: int, streams: ColumnStreams, number: Ints) -> pa.Table:
-    """The rows of the given numbers in the day, the next ones of the streams."""
+    """Return the rows with the given numbers in the day, the next ones of the streams."""
     in_day_ms = _request_times(config, streams, number)
     time_days = day_index + in_day_ms / _DAY_MS
     rows = _impressions(config, day_index, streams, in_day_ms // 3_600_000)
@@ -133,7 +133,7 @@ def _typed(values: np.ndarray | pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _impressions(config: SyntheticConfig, day_index: int, streams: ColumnStreams, hour: Ints) -> Impressions:
-    """Draw who is shown what, where and on which device."""
+    """Draw the user, video, scene, slot and device of each impression."""
     num_rows = len(hour)
     user_id = np.searchsorted(user_shares(config, day_index), streams["user_id"].random(num_rows), side="right")
     users = user_latents(config, user_id)
@@ -153,20 +153,20 @@ def _impressions(config: SyntheticConfig, day_index: int, streams: ColumnStreams
 
 
 def _devices(config: SyntheticConfig, users: Users, streams: ColumnStreams) -> Ints:
-    """The user's own device, and now and then another one."""
+    """Draw each row's device: mostly the user's own."""
     own = keyed_uniform(config.seed, "user/device", users.user_id)
     away, other = streams["device"].random((2, len(own)))
     return _choose(_DEVICE_SHARES, np.where(away < _AWAY_FROM_OWN_DEVICE, other, own))
 
 
 def _request_times(config: SyntheticConfig, streams: ColumnStreams, number: Ints) -> Ints:
-    """Milliseconds since midnight of the rows of the given numbers, rising, dense in the evening."""
+    """Return milliseconds since midnight of the rows with the given numbers, rising, dense in the evening."""
     quantile = (number + streams["request_time_ms"].random(len(number))) / config.rows_per_day
     hours = np.interp(quantile, _TRAFFIC / _TRAFFIC[-1], _HOURS)
     return np.minimum(hours * 3_600_000, _DAY_MS - 1).astype(np.int64)
 
 
 def _choose(weights: tuple[float, ...], uniform: Floats) -> Ints:
-    """Indices drawn with the given weights, one per uniform number."""
+    """Draw indices with the given weights, one per uniform number."""
     shares = np.cumsum(weights) / np.sum(weights)
     return np.minimum(np.searchsorted(shares, uniform, side="right"), len(shares) - 1)

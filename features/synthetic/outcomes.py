@@ -1,7 +1,7 @@
-"""What users do with a shown video, and the exact probability of it: the planted laws of every task.
+"""Outcomes of a shown video, and their exact probabilities: the planted laws of every task.
 
-Every law is a function of the latents and of the context alone, and every outcome is drawn from its law, so the truth
-columns are exact conditional probabilities (means, for completion and rating), on every row: given a play for share,
+Every law is a function of the latents and of the context alone, and every outcome is drawn from its law. So the truth
+columns are exact conditional probabilities (means, for completion and rating) on every row: given a play for share,
 comment, follow, favourite, rating and completion, given a click for cart, wish and buy.
 
 Planted conflicts: clickbait raises clicks, lowers watching and ratings; length lowers completion, raises valid views;
@@ -38,8 +38,8 @@ class Impressions:
     """Videos shown to users: columns of one length N.
 
     Args:
-        users: Who looked.
-        videos: What was shown.
+        users: The viewing users.
+        videos: The shown videos.
         day_index: Days since the world's first day.
         hour: Hour of the day, 0 to 23.
         scene: Index into SCENES.
@@ -58,13 +58,13 @@ class Impressions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchLaw:
-    """How much of a video is played: all of it, and perhaps more, with some probability, else a power law of it.
+    """Law of the played share of a video: a complete play with some probability, else a power law.
 
-    P(ratio < r) = (1 - complete) r^shape for r <= 1. The played time is rounded up to whole milliseconds.
+    P(ratio < r) = (1 - complete) r^shape for r <= 1. A complete play may be a rewatch. Played time is rounded up to ms.
 
     Args:
         complete: Probability of a complete play, shape (N,).
-        shape: Exponent of the ratio of the others, shape (N,).
+        shape: Exponent of the ratio of an incomplete play, shape (N,).
         duration_ms: Shape (N,).
     """
 
@@ -73,27 +73,27 @@ class WatchLaw:
     duration_ms: Ints
 
     def mean_ratio(self) -> Floats:
-        """E[min(play_ms / duration_ms, 1)]; half a millisecond is what rounding up adds on average."""
+        """Return E[min(play_ms / duration_ms, 1)]; rounding up adds half a millisecond on average."""
         return self.complete + (1.0 - self.complete) * (
             self.shape / (self.shape + 1.0) + 0.5 / self.duration_ms.astype(np.float64)
         )
 
     def reaches(self, threshold_ms: int) -> Floats:
-        """P(play_ms >= threshold_ms), which is P(unrounded time > threshold_ms - 1)."""
+        """Return P(play_ms >= threshold_ms), equal to P(unrounded time > threshold_ms - 1)."""
         ratio = (threshold_ms - 1) / self.duration_ms
         within = self.complete + (1.0 - self.complete) * (1.0 - np.minimum(ratio, 1.0) ** self.shape)
         beyond = self.complete * _REWATCH_CHANCE * np.exp(-(np.maximum(ratio, 1.0) - 1.0) / _REWATCH_MEAN)
         return np.where(ratio < 1.0, within, beyond)
 
     def draw(self, stays: Floats, amount: Floats) -> Ints:
-        """Played times in ms, from two uniform numbers in (0, 1) per row; shape (N,)."""
+        """Draw played times in ms, from two uniform numbers in (0, 1) per row; shape (N,)."""
         rewatch = 1.0 - _REWATCH_MEAN * np.log(np.minimum(amount / _REWATCH_CHANCE, 1.0))
         ratio = np.where(stays < self.complete, rewatch, amount ** (1.0 / self.shape))
         return np.maximum(np.ceil(ratio * self.duration_ms), 1.0).astype(np.int64)
 
 
 def watch_law(interest: Floats, duration_ms: Ints, clicked: bool) -> WatchLaw:
-    """The law of the played time, with or without a click; slot, device and scene have no part in it."""
+    """Return the law of the played time, with or without a click; slot, device and scene have no effect."""
     interest = interest + (0.3 if clicked else -0.3) - 0.55 * np.log(duration_ms / 25_000.0)
     return WatchLaw(
         complete=_sigmoid(-3.5 + 0.7 * interest),
@@ -103,17 +103,17 @@ def watch_law(interest: Floats, duration_ms: Ints, clicked: bool) -> WatchLaw:
 
 
 def watch_interest(affinity: Floats, watch_bias: Floats, quality: Floats, clickbait: Floats) -> Floats:
-    """How much there is to keep each user with each video, its length apart; shape (N,)."""
+    """Return each user's interest in watching each video, apart from its length; shape (N,)."""
     return affinity + 0.5 * watch_bias + 0.5 * quality - 0.6 * clickbait
 
 
 def watch_affinity(taste: Floats, factor: Floats) -> Floats:
-    """How much each user stays with each video, about standard normal; shape (N,)."""
+    """Return each user's affinity for watching each video, about standard normal; shape (N,)."""
     return np.einsum("nd,nd,d->n", taste, factor, _WATCH_AXES) / np.sqrt(TASTE_DIM)
 
 
 def click_probability(config: SyntheticConfig, rows: Impressions) -> Floats:
-    """P(click = 1) of each row, the column true_ctr; shape (N,)."""
+    """Return P(click = 1) of each row, the column true_ctr; shape (N,)."""
     users, videos = rows.users, rows.videos
     affinity = np.einsum("nd,nd,d->n", users.taste, videos.factor, _CLICK_AXES) / np.sqrt(TASTE_DIM)
     taste = 0.65 * affinity + 0.5 * users.click_bias + 0.35 * videos.appeal + 0.35 * videos.clickbait
@@ -125,7 +125,7 @@ def click_probability(config: SyntheticConfig, rows: Impressions) -> Floats:
 
 
 def true_columns(config: SyntheticConfig, rows: Impressions) -> dict[str, Floats]:
-    """The truth of every task on every row, its task's space taken as given; each of shape (N,)."""
+    """Return the truth of every task on every row, given its task's space; each of shape (N,)."""
     click = click_probability(config, rows)
     unasked = (1.0 - click) * AUTOPLAY_STARTS * (rows.scene == AUTOPLAY)
     wanted, idle = _watch_laws(rows)
@@ -157,12 +157,12 @@ def _true_reactions(rows: Impressions) -> dict[str, Floats]:
 def outcomes(
     config: SyntheticConfig, rows: Impressions, truth: dict[str, Floats], streams: ColumnStreams
 ) -> dict[str, pa.Array]:
-    """Draw what happened.
+    """Draw the outcomes of impressions.
 
     Args:
-        config: The world.
-        rows: What was shown.
-        truth: Their `true_columns`.
+        config: The configuration of the world.
+        rows: The impressions.
+        truth: The impressions' `true_columns`.
         streams: The file's random streams; each outcome draws from its own.
 
     Returns:
@@ -196,7 +196,7 @@ def outcomes(
 
 
 def _watch_laws(rows: Impressions) -> tuple[WatchLaw, WatchLaw]:
-    """What is played after a click, and what is played of a video that started by itself."""
+    """Return the law of a play after a click, and of an automatic play."""
     affinity = watch_affinity(rows.users.taste, rows.videos.factor)
     interest = watch_interest(affinity, rows.users.watch_bias, rows.videos.quality, rows.videos.clickbait)
     wanted, idle = (watch_law(interest, rows.videos.duration_ms, clicked) for clicked in (True, False))
@@ -210,7 +210,7 @@ def _played_ms(rows: Impressions, click: NDArray[np.bool_], streams: ColumnStrea
 
 
 def _ratings(rows: Impressions, mean: Floats, streams: ColumnStreams) -> tuple[Floats, NDArray[np.bool_]]:
-    """The stars, one and a binomial number out of four, so that the mean is exact; and who gives any."""
+    """Draw the stars, one plus a binomial number out of four, so that the mean is exact; and the mask of raters."""
     chance = _sigmoid(-3.7 + 0.6 * rows.users.talkativeness)
     gives, *trials = streams["rating"].random((5, len(mean)))
     return 1.0 + np.sum([trial < (mean - 1.0) / 4.0 for trial in trials], axis=0), gives < chance

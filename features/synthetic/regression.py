@@ -1,4 +1,4 @@
-"""Two regression tasks whose relation is a number: the synthetic data of the MMoE paper, as day-partitioned logs.
+"""Two regression tasks of declared correlation: the synthetic data of the MMoE paper, as day-partitioned logs.
 
 Source: Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018,
 section 3.2, which PLE's figure 7 uses too.
@@ -21,15 +21,15 @@ class RegressionConfig(BaseModel, frozen=True, extra="forbid"):
     """The two tasks and the size of their logs; equal configs give byte-equal logs.
 
     Args:
-        seed: Seed of everything.
+        seed: Seed of all random numbers.
         correlation: p, the cosine of the tasks' weight vectors w_1 and w_2.
-        width: d, inputs of a row.
-        num_sines: m, terms of the non-linear part.
+        width: d, number of inputs of a row.
+        num_sines: m, number of terms of the non-linear part.
         scale: c, length of the weight vectors.
-        noise: Standard deviation of what is added to each label. The paper says N(0, 0.01); [R] that is the variance.
-        rows_per_day: Rows of a day.
-        files_per_day: Parquet files of a day.
-        row_group_rows: Rows of a row group.
+        noise: Standard deviation of the noise of each label. The paper says N(0, 0.01); [R] that is the variance.
+        rows_per_day: Number of rows of a day.
+        files_per_day: Number of Parquet files of a day.
+        row_group_rows: Number of rows of a row group.
     """
 
     seed: int = Field(ge=0)
@@ -44,7 +44,7 @@ class RegressionConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def task_vectors(config: RegressionConfig) -> Floats:
-    """w_1 = c u_1 and w_2 = c (p u_1 + sqrt(1 - p^2) u_2) for orthonormal u_1 and u_2; shape (2, d)."""
+    """Return w_1 = c u_1 and w_2 = c (p u_1 + sqrt(1 - p^2) u_2) for orthonormal u_1 and u_2; shape (2, d)."""
     drawn = np.random.default_rng([config.seed, 1]).normal(size=(config.width, 2))
     first, second = np.linalg.qr(drawn)[0].T
     p = config.correlation
@@ -52,12 +52,12 @@ def task_vectors(config: RegressionConfig) -> Floats:
 
 
 def means(config: RegressionConfig, x: Floats) -> Floats:
-    """E[y_k | x] = z_k + sum_i sin(alpha_i z_k + beta_i) with z_k = w_k x, for both tasks.
+    """Return E[y_k | x] = z_k + sum_i sin(alpha_i z_k + beta_i) with z_k = w_k x, for both tasks.
 
     alpha and beta are drawn from N(0, 1) once and shared by the tasks.
 
     Args:
-        config: The tasks.
+        config: The configuration of the tasks.
         x: Shape (N, d).
 
     Returns:
@@ -69,9 +69,9 @@ def means(config: RegressionConfig, x: Floats) -> Floats:
 
 
 def make_part(config: RegressionConfig, day: date, part: int) -> pa.Table:
-    """The rows of one file of a day: x0 to x(d-1), y1, y2, their means as true_y1 and true_y2, and a constant.
+    """Return the rows of one file of a day: x0 to x(d-1), y1, y2, their means true_y1 and true_y2, and a constant.
 
-    The constant is the one id of the log: a model has at least one table.
+    The constant is the one id of the log, since a model has at least one table.
     """
     first, end = (config.rows_per_day * (part + edge) // config.files_per_day for edge in (0, 1))
     streams = ColumnStreams(config.seed, day, part)

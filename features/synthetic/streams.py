@@ -1,4 +1,4 @@
-"""The randomness of the synthetic logs: a stream per column, and draws that depend on nothing but (seed, name, ids)."""
+"""Randomness of the synthetic logs: one stream per column, and draws that depend only on (seed, name, ids)."""
 
 from datetime import date
 from hashlib import blake2b
@@ -13,13 +13,13 @@ Ints = NDArray[np.int64]
 
 
 def stream_key(*words: object) -> int:
-    """A 128-bit key of the words, the same in every process (Python's `hash` is salted in each)."""
+    """Return a 128-bit key of the words, the same in every process (Python's `hash` is salted in each)."""
     text = "\x1f".join(str(word) for word in words)
     return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 class ColumnStreams:
-    """One random stream per column of one file, so that adding a column changes no other.
+    """One random stream per column of one file, so that a new column changes no other.
 
     Args:
         seed: The seed of the world.
@@ -32,7 +32,7 @@ class ColumnStreams:
         self._streams: dict[str, np.random.Generator] = {}
 
     def __getitem__(self, column: str) -> np.random.Generator:
-        """The column's Philox generator, going on where its last draw ended."""
+        """Return the column's Philox generator, which continues after its last draw."""
         if column not in self._streams:
             key = stream_key("column", *self._place, column)
             self._streams[column] = np.random.Generator(np.random.Philox(key=key))
@@ -40,12 +40,12 @@ class ColumnStreams:
 
 
 def keyed_uniform(seed: int, name: str, *ids: Ints) -> Floats:
-    """Uniform numbers that are pure functions of (seed, name, ids): who else is drawn changes nothing.
+    """Draw uniform numbers that are pure functions of (seed, name, ids), independent of the other draws.
 
     Args:
         seed: The seed of the world.
-        name: What is drawn; another name is an independent number for the same ids.
-        ids: One or more arrays of shape (N,), mixed in turn (a user and the number of a view, say).
+        name: Name of the quantity; another name gives independent numbers for the same ids.
+        ids: One or more arrays of shape (N,), mixed in turn, such as a user and the number of a view.
 
     Returns:
         Numbers strictly between 0 and 1, of shape (N,).
@@ -58,11 +58,11 @@ def keyed_uniform(seed: int, name: str, *ids: Ints) -> Floats:
 
 
 def keyed_normal(seed: int, name: str, *ids: Ints) -> Floats:
-    """Standard normal numbers that are pure functions of (seed, name, ids), by Box and Muller; shape (N,)."""
+    """Draw standard normal numbers that are pure functions of (seed, name, ids), by Box and Muller; shape (N,)."""
     radius = np.sqrt(-2.0 * np.log(keyed_uniform(seed, f"{name}/radius", *ids)))
     return radius * np.cos(2.0 * np.pi * keyed_uniform(seed, f"{name}/angle", *ids))
 
 
 def keyed_normals(seed: int, name: str, dim: int, ids: Ints) -> Floats:
-    """Independent standard normal vectors, keyed as in `keyed_normal`; shape (N, dim)."""
+    """Draw independent standard normal vectors, keyed as in `keyed_normal`; shape (N, dim)."""
     return np.stack([keyed_normal(seed, f"{name}/{axis}", ids) for axis in range(dim)], axis=1)

@@ -1,7 +1,7 @@
-"""The latent world behind the synthetic logs: who the users are, what the videos are, and what is on show on a day.
+"""Latent world behind the synthetic logs: users, videos, and the catalogue of a day.
 
-Latent factors are pure functions of (seed, id), so a larger population changes nobody in it. A catalogue is a pure
-function of (config, day): videos arrive every day, fade, and their categories come in and out of fashion.
+Latent factors are pure functions of (seed, id), so a larger population leaves its members unchanged. A catalogue is a
+pure function of (config, day): videos arrive every day, fade, and their categories come in and out of fashion.
 """
 
 from dataclasses import dataclass, fields
@@ -16,27 +16,27 @@ from features.synthetic.streams import Floats, Ints, keyed_normal, keyed_normals
 
 NUM_CATEGORIES = 12
 TASTE_DIM = 6
-# A cell is a category and the signs of two axes of a video's own deviation: as finely as users choose.
+# A cell is a category and the signs of two axes of a video's own deviation: the finest level of the users' choice.
 NUM_CELLS = NUM_CATEGORIES * 4
 _DEVIATION = 0.4
 _PERIOD_DAYS = 16
 
 
 class SyntheticConfig(BaseModel, frozen=True, extra="forbid"):
-    """The size and the seed of a synthetic world; equal configs give byte-equal logs.
+    """Size and seed of a synthetic world; equal configs give byte-equal logs.
 
     Args:
-        seed: Seed of everything.
+        seed: Seed of all random numbers.
         first_day: Day 0; no day before it has logs.
-        rows_per_day: Rows of a day, over all its files.
-        num_users: Users on day 0.
-        num_videos: Videos on day 0.
-        num_authors: Authors; their number stays.
-        new_users_per_day: Users who join at midnight of every later day.
-        new_videos_per_day: Videos first shown at midnight of every later day.
-        history_length: Most views that a row's watch history holds.
-        files_per_day: Parquet files of a day; each covers its share of the day's rows, in order of time.
-        row_group_rows: Rows of a row group.
+        rows_per_day: Number of rows of a day, over all its files.
+        num_users: Number of users on day 0.
+        num_videos: Number of videos on day 0.
+        num_authors: Number of authors, constant over the days.
+        new_users_per_day: Number of users who join at midnight of every later day.
+        new_videos_per_day: Number of videos first shown at midnight of every later day.
+        history_length: Maximum number of views in a row's watch history.
+        files_per_day: Number of Parquet files of a day; each covers its share of the day's rows, in order of time.
+        row_group_rows: Number of rows of a row group.
         valid_view_ms: Played time from which a play is a valid view, the threshold of VTR.
     """
 
@@ -63,7 +63,7 @@ class SyntheticConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def day_index(self, day: date) -> int:
-        """Days from `first_day` to `day`; ValueError if it lies before."""
+        """Return the days from `first_day` to `day`; raise ValueError if it is negative."""
         index = (day - self.first_day).days
         if index < 0:
             raise ValueError(f"day {day} lies before first_day {self.first_day}, where the synthetic world begins")
@@ -75,13 +75,13 @@ class Entities:
     """Columns of one length N about users or videos."""
 
     def take(self, index: Ints | slice) -> Self:
-        """The same columns at the given places."""
+        """Return the same columns at the given indices."""
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Users(Entities):
-    """What drives users: a taste of shape (N, TASTE_DIM), and numbers, standard normal if their name has no unit."""
+    """Latents of users: a taste of shape (N, TASTE_DIM), and numbers, standard normal if their name has no unit."""
 
     user_id: Ints
     taste: Floats
@@ -96,7 +96,7 @@ class Users(Entities):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Videos(Entities):
-    """What drives the answers to videos: a factor of shape (N, TASTE_DIM), and numbers as in `Users`."""
+    """Latents of videos: a factor of shape (N, TASTE_DIM), and numbers as in `Users`."""
 
     video_id: Ints
     author_id: Ints
@@ -114,7 +114,7 @@ class Videos(Entities):
 
 
 def user_latents(config: SyntheticConfig, user_id: Ints) -> Users:
-    """The users of the given ids; all but `joined_day` depend on (seed, id) alone."""
+    """Return the users of the given ids; all but `joined_day` depend on (seed, id) alone."""
     seed = config.seed
     joined = np.ceil(_arrival(user_id, config.num_users, config.new_users_per_day))
     initial = -4.0 - 1000.0 * keyed_uniform(seed, "user/joined", user_id) ** 2
@@ -132,7 +132,7 @@ def user_latents(config: SyntheticConfig, user_id: Ints) -> Users:
 
 
 def video_latents(config: SyntheticConfig, video_id: Ints) -> Videos:
-    """The videos of the given ids; a pure function of (seed, id), the number of authors and the arrivals per day."""
+    """Return the videos of the given ids; a pure function of (seed, id), number of authors and daily arrivals."""
     seed = config.seed
     author = (keyed_uniform(seed, "video/author", video_id) ** 1.5 * config.num_authors).astype(np.int64)
     own = keyed_uniform(seed, "video/follows_author", video_id) > 0.7
@@ -161,14 +161,14 @@ def video_latents(config: SyntheticConfig, video_id: Ints) -> Videos:
         price=keyed_normal(seed, "video/price", video_id),
         duration_ms=(1000.0 * np.clip(duration_s, 3.0, 1800.0)).astype(np.int64),
         uploaded_day=np.where(live > 0, live - age, -4.0 - 90.0 * age**2),
-        # u ** -s of uniform u is Zipf's law of exponent s whose ranks need no census.
+        # u ** -s of uniform u is Zipf's law of exponent s, without a census of ranks.
         exposure=keyed_uniform(seed, "video/exposure", video_id) ** -0.75,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
-    """What is on show on one day: every live video with the weight of its exposure.
+    """Every live video of one day, with the weight of its exposure.
 
     Args:
         videos: All live videos; row i is video id i.
@@ -187,7 +187,7 @@ class Catalogue:
 
         Args:
             preference: Positive factors, shape (rows, NUM_CELLS).
-            row: Whose preference each draw follows, in rising order, shape (N,).
+            row: Row of `preference` for each draw, in rising order, shape (N,).
             choose_cell: Uniform numbers, shape (N,).
             choose_video: Uniform numbers, shape (N,).
 
@@ -207,7 +207,7 @@ class Catalogue:
 
 @lru_cache(maxsize=8)
 def catalogue(config: SyntheticConfig, day_index: int) -> Catalogue:
-    """The catalogue of a day; days before 0 show the videos of day 0 in their earlier fashions."""
+    """Return the catalogue of a day; days before 0 show the videos of day 0 in their earlier fashions."""
     day = max(day_index, 0)
     num_videos = config.num_videos + config.new_videos_per_day * day
     videos = _videos_of_period(config, day // _PERIOD_DAYS).take(slice(num_videos))
@@ -228,14 +228,14 @@ def catalogue(config: SyntheticConfig, day_index: int) -> Catalogue:
 
 @lru_cache(maxsize=2)
 def user_shares(config: SyntheticConfig, day_index: int) -> Floats:
-    """Running share of the day's rows that falls to users 0, 1, ..., shape (num_users on the day,)."""
+    """Return the running share of the day's rows of users 0, 1, ..., shape (num_users on the day,)."""
     ids = np.arange(config.num_users + config.new_users_per_day * day_index)
     shares = np.cumsum(user_latents(config, ids).views_per_day)
     return shares / shares[-1]
 
 
 def fashion(config: SyntheticConfig, name: str, day_index: int) -> Floats:
-    """How far each category is in fashion on a day, in (-1, 1), a wave of 12 to 36 days; shape (NUM_CATEGORIES,)."""
+    """Return each category's fashion on a day, in (-1, 1), a wave of 12 to 36 days; shape (NUM_CATEGORIES,)."""
     ids = np.arange(NUM_CATEGORIES)
     period_days = 12.0 + 24.0 * keyed_uniform(config.seed, f"fashion/{name}/period", ids)
     phase = keyed_uniform(config.seed, f"fashion/{name}/phase", ids)
@@ -243,12 +243,12 @@ def fashion(config: SyntheticConfig, name: str, day_index: int) -> Floats:
 
 
 def cell_affinity(config: SyntheticConfig, taste: Floats) -> Floats:
-    """How well a cell's typical video fits each taste, about standard normal; shape (N, NUM_CELLS)."""
+    """Return the fit of each cell's typical video to each taste, about standard normal; shape (N, NUM_CELLS)."""
     cell = np.arange(NUM_CELLS)
     centre = _category_centres(config.seed)[cell // 4].copy()
     centre[:, 0] += _DEVIATION * 0.8 * (2 * (cell // 2 % 2) - 1)
     centre[:, 1] += _DEVIATION * 0.8 * (2 * (cell % 2) - 1)
-    # einsum, not BLAS, whose sums depend on the machine, the threads and the number of rows.
+    # einsum instead of BLAS, whose sums depend on the machine, the threads and the number of rows.
     return np.einsum("nd,cd->nc", taste, centre) / np.sqrt(TASTE_DIM)
 
 
@@ -257,12 +257,12 @@ def _category_centres(seed: int) -> Floats:
 
 
 def _arrival(ids: Ints, num_initial: int, new_per_day: int) -> Floats:
-    """The day on which each id is first there, a fraction below the whole day; not positive for ids of day 0."""
+    """Return each id's day of arrival, a fraction below the whole day; not positive for ids of day 0."""
     return (ids - num_initial + 1) / max(new_per_day, 1)
 
 
 @lru_cache(maxsize=2)
 def _videos_of_period(config: SyntheticConfig, period: int) -> Videos:
-    """All videos that are live by the end of a period, in order of id: the catalogues of its days are views of it."""
+    """Return all videos live by the end of a period, in order of id: the catalogues of its days are views of them."""
     last_day = _PERIOD_DAYS * (period + 1) - 1
     return video_latents(config, np.arange(config.num_videos + config.new_videos_per_day * last_day))
