@@ -12,7 +12,7 @@ from models.batch import RankingBatch
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.lineage.frozen_statistics import load_statistics
 from pipeline.lineage.line import Line
 from pipeline.log_passes.admission import Admission
@@ -52,11 +52,13 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
     with project(rows, 2**14, 20_000) as folder:
         config, encoder, day = load(folder, model=head)
         line = Line.of(config.root, config.line)
-        plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, (Start,))
+        plan = RunPlan(
+            Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, (StreamStart,)
+        )
         with ray_session(config):
             board = ProgressBoard.remote()
             attempt, _ = line.begin_attempt([str(DAY)], {"run": "a"}, lambda _: None)
-            plan = replace(plan, starts=(partial(Start, attempt),))
+            plan = replace(plan, starts=(partial(StreamStart, attempt),))
             statistics, nothing_new = load_statistics(config, line), ray.put(Admission({}, {}, {}))
             parts, schema = whole_days([day]), config.log_schema
             job = TrainJob(config, statistics, line, (day.day,), parts, 1, schema, nothing_new, board)

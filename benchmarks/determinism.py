@@ -13,7 +13,7 @@ import torch.distributed as dist
 from benchmarks.workload import PAPER_HEAD, load, project
 from models.batch import RankingBatch
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.datasource import Entry, ReadPlan, read_parcels
+from pipeline.ingest.datasource import PlannedParcel, ReadPlan, read_parcels
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import Groups, build_state, build_train_pipeline, pin_arithmetic
 
@@ -66,7 +66,7 @@ def _measure(batches: list[RankingBatch], folder: Any, steps: int) -> dict[bool,
 def _batches(folder: Any) -> list[RankingBatch]:
     config, encoder, day = load(folder, model=PAPER_HEAD)
     plan = ReadPlan(Storage(config.logs.path), encoder, (day.units,), (0,), config.seed, shuffle_rows=True)
-    parcels = read_parcels(plan, [Entry("unit", 0, unit=index) for index in range(len(day.units))])
+    parcels = read_parcels(plan, [PlannedParcel("unit", 0, unit=index) for index in range(len(day.units))])
     size = config.ingest.batch_size
     batcher = Batcher(config.log_schema, day.units, parcels, size, interleave=1)
     batches = [batcher.next_batch(step) for step in range(day.num_rows // size)]

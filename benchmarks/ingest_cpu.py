@@ -19,7 +19,7 @@ from pipeline.cluster.session import ray_session
 from pipeline.config.project import Config
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import DayLog
 from pipeline.storage.files import Storage
@@ -73,7 +73,9 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumers: list[Any]) -> int:
-    plan = RunPlan(Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, (Start,))
+    plan = RunPlan(
+        Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, (StreamStart,)
+    )
     shards = plan.dataset(WORKERS).streaming_split(WORKERS, equal=False)
     return sum(ray.get([c.consume.remote(s, config, day) for c, s in zip(consumers, shards, strict=True)]))
 

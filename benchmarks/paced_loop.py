@@ -16,7 +16,7 @@ from pipeline.ingest import plan as stream
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.pacing import PacedLoop
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import DayLog
 from pipeline.storage.files import Storage
@@ -78,7 +78,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _measure(config: Config, encoder: Encoder, day: DayLog, consumer: Any, watcher: TreeWatcher) -> dict[str, float]:
-    plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, (Start,))
+    plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, (StreamStart,))
     began, before = time.monotonic(), sum(watcher.cpu_seconds().values())
     (shard,) = plan.dataset(1).streaming_split(1, equal=False)
     ray.get(consumer.consume.remote(shard, config, day))

@@ -31,7 +31,7 @@ class HoldoutConfig(Declaration):
     share: float = Field(default=0.01, gt=0, le=0.5)
     salt: str = "holdout"
 
-    def held(self, columns: Mapping[str, pa.Array]) -> np.ndarray:
+    def held_out(self, columns: Mapping[str, pa.Array]) -> np.ndarray:
         """Return the mask of held-out rows.
 
         Args:

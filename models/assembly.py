@@ -14,7 +14,7 @@ from models.loss import UnionSpaceLoss
 from models.loss_combination import WEIGHTED_SUM, JointLoss
 from models.network import NetworkConfig, build_network
 from models.optional_parts import AroundConfig
-from models.parameter_names import Labels, Layout, Part, layout_of
+from models.parameter_names import Labels, Layout, ParameterPart, layout_of
 from models.ranker import Head, Ranker, RankerTrain
 from models.tables import build_sequences, build_tables, mean_pooled, table_of
 from models.tasks import TaskHead
@@ -149,7 +149,7 @@ def declared_layout(
     bags = tuple(label for feature in pooled_features(schema) for label in labels[feature.name])
     interaction = model.ranker.interaction
     read = interaction.outputs(bags, numbers) if interaction else (*bags, *numbers)
-    of_user: list[Part] = []
+    of_user: list[ParameterPart] = []
     if around.user is not None and model.ranker.user is not None:
         of_user, read = around.user.parts(model.ranker.user, schema, labels, read)
     towered = around.tower_heads(task_heads(schema.tasks))

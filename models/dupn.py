@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.parameter_names import Labels, Part, units_of
+from models.parameter_names import Labels, ParameterPart, units_of
 
 _GATES = ("input", "forget", "output", "candidate")
 _PATH = "events > property-gated LSTM"
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class EventSteps:
     """The events of B rows, step by step, for a recurrence without padding or masks.
 
     Rows are ordered by decreasing length: the rows of a step are the first rows of the step before.
@@ -39,7 +39,7 @@ class Steps:
     counts: list[int]
 
     @classmethod
-    def of(cls, lengths: Int[Tensor, " batch"]) -> "Steps":
+    def of(cls, lengths: Int[Tensor, " batch"]) -> "EventSteps":
         """Order the events of rows with the given lengths."""
         lengths = lengths.long()
         order = lengths.argsort(descending=True, stable=True)
@@ -108,7 +108,7 @@ class PropertyGatedLSTM(nn.Module):
             states.append(h)
         return torch.cat(states)
 
-    def parts(self, items: Labels, properties: Labels) -> list[Part]:
+    def parts(self, items: Labels, properties: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -119,10 +119,10 @@ class PropertyGatedLSTM(nn.Module):
         rows = tuple((f"{gate} gate of {_PATH}", unit) for gate in _GATES for _, unit in units)
         owner = "property-gated LSTM"
         return [
-            Part(self.items, 0, owner, "items", (rows, items)),
-            Part(self.properties, 0, owner, "properties", (rows[: 3 * self.width], properties)),
-            Part(self.hidden, 0, owner, "hidden", (rows, units)),
-            Part(self.bias, 0, owner, "bias", (rows,)),
+            ParameterPart(self.items, 0, owner, "items", (rows, items)),
+            ParameterPart(self.properties, 0, owner, "properties", (rows[: 3 * self.width], properties)),
+            ParameterPart(self.hidden, 0, owner, "hidden", (rows, units)),
+            ParameterPart(self.bias, 0, owner, "bias", (rows,)),
         ]
 
 
@@ -144,7 +144,7 @@ class EventAttention(nn.Module):
         self.layers = nn.ModuleList([*(nn.Linear(*pair) for pair in pairs), end])
 
     def forward(
-        self, events: Float[Tensor, "event event_width"], rows: Float[Tensor, "batch row_width"], steps: Steps
+        self, events: Float[Tensor, "event event_width"], rows: Float[Tensor, "batch row_width"], steps: EventSteps
     ) -> Float[Tensor, " event"]:
         """Compute the weights of the events; the weights of a row's events sum to 1."""
         first, *rest = self.layers
@@ -159,7 +159,7 @@ class EventAttention(nn.Module):
         is_empty = torch.ones_like(logits[:, 0], dtype=torch.bool).index_fill(0, steps.rows, 0)
         return logits.masked_fill(is_empty.unsqueeze(1), 0).softmax(1)[where]
 
-    def parts(self, events: Labels, rows: Labels) -> list[Part]:
+    def parts(self, events: Labels, rows: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -173,7 +173,7 @@ class EventAttention(nn.Module):
             units = units_of(path, width)
             for name, parameter in layer.named_parameters():
                 axes = (units, inputs) if name == "weight" else (units,)
-                found.append(Part(parameter, 0, "attention over events", f"layer {number} {name}", axes))
+                found.append(ParameterPart(parameter, 0, "attention over events", f"layer {number} {name}", axes))
             inputs = units
         return found
 
@@ -221,14 +221,16 @@ class DUPN(nn.Module):
             user: u.
         """
         # Zero events are computed too: every rank's backward pass has the same collectives.
-        steps = Steps.of(lengths)
+        steps = EventSteps.of(lengths)
         properties = properties.index_select(0, steps.events)
         states = self.lstm(items.index_select(0, steps.events), properties, steps.counts)
         rows = torch.cat([query, user], dim=1)
         shares = self.attention(torch.cat([states, properties], dim=1), rows, steps)
         return states.new_zeros(len(rows), states.shape[1]).index_add(0, steps.rows, shares.unsqueeze(1) * states)
 
-    def parts(self, items: Labels, properties: Labels, query: Labels, user: Labels) -> tuple[list[Part], Labels]:
+    def parts(
+        self, items: Labels, properties: Labels, query: Labels, user: Labels
+    ) -> tuple[list[ParameterPart], Labels]:
         """Name the parts, and label what comes out; see `models.parameter_names`.
 
         Args:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.parameter_names import Labels, Part, units_of
+from models.parameter_names import Labels, ParameterPart, units_of
 
 
 def init_as_linear(weight: Tensor, bias: Tensor | None = None) -> None:
@@ -62,7 +62,7 @@ class GroupedLayer(nn.Module):
         for weight, bias in zip(self.weight.detach(), self.bias.detach(), strict=True):
             init_as_linear(weight, bias)
 
-    def parts(self, owners: Sequence[str], detail: str, inputs: Sequence[Labels], units: Labels) -> list[Part]:
+    def parts(self, owners: Sequence[str], detail: str, inputs: Sequence[Labels], units: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -74,8 +74,8 @@ class GroupedLayer(nn.Module):
         found = []
         for index, (owner, read) in enumerate(zip(owners, inputs, strict=True)):
             itself = ((owner, ""),)
-            found.append(Part(self.weight, index, owner, f"{detail} weight", (itself, units, read)))
-            found.append(Part(self.bias, index, owner, f"{detail} bias", (itself, units)))
+            found.append(ParameterPart(self.weight, index, owner, f"{detail} weight", (itself, units, read)))
+            found.append(ParameterPart(self.bias, index, owner, f"{detail} bias", (itself, units)))
         return found
 
     def forward(self, inputs: Float[Tensor, "batch input in_features"]) -> Float[Tensor, "batch layer out_features"]:
@@ -113,7 +113,7 @@ def grouped_layers(in_features: int, layers: Sequence[int], counts: Sequence[int
 
 def stack_parts(
     stack: nn.Module, owners: Sequence[str], inputs: Sequence[Labels], path: str, name: str
-) -> tuple[list[Part], str, Sequence[Labels]]:
+) -> tuple[list[ParameterPart], str, Sequence[Labels]]:
     """Name the parts of stacked grouped layers; see `models.parameter_names`.
 
     stack: Grouped layers, and other modules without parameters between them; or an identity.
@@ -126,7 +126,7 @@ def stack_parts(
     Returns:
         The parts, the path with the stack's layers, and for each MLP the labels of its outputs.
     """
-    found: list[Part] = []
+    found: list[ParameterPart] = []
     for number, layer in enumerate((layer for layer in stack.children() if isinstance(layer, GroupedLayer)), start=1):
         path = f"{path} > {name} layer {number}"
         units = units_of(path, layer.out_features)
@@ -172,7 +172,9 @@ class BlockLinear(nn.Module):
             if len(weight):
                 init_as_linear(weight, bias)
 
-    def parts(self, owners: Sequence[str], detail: str, rows: Sequence[Labels], inputs: Sequence[Labels]) -> list[Part]:
+    def parts(
+        self, owners: Sequence[str], detail: str, rows: Sequence[Labels], inputs: Sequence[Labels]
+    ) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -183,9 +185,9 @@ class BlockLinear(nn.Module):
         """
         found, start = [], 0
         for owner, own, read in zip(owners, rows, inputs, strict=True):
-            found.append(Part(self.weight, start, owner, f"{detail} weight", (own, read)))
+            found.append(ParameterPart(self.weight, start, owner, f"{detail} weight", (own, read)))
             if self.bias is not None:
-                found.append(Part(self.bias, start, owner, f"{detail} bias", (own,)))
+                found.append(ParameterPart(self.bias, start, owner, f"{detail} bias", (own,)))
             start += len(own)
         return found
 
@@ -235,7 +237,7 @@ class Gates(nn.Module):
         counts = [len(experts) for experts in choices] + [0] * (num_selectors - len(choices))
         self.logits = BlockLinear(in_features, counts if num_selectors > 1 else [len(chosen)], bias=False)
 
-    def parts(self, owners: Sequence[str], choices: Sequence[Sequence[str]], selector: Labels) -> list[Part]:
+    def parts(self, owners: Sequence[str], choices: Sequence[Sequence[str]], selector: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:

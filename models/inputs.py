@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from models.parameter_names import Labels, Part
+from models.parameter_names import Labels, ParameterPart
 
 LookedUp = Sequence[Mapping[str, JaggedTensor]]
 """Outputs of the EmbeddingCollections by feature: entries row by row."""
@@ -27,7 +27,7 @@ class MissingValueLayer(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.zeros(num_features))
 
-    def parts(self, features: Sequence[str], columns: Labels) -> list[Part]:
+    def parts(self, features: Sequence[str], columns: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -36,7 +36,7 @@ class MissingValueLayer(nn.Module):
         """
         owners = [f"value of feature {name} where it is missing" for name in features]
         return [
-            Part(self.values, index, owner, "", (((owner, column[1]),),))
+            ParameterPart(self.values, index, owner, "", (((owner, column[1]),),))
             for index, (owner, column) in enumerate(zip(owners, columns, strict=True))
         ]
 

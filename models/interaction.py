@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.schema import Schema
-from models.parameter_names import Labels, Part
+from models.parameter_names import Labels, ParameterPart
 
 
 class NFwFM(nn.Module):
@@ -90,7 +90,7 @@ class NFwFM(nn.Module):
         own = tuple(("interaction", name) for name in ("first order", *map(str, range(self.dim))))
         return (*bags, *numbers, *own) if self.keeps_inputs else (*own, *numbers)
 
-    def parts(self, features: Sequence[str], bags: Labels) -> list[Part]:
+    def parts(self, features: Sequence[str], bags: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -102,10 +102,10 @@ class NFwFM(nn.Module):
         of_pairs = tuple((owner, _name(*pair)) for pair in combinations(fields, 2))
         owners = [f"first-order weights of feature {name}" for name in features]
         first_order = [
-            Part(self.first_order, index, name, "", (((name, ""),), of))
+            ParameterPart(self.first_order, index, name, "", (((name, ""),), of))
             for index, (name, of) in enumerate(zip(owners, fields, strict=True))
         ]
-        return [Part(self.pairs, 0, owner, "", (of_pairs,)), *first_order]
+        return [ParameterPart(self.pairs, 0, owner, "", (of_pairs,)), *first_order]
 
 
 def _name(first: Labels, second: Labels) -> str:

@@ -20,7 +20,7 @@ from features.declaration import Declaration
 from features.errors import ConfigError
 from models.tasks import TaskHead
 
-Unit = Literal["step", "day", "epoch"]
+ScheduleUnit = Literal["step", "day", "epoch"]
 
 
 class UnionSpaceLoss(nn.Module):
@@ -132,16 +132,18 @@ class LossWeightSchedule:
     The paper updates the weights "after each step" and calls t "the training epoch"; so the unit of t is a choice.
 
     Args:
-        unit: Unit of t.
+        unit: ScheduleUnit of t.
         initial: w_k0 of each task.
         gamma: Factor of each task per unit.
         floor: Lower bound of each task's weight.
     """
 
-    def __init__(self, unit: Unit, initial: Sequence[float], gamma: Sequence[float], floor: Sequence[float]) -> None:
+    def __init__(
+        self, unit: ScheduleUnit, initial: Sequence[float], gamma: Sequence[float], floor: Sequence[float]
+    ) -> None:
         for index, values in enumerate(zip(gamma, floor, strict=True)):
             _refuse_vanishing(f"task {index}", unit, *values)
-        self.unit: Unit = unit
+        self.unit: ScheduleUnit = unit
         self._initial = torch.tensor(initial, dtype=torch.float64)
         self._gamma = torch.tensor(gamma, dtype=torch.float64)
         self._floor = torch.tensor(floor, dtype=torch.float64)
@@ -173,11 +175,11 @@ class LossWeightConfig(Declaration):
     """Weights of the tasks in the loss; an unnamed task keeps weight 1.
 
     Args:
-        unit: Unit of t: `step`, `day` or `epoch`.
+        unit: ScheduleUnit of t: `step`, `day` or `epoch`.
         tasks: Weights by task name.
     """
 
-    unit: Unit = "step"
+    unit: ScheduleUnit = "step"
     tasks: dict[str, TaskWeightConfig] = {}
 
     @model_validator(mode="after")
@@ -202,7 +204,7 @@ class LossWeightConfig(Declaration):
         )
 
 
-def _refuse_vanishing(task: str, unit: Unit, gamma: float, floor: float) -> None:
+def _refuse_vanishing(task: str, unit: ScheduleUnit, gamma: float, floor: float) -> None:
     if unit == "step" and gamma < 1 and floor <= 0:
         raise ValueError(
             f"loss weight of {task}: gamma {gamma:g} is applied at every step and there is no floor, so over months of "

@@ -18,7 +18,7 @@ from models.all_reduce import Ranks
 from models.experts import init_as_linear
 from models.network_base import FusionNetwork
 from models.norm import RealRowsNorm
-from models.parameter_names import FusionParts, Labels, Part, units_of
+from models.parameter_names import FusionParts, Labels, ParameterPart, units_of
 from models.sizes import Count, Width
 
 
@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
         for projection in self.projections.detach():
             init_as_linear(projection)
 
-    def parts(self, owner: str, inputs: Labels, heads: Labels) -> list[Part]:
+    def parts(self, owner: str, inputs: Labels, heads: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         """
         axes = [(heads, inputs)] * 3 + [(inputs, heads)]
         return [
-            Part(self.projections, index, f"{owner} {name}", "", (((owner, name),), *of))
+            ParameterPart(self.projections, index, f"{owner} {name}", "", (((owner, name),), *of))
             for index, (name, of) in enumerate(zip(("query", "key", "value", "output"), axes, strict=True))
         ]
 
@@ -135,14 +135,19 @@ class MRAN(FusionNetwork):
         firsts = [sum(self.fields[:index]) for index in range(len(self.fields))]
         of_fields = tuple((f"offset of {inputs[first][0]}", inputs[first][1]) for first in firsts)
         named = [(f"token of task {task}", self.tasks, index) for index, task in enumerate(tasks)]
-        found = [Part(parameter, index, owner, "", (((owner, ""),), units)) for owner, parameter, index in named]
-        found.append(Part(self.columns, 0, "projection of fields", "weight", (inputs, units)))
-        found.append(Part(self.offsets, 0, "projection of fields", "bias", (of_fields, units)))
-        found.append(Part(self.alignment, 0, "alignment of tasks and fields", "", (units, units)))
+        found = [
+            ParameterPart(parameter, index, owner, "", (((owner, ""),), units)) for owner, parameter, index in named
+        ]
+        found.append(ParameterPart(self.columns, 0, "projection of fields", "weight", (inputs, units)))
+        found.append(ParameterPart(self.offsets, 0, "projection of fields", "bias", (of_fields, units)))
+        found.append(ParameterPart(self.alignment, 0, "alignment of tasks and fields", "", (units, units)))
         found += self.among_tasks.parts("attention among tasks", units, heads)
         found += self.among_fields.parts("attention among fields", units, heads)
         for owner, norm in (("norm of fields", self.norm_of_fields), ("norm of outputs", self.norm_of_outputs)):
-            found += [Part(norm.weight, 0, owner, "weight", (units,)), Part(norm.bias, 0, owner, "bias", (units,))]
+            found += [
+                ParameterPart(norm.weight, 0, owner, "weight", (units,)),
+                ParameterPart(norm.bias, 0, owner, "bias", (units,)),
+            ]
         return FusionParts(found, [units_of(path, self.out_features)] * len(tasks), path)
 
 

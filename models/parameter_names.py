@@ -30,7 +30,7 @@ def units_of(path: str, width: int) -> Labels:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class ParameterPart:
     """Rows of a parameter with one owner.
 
     Args:
@@ -67,16 +67,16 @@ class FusionParts:
         path: The layers from the input to the representations.
     """
 
-    parts: list[Part]
+    parts: list[ParameterPart]
     outputs: Sequence[Labels]
     path: str
 
 
-Layout = Mapping[str, Sequence[Part]]
+Layout = Mapping[str, Sequence[ParameterPart]]
 """Parts by name of a parameter; they cover it."""
 
 
-def layout_of(parameters: Mapping[str, nn.Parameter], parts: Iterable[Part]) -> Layout:
+def layout_of(parameters: Mapping[str, nn.Parameter], parts: Iterable[ParameterPart]) -> Layout:
     """Map the names of a model's parameters to their parts.
 
     A parameter without parts is one part, which equals another only if names and shapes are equal.
@@ -86,7 +86,7 @@ def layout_of(parameters: Mapping[str, nn.Parameter], parts: Iterable[Part]) -> 
         parts: As its modules declare them.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    found: dict[str, list[Part]] = {name: [] for name in parameters}
+    found: dict[str, list[ParameterPart]] = {name: [] for name in parameters}
     for part in parts:
         found[names[id(part.parameter)]].append(part)
     for name, parameter in parameters.items():
@@ -97,9 +97,9 @@ def layout_of(parameters: Mapping[str, nn.Parameter], parts: Iterable[Part]) -> 
     return found
 
 
-def _undeclared(name: str, parameter: nn.Parameter) -> Part:
+def _undeclared(name: str, parameter: nn.Parameter) -> ParameterPart:
     axes = [tuple((name, f"{index} of {size}") for index in range(size)) for size in parameter.shape]
-    return Part(parameter, 0, name, "", tuple(axes))
+    return ParameterPart(parameter, 0, name, "", tuple(axes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ class Match:
 
     source: str
     target: str
-    old: Part
-    new: Part
+    old: ParameterPart
+    new: ParameterPart
     places: tuple[tuple[list[int], list[int]], ...]
 
     @property
@@ -179,7 +179,7 @@ def copy_matches(matches: Iterable[Match], sources: Mapping[str, Tensor], target
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class LayoutChange:
     """Fate of a model's parts in another model, in words and in numbers of parameters.
 
     Args:
@@ -199,7 +199,7 @@ class Comparison:
     num_dropped: int
 
 
-def compare_layouts(old: Layout, new: Layout, matches: Sequence[Match]) -> Comparison:
+def compare_layouts(old: Layout, new: Layout, matches: Sequence[Match]) -> LayoutChange:
     """Describe the common parts of two models by owner, and by feature and unit, which have a part in many owners."""
     kept: Counter[str] = Counter()
     for match in matches:
@@ -208,7 +208,7 @@ def compare_layouts(old: Layout, new: Layout, matches: Sequence[Match]) -> Compa
     of_axes = [axis for match in matches for axis in zip(match.new.axes, match.places, strict=True)]
     kept_labels = {labels[place] for labels, (_, places) in of_axes for place in places}
     unnamed = {"", *before, *after}
-    return Comparison(
+    return LayoutChange(
         kept=[f"{o} ({kept[o]} of {size})" if kept[o] < size else o for o, size in after.items() if kept[o]],
         new=[*(owner for owner in after if not kept[owner]), *_groups(new, kept_labels, unnamed)],
         dropped=[*(owner for owner in before if not kept[owner]), *_groups(old, kept_labels, unnamed)],

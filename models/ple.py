@@ -18,7 +18,7 @@ from features.declaration import Declaration
 from features.errors import ConfigError
 from models.experts import Gates, grouped_layers, stack_parts
 from models.network_base import FusionNetwork, in_slabs
-from models.parameter_names import FusionParts, Labels, Part
+from models.parameter_names import FusionParts, Labels, ParameterPart
 from models.sizes import CountOrNone, Width
 
 
@@ -101,7 +101,9 @@ class ExtractionLevel(nn.Module):
         weights = self.gates(inputs)
         return torch.bmm(weights, self.experts(inputs)), weights
 
-    def parts(self, inputs: Labels, tasks: Sequence[str], path: str, name: str) -> tuple[list[Part], str, Labels]:
+    def parts(
+        self, inputs: Labels, tasks: Sequence[str], path: str, name: str
+    ) -> tuple[list[ParameterPart], str, Labels]:
         """Name the parts; see `models.parameter_names`.
 
         Args:

@@ -17,7 +17,7 @@ from features.declaration import Declaration
 from features.errors import ConfigError
 from features.schema import Schema
 from features.tables import VocabularyConfig
-from models.parameter_names import Part
+from models.parameter_names import ParameterPart
 from models.sizes import Count
 from models.tasks import TaskHead
 
@@ -105,7 +105,7 @@ class SlotBias(nn.Module):
         ids = F.pad(sparse.values(), (0, 1)).index_select(0, starts)
         return torch.where(lengths > 0, ids + 1, 0)
 
-    def parts(self, towers: Sequence[str], feature: str | None) -> list[Part]:
+    def parts(self, towers: Sequence[str], feature: str | None) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -121,7 +121,7 @@ class SlotBias(nn.Module):
         )
         owners = [f"slot bias of task {tower}" for tower in towers]
         return [
-            Part(self.weight, index, owner, "", (((owner, ""),), of_slots, of_devices))
+            ParameterPart(self.weight, index, owner, "", (((owner, ""),), of_slots, of_devices))
             for index, owner in enumerate(owners)
         ]
 
@@ -166,7 +166,7 @@ class SlotBiasConfig(Declaration):
         columns = [starts[name] for name in self.tasks]
         return SlotBias(columns, self.num_slots, device, dropout=self.dropout, scores_known=scores_known)
 
-    def parts(self, bias: SlotBias, schema: Schema) -> list[Part]:
+    def parts(self, bias: SlotBias, schema: Schema) -> list[ParameterPart]:
         """Name the parts of a built slot bias; see `models.parameter_names`."""
         source = next((f.source for f in schema.sparse_features if f.name == self.feature), None)
         return bias.parts(self.tasks, f"column {source}")

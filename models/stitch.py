@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from features.declaration import Declaration
 from models.experts import GroupedLayer
 from models.network_base import FusionNetwork, in_slabs
-from models.parameter_names import FusionParts, Labels, Part, units_of
+from models.parameter_names import FusionParts, Labels, ParameterPart, units_of
 from models.sizes import Count, Width
 
-Start = Literal["imbalanced", "balanced"]
+StitchStart = Literal["imbalanced", "balanced"]
 
 # Starting weight of a column's own values; the others share the rest equally: 0.9 of both papers' units.
 _OWN_SHARE = 0.9
@@ -57,7 +57,7 @@ class StitchUnit(nn.Module):
         self.shape = (num_tasks, num_subspaces, num_tasks, num_subspaces)
         self.alpha = nn.Parameter(starting_shares(num_tasks * num_subspaces, own))
 
-    def parts(self, columns: Sequence[str], name: str) -> list[Part]:
+    def parts(self, columns: Sequence[str], name: str) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:
@@ -66,7 +66,7 @@ class StitchUnit(nn.Module):
         """
         number = self.shape[1]
         labels = tuple((column, f"{index} of {number}") for column in columns for index in range(number))
-        return [Part(self.alpha, 0, name, "", (labels, labels))]
+        return [ParameterPart(self.alpha, 0, name, "", (labels, labels))]
 
     def forward(self, columns: Float[Tensor, "batch task width"]) -> Float[Tensor, "batch task width"]:
         """Mix the columns, in one matrix product."""
@@ -177,8 +177,8 @@ class Sluice(FusionNetwork):
         num_layers: int,
         num_subspaces: int = 2,
         orthogonality: float = 0.1,
-        alpha_start: Start = "imbalanced",
-        beta_start: Start = "balanced",
+        alpha_start: StitchStart = "imbalanced",
+        beta_start: StitchStart = "balanced",
     ) -> None:
         super().__init__()
         if width % num_subspaces:
@@ -207,7 +207,9 @@ class Sluice(FusionNetwork):
         columns, path = self.columns.parts(inputs, tasks), "input > mixed column layers"
         layers = tuple((f"layer {number}", "") for number in range(1, len(self.columns.layers) + 1))
         mixtures = [
-            Part(self.beta, index, f"mixture of task {task}'s layers", "", (((f"column of task {task}", ""),), layers))
+            ParameterPart(
+                self.beta, index, f"mixture of task {task}'s layers", "", (((f"column of task {task}", ""),), layers)
+            )
             for index, task in enumerate(tasks)
         ]
         outputs = self.columns.subspaces_of(path, self.out_features)
@@ -267,8 +269,8 @@ class SluiceConfig(Declaration):
     num_subspaces: Count = 2
     orthogonality: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     alpha_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    alpha_start: Start = "imbalanced"
-    beta_start: Start = "balanced"
+    alpha_start: StitchStart = "imbalanced"
+    beta_start: StitchStart = "balanced"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.experts import BlockLinear, GroupedLayer, stack_parts
-from models.parameter_names import FusionParts, Labels, Part
+from models.parameter_names import FusionParts, Labels, ParameterPart
 
 
 class Towers(nn.Module):
@@ -32,7 +32,7 @@ class Towers(nn.Module):
         self.hidden = nn.Sequential(*hidden)
         self.outputs = BlockLinear([in_features, *layers][-1], num_outputs, bias=True)
 
-    def parts(self, tasks: Sequence[str], fused: FusionParts, outputs: Sequence[Labels]) -> list[Part]:
+    def parts(self, tasks: Sequence[str], fused: FusionParts, outputs: Sequence[Labels]) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
 
         Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from features.declaration import Declaration
 from features.errors import ConfigError
 from features.tasks import TaskConfig
-from models.parameter_names import Part
+from models.parameter_names import ParameterPart
 
 
 class UncertaintyWeights(nn.Module):
@@ -36,10 +36,12 @@ class UncertaintyWeights(nn.Module):
         super().__init__()
         self.log_variances = nn.Parameter(torch.zeros(num_tasks))
 
-    def parts(self, tasks: Sequence[str]) -> list[Part]:
+    def parts(self, tasks: Sequence[str]) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`."""
         owners = [f"log variance of task {task}" for task in tasks]
-        return [Part(self.log_variances, index, owner, "", (((owner, ""),),)) for index, owner in enumerate(owners)]
+        return [
+            ParameterPart(self.log_variances, index, owner, "", (((owner, ""),),)) for index, owner in enumerate(owners)
+        ]
 
     def forward(
         self,

@@ -18,7 +18,7 @@ from features.declaration import Declaration, Name
 from features.errors import ConfigError
 from features.schema import DenseFeature, FeatureConfig, Schema, SequenceFeature
 from models.dupn import DUPN
-from models.parameter_names import Labels, Part
+from models.parameter_names import Labels, ParameterPart
 from models.sizes import Width
 from models.tasks import TaskHead
 
@@ -225,7 +225,7 @@ class UserConfig(Declaration):
 
     def parts(
         self, built: UserArch, schema: Schema, labels: Mapping[str, Labels], inputs: Labels
-    ) -> tuple[list[Part], Labels]:
+    ) -> tuple[list[ParameterPart], Labels]:
         """Name the parts of a built user tower, and label the network's input; see `models.parameter_names`.
 
         Args:
@@ -245,8 +245,8 @@ class UserConfig(Declaration):
             for index, task in enumerate(self.learning_to_rank.tasks):
                 first, owner = index * len(weighed), f"learning to rank of task {task}"
                 rows = tuple((f"weight of {label[0]}", label[1]) for label in weighed)
-                found.append(Part(weight, first, owner, "weight", (rows, vector)))
-                found.append(Part(bias, first, owner, "bias", (rows,)))
+                found.append(ParameterPart(weight, first, owner, "weight", (rows, vector)))
+                found.append(ParameterPart(bias, first, owner, "bias", (rows,)))
         return found, (*vector, *item)
 
     def _places(self, heads: Sequence[TaskHead]) -> list[int]:

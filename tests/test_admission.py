@@ -22,7 +22,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.ingest.datasource import Parcel, ReadPlan, UnitDatasource, group_entries
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, list_days
 from pipeline.log_passes.admission import _Runs, admit, count_ids
 from pipeline.storage.files import Storage
@@ -237,7 +237,7 @@ def test_the_stream_is_encoded_with_it(logs: Storage, ray_cluster: None) -> None
     """Catches data tasks that hash, or look up in another vocabulary than the run's."""
     config = make_config(logs, num_rows=60_000)
     encoder, listed = _encoder(config, 100), day_logs(config, DAYS[:1])
-    plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, (Start,))
+    plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, (StreamStart,))
     segments = plan.segments(1)
     entries = plan.entries(segments, 1)
     read_plan = plan.read_plan(segments)

@@ -25,7 +25,7 @@ from pipeline.daily.ray_work import RayWork
 from pipeline.daily.run_days import Accepted, Refused, run_days
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.lineage.audit import audit_line
-from pipeline.lineage.ledger import Entry, Ledger
+from pipeline.lineage.ledger import Ledger, LedgerEntry
 from pipeline.lineage.line import Line
 from pipeline.log_passes.admission import read_vocabularies
 from pipeline.log_passes.statistics import fit_statistics
@@ -63,7 +63,7 @@ def daily(config: Config, *days: str, **accepted: str) -> dict[str, Any]:
         return run_days(config, line, RayWork(config, line, stack), days, 7, Accepted(**accepted))
 
 
-def entry_of(config: Config, day: str) -> Entry:
+def entry_of(config: Config, day: str) -> LedgerEntry:
     entry = Ledger(Line.of(config.root, config.line)).find(day)
     assert entry is not None
     return entry
@@ -125,7 +125,7 @@ def _within_days(config: Config) -> Iterator[str]:
 def _held(logs: Path, day: str) -> list[np.ndarray]:
     holdout = HoldoutConfig(**HELD)
     return [
-        holdout.held({"user_id": _table(file)["user_id"]}) for file in sorted((logs / f"dt={day}").glob("*.parquet"))
+        holdout.held_out({"user_id": _table(file)["user_id"]}) for file in sorted((logs / f"dt={day}").glob("*.parquet"))
     ]
 
 

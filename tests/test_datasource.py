@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from features.encoding import Encoder
 from features.errors import DataError
-from pipeline.ingest.datasource import Entry, Parcel, ReadPlan, group_entries, read_parcels, read_unit
+from pipeline.ingest.datasource import Parcel, PlannedParcel, ReadPlan, group_entries, read_parcels, read_unit
 from pipeline.ingest.deal import row_order
 from pipeline.ingest.units import Unit, list_days
 from pipeline.storage.files import Storage
@@ -32,8 +32,10 @@ def _plan(logs: Storage, encoder: Encoder, *, max_rows: int = 1000, passes: int 
     return ReadPlan(logs, encoder, (day.units,) * passes, tuple(range(passes)), seed=5, shuffle_rows=shuffle)
 
 
-def _entries(plan: ReadPlan, units: list[int] | None = None, segment: int = 0) -> list[Entry]:
-    return [Entry("unit", segment, unit=index) for index in (range(len(plan.units[0])) if units is None else units)]
+def _entries(plan: ReadPlan, units: list[int] | None = None, segment: int = 0) -> list[PlannedParcel]:
+    return [
+        PlannedParcel("unit", segment, unit=index) for index in (range(len(plan.units[0])) if units is None else units)
+    ]
 
 
 def _numbers(parcel: Parcel) -> list[int]:
@@ -101,7 +103,7 @@ def test_rows_that_were_seen_are_skipped_in_row_order(
     plan = _plan(write_log([[[12]]]), tiny_encoder, max_rows=max_rows, passes=2, shuffle=shuffle)
     unit = plan.units[0][-1]
     skip = min(skip, unit.num_rows)
-    (parcel,) = read_parcels(plan, [Entry("unit", segment, unit=len(plan.units[0]) - 1, skip=skip)])
+    (parcel,) = read_parcels(plan, [PlannedParcel("unit", segment, unit=len(plan.units[0]) - 1, skip=skip)])
     order = row_order(unit, seed=5, pass_index=segment, shuffle=shuffle)
     assert _numbers(parcel) == [unit.first_row + row for row in order[skip:]]
     assert parcel.rows is not None
@@ -114,7 +116,12 @@ def test_a_parcel_travels_as_one_row(write_log: WriteLog, tiny_encoder: Encoder)
     """Ray joins or splits blocks: starts, blanks, units and bad units differ in their columns or types."""
     plan = _plan(write_log([[[6], [4]]]), tiny_encoder, shuffle=True)
     plan.logs.write(plan.units[0][1].file, b"")
-    entries = [Entry("start", 0, text='{"day": "ü"}'), *_entries(plan), Entry("blank", 0), Entry("unit", 0, 0, skip=6)]
+    entries = [
+        PlannedParcel("start", 0, text='{"day": "ü"}'),
+        *_entries(plan),
+        PlannedParcel("blank", 0),
+        PlannedParcel("unit", 0, 0, skip=6),
+    ]
     parcels = list(read_parcels(plan, entries))
     assert [parcel.kind for parcel in parcels] == ["start", "unit", "bad", "blank", "unit"]
     blocks = [parcel.to_block(tiny_encoder.empty()) for parcel in parcels]
@@ -153,7 +160,7 @@ def _day(groups: list[int]) -> ReadPlan:
     return ReadPlan(Storage("nowhere"), encoder, (units, units), (0, 1), seed=0, shuffle_rows=True)
 
 
-def _check_tasks(plan: ReadPlan, entries: list[Entry], tasks: list[list[Entry]]) -> None:
+def _check_tasks(plan: ReadPlan, entries: list[PlannedParcel], tasks: list[list[PlannedParcel]]) -> None:
     """Order is kept, and a task is one row group, read forwards."""
     assert list(itertools.chain(*tasks)) == entries
     named = [[plan.unit_of(entry) for entry in task if entry.kind == "unit"] for task in tasks]
@@ -173,11 +180,14 @@ def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[in
     plan = _day(groups)
     units = range(len(plan.units[0]))
     entries = [
-        Entry("start", 0),
+        PlannedParcel("start", 0),
         *itertools.chain(
-            *([Entry("unit", 0, unit=n)] + [Entry("blank", 0)] * data.draw(st.integers(0, 2)) for n in units)
+            *(
+                [PlannedParcel("unit", 0, unit=n)] + [PlannedParcel("blank", 0)] * data.draw(st.integers(0, 2))
+                for n in units
+            )
         ),
-        Entry("start", 1),
+        PlannedParcel("start", 1),
         *_entries(plan, data.draw(st.permutations(units)), segment=1),
     ]
     tasks = group_entries(plan, entries)
@@ -191,7 +201,7 @@ def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[in
 def test_tasks_by_hand():
     """Starts and blanks have no task of their own, the next pass begins a new one."""
     plan = _day([2, 1])
-    start, blank = Entry("start", 0), Entry("blank", 0)
+    start, blank = PlannedParcel("start", 0), PlannedParcel("blank", 0)
     a, b, c = _entries(plan)
     assert group_entries(plan, [start, start, a, blank, b, c, blank]) == [[start, start, a, blank, b], [c, blank]]
     assert group_entries(plan, [b, a, replace(a, segment=1), replace(b, segment=1)]) == [

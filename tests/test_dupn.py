@@ -13,7 +13,7 @@ from features.errors import ConfigError
 from features.schema import Schema
 from models.assembly import build_ranker, declared_layout, task_heads
 from models.balancing import SCHEDULE, LossBalancingConfig
-from models.dupn import DUPN, PropertyGatedLSTM, Steps
+from models.dupn import DUPN, EventSteps, PropertyGatedLSTM
 from models.inputs import sum_of_bags
 from models.loss import UnionSpaceLoss
 from models.loss_combination import JointLoss
@@ -178,7 +178,7 @@ def test_a_row_is_treated_by_itself() -> None:
 def test_weights_of_a_row_s_events_sum_to_one() -> None:
     """Catches a softmax over the batch, or over places that are padded."""
     dupn, (items, properties, query, user) = _dupn(), _inputs()
-    steps = Steps.of(torch.tensor(LENGTHS))
+    steps = EventSteps.of(torch.tensor(LENGTHS))
     states = dupn.lstm(items[steps.events], properties[steps.events], steps.counts)
     events = torch.cat([states, properties[steps.events]], dim=1)
     shares = dupn.attention(events, torch.cat([query, user], dim=1), steps)
@@ -190,7 +190,7 @@ def test_weights_of_a_row_s_events_sum_to_one() -> None:
 
 def test_steps_by_hand() -> None:
     """Catches an event that is put into another row, place or order."""
-    steps = Steps.of(torch.tensor([1, 0, 3, 1]))
+    steps = EventSteps.of(torch.tensor([1, 0, 3, 1]))
     # Entries: row 0 has the first, row 2 the next three, row 3 the last. Rows by length: 2, 0, 3, 1.
     assert steps.events.tolist() == [1, 0, 4, 2, 3]
     assert steps.rows.tolist() == [2, 0, 3, 2, 2]

@@ -27,9 +27,9 @@ from features.errors import DataError
 from jobs.command import BAD_ARGUMENTS, DONE, outcome
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.load import load_config
-from pipeline.ingest.datasource import Entry, ReadPlan, read_parcels
+from pipeline.ingest.datasource import PlannedParcel, ReadPlan, read_parcels
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import FORMAT
@@ -185,7 +185,7 @@ def read_day(root: str, encoder: Encoder, cut_to: int | None = None) -> dict[str
     (day,) = check_days(logs, [DAY], 8 if cut_to is None else 8192, encoder.schema, encoder.columns)
     plan = ReadPlan(logs, encoder, (day.units,), (0,), seed=1, shuffle_rows=False)
     found = {}
-    for parcel in read_parcels(plan, [Entry("unit", 0, unit) for unit in range(len(day.units))]):
+    for parcel in read_parcels(plan, [PlannedParcel("unit", 0, unit) for unit in range(len(day.units))]):
         if parcel.kind == "bad":
             raise DataError(parcel.text)
         assert parcel.rows is not None
@@ -332,5 +332,5 @@ def test_damaged_manifests(
 def _segments(line: Line, checkpoint: str, logs: Storage, days: Any, encoder: Encoder) -> Any:
     manifest = line.read_manifest(checkpoint)
     assert manifest is not None
-    start = Start("0001", manifest.resume_point())
+    start = StreamStart("0001", manifest.resume_point())
     return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, (lambda: start,)).segments(2)

@@ -22,7 +22,7 @@ from features.encoding import Encoder, check_columns
 from features.errors import ConfigError, DataError
 from features.kuairand.histories import Histories
 from features.kuairand.partitions import import_kuairand
-from features.kuairand.past import HISTORY_LENGTH, Impressions, Past
+from features.kuairand.past import HISTORY_LENGTH, Past, PastImpressions
 from features.kuairand.source import LABELS, LOG_COLUMNS
 from features.schema import Schema
 from features.statistics import StatisticsAccumulator
@@ -162,7 +162,7 @@ def test_the_check_for_looking_ahead_finds_a_day_that_enters_too_early(
     """Negative control: a check that would pass whatever the import did."""
     columns = Past.columns
 
-    def too_early(past: Past, rows: Impressions) -> dict[str, pa.Array]:
+    def too_early(past: Past, rows: PastImpressions) -> dict[str, pa.Array]:
         past.add_day(rows)
         past.begin_day(2**60)
         return columns(past, rows)

@@ -10,7 +10,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.ingest import pacing
 from pipeline.ingest.pacing import PacedLoop
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import list_days
 from pipeline.storage.files import Storage
 
@@ -41,6 +41,6 @@ def test_ray_paces_a_stream(
     monkeypatch.setattr(PacedLoop, "on_execution_step", lambda self, executor: turns.append(executor))
     logs = write_log([[[4, 4]]])
     parts = whole_days(list_days(logs, DAYS[:1], 4))
-    plan = RunPlan(logs, parts, 1, tiny_encoder, IngestConfig(), 1, (Start,))
+    plan = RunPlan(logs, parts, 1, tiny_encoder, IngestConfig(), 1, (StreamStart,))
     assert sum(1 for _ in plan.dataset(1).iter_batches(batch_size=1)) > 0
     assert turns

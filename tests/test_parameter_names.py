@@ -18,7 +18,7 @@ from models.loss_combination import JointLoss
 from models.network import NetworkConfig
 from models.network_base import FusionNetwork
 from models.optional_parts import AroundConfig
-from models.parameter_names import Comparison, Layout, compare_layouts, copy_matches, layout_of, match_layouts
+from models.parameter_names import Layout, LayoutChange, compare_layouts, copy_matches, layout_of, match_layouts
 from models.ranker import RankerTrain
 from models.uncertainty import UncertaintyConfig
 
@@ -176,7 +176,7 @@ def _values() -> dict[str, Tensor]:
     return values
 
 
-def _inherit(old: Built, new: Built) -> Comparison:
+def _inherit(old: Built, new: Built) -> LayoutChange:
     """Copy what both have; returns what that is."""
     matches = match_layouts(old.layout, new.layout)
     copy_matches(matches, old.dense, new.dense)
@@ -292,7 +292,7 @@ def test_a_composed_task_s_own_tower_is_gone() -> None:
     assert "tower of task ctr" in found.kept
 
 
-def _compared(old: Declared, new: Declared) -> Comparison:
+def _compared(old: Declared, new: Declared) -> LayoutChange:
     return _inherit(Built(old), Built(new, seed=1))
 
 

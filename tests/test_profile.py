@@ -95,7 +95,7 @@ def test_who_is_held_out(share: float, salt: str) -> None:
     """Catches a user of whom some rows are held out and some are trained, and a share of rows instead of users."""
     holdout = HoldoutConfig(column="user", share=share, salt=salt)
     users = np.arange(20_000)
-    held = holdout.held({"user": pa.array(users)})
+    held = holdout.held_out({"user": pa.array(users)})
     assert abs(held.mean() - share) < 0.02
-    again = holdout.held({"user": pa.chunked_array([pa.array([7, None, 19_999]), pa.array([7])])})
+    again = holdout.held_out({"user": pa.chunked_array([pa.array([7, None, 19_999]), pa.array([7])])})
     assert again.tolist() == [held[7], False, held[19_999], held[7]]

@@ -31,7 +31,7 @@ from pipeline.evaluation.table import metrics_table
 from pipeline.ingest import receive
 from pipeline.ingest.datasource import Parcel
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, Start
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import check_days
 from pipeline.lineage.audit import audit_line
@@ -149,7 +149,9 @@ def weights(config: Config, checkpoint: str, folder: Path) -> dict[str, torch.Te
 def plan_of(config: Config, days: list[str], units: int = 200) -> RunPlan:
     encoder = Encoder(config.log_schema, None)
     day_logs = check_days(Storage(config.logs.path), days, units, config.log_schema, encoder.columns)
-    return RunPlan(Storage(config.logs.path), whole_days(day_logs), 1, encoder, config.ingest, config.seed, (Start,))
+    return RunPlan(
+        Storage(config.logs.path), whole_days(day_logs), 1, encoder, config.ingest, config.seed, (StreamStart,)
+    )
 
 
 @ray.remote(num_cpus=0.5)
@@ -431,7 +433,7 @@ def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -
     plan = plan_of(config, DAYS[:1], units=15)
     line = Line.of(config.root, config.line)
     attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
-    plan = replace(plan, starts=(partial(Start, attempt),))
+    plan = replace(plan, starts=(partial(StreamStart, attempt),))
     board = ProgressBoard.remote()
     schema, admission = config.log_schema, ray.put(Admission({}, {}, {}))
     job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, schema, admission, board)

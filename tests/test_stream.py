@@ -22,9 +22,9 @@ from models.batch import RankingBatch
 from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.cursor import DayCursor, audit, union
-from pipeline.ingest.datasource import Entry, group_entries, read_parcels
+from pipeline.ingest.datasource import PlannedParcel, group_entries, read_parcels
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import Header, ResumePoint, RunPlan, Start
+from pipeline.ingest.plan import Header, ResumePoint, RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments
 from pipeline.ingest.units import DayLog, list_days
 from pipeline.storage.files import Storage
@@ -52,7 +52,7 @@ class _Shape:
         shuffle = ShuffleConfig(units=self.units, rows=self.rows, interleave=self.interleave)
         ingest = IngestConfig(batch_size=self.batch_size, unit=UnitConfig(max_rows=self.max_rows), shuffle=shuffle)
         parts = whole_days(list_days(logs, DAYS[: len(self.days)], self.max_rows))
-        return RunPlan(logs, parts, self.passes, encoder, ingest, self.seed, starts=(Start,))
+        return RunPlan(logs, parts, self.passes, encoder, ingest, self.seed, starts=(StreamStart,))
 
 
 _SHAPES = st.builds(
@@ -116,7 +116,7 @@ def _train(
         max_steps: Steps to make, at most.
         of: Which batches move the cursor: those `stepped`, or, as a negative control, those `read`.
     """
-    plan = replace(plan, starts=(lambda: Start(None, start),))
+    plan = replace(plan, starts=(lambda: StreamStart(None, start),))
     run, shape = _Run(checkpoint=start), plan.ingest
     ranks = [read_segments(iter(blocks)) for blocks in _split(plan, num_ranks)]
     for segments in zip(*ranks, strict=True):
@@ -353,7 +353,7 @@ def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: En
     plan = replace(_SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]]).plan(write_log, tiny_encoder)
     first = _train(plan, 2, max_steps=2)
     assert first.checkpoint is not None
-    (part, header) = replace(plan, starts=(lambda: Start(None, first.checkpoint),)).segments(3)[0]
+    (part, header) = replace(plan, starts=(lambda: StreamStart(None, first.checkpoint),)).segments(3)[0]
     keys = [[part.log.units[index].key for index in lane] for lane in header.lanes]
     anew = replace(first.checkpoint, lanes=[*keys, []])  # as if it had been written by four ranks
     again = _train(plan, 2, anew)
@@ -372,7 +372,7 @@ def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog
     checkpoint = _train(plan, 2, max_steps=2).checkpoint
     assert checkpoint is not None
     seen = {key: count for key, (count, _) in checkpoint.seen["units"].items()}
-    resumed = replace(plan, starts=(lambda: Start(None, checkpoint),))
+    resumed = replace(plan, starts=(lambda: StreamStart(None, checkpoint),))
     entries = resumed.entries(resumed.segments(num_ranks), num_ranks)
     read = {day.units[entry.unit].key: entry.skip for entry in entries if entry.kind == "unit" and entry.segment == 0}
     left = {unit.key: seen.get(unit.key, 0) for unit in day.units if seen.get(unit.key, 0) < unit.num_rows}
@@ -393,7 +393,7 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
         (replace(earlier, pass_index=0, day=DAYS[1]), [(1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, pass_index=1, day=DAYS[1]), []),
     ]:
-        segments = replace(plan, starts=(lambda point=point: Start(None, point),)).segments(2)
+        segments = replace(plan, starts=(lambda point=point: StreamStart(None, point),)).segments(2)
         assert [(header.pass_index, header.day) for _, header in segments] == left
         assert [day.day for day, _ in segments] == [day for _, day in left]
         name = point.checkpoint if point else None
@@ -404,7 +404,7 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
     """Catches rows of one model that are trained by another, and a checkpoint that a second model starts from."""
     plan = replace(_SORTED.plan(write_log, tiny_encoder), passes=1)
     within, end = _train(plan, 2, max_steps=1).checkpoint, _train(plan, 2).checkpoint
-    starts = [Start("0007", end), Start("0002", within), Start("0001")]
+    starts = [StreamStart("0007", end), StreamStart("0002", within), StreamStart("0001")]
     segments = replace(plan, starts=tuple(lambda start=start: start for start in starts)).segments(2)
     found = [(header.model, header.day, header.attempt, header.checkpoint) for _, header in segments]
     assert within is not None
@@ -429,7 +429,7 @@ def test_entries_come_in_turns(shape: _Shape, num_ranks: int, write_log: WriteLo
         own = entries[rank::num_ranks]
         assert [entry.segment for entry in own if entry.kind == "start"] == list(range(len(segments)))
         for segment, (_, header) in enumerate(segments):
-            assert own[0] == Entry("start", 0, text=own[0].text)
+            assert own[0] == PlannedParcel("start", 0, text=own[0].text)
             units = [entry.unit for entry in own if entry.kind == "unit" and entry.segment == segment]
             assert units == header.lanes[rank]
             text = next(entry.text for entry in own if entry.kind == "start" and entry.segment == segment)
@@ -463,10 +463,10 @@ def test_a_day_that_has_changed_is_not_resumed(
     plan = shape.plan(write_log, tiny_encoder)
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
-    replace(plan, starts=(lambda: Start(None, checkpoint),)).segments(num_ranks)  # negative control
+    replace(plan, starts=(lambda: StreamStart(None, checkpoint),)).segments(num_ranks)  # negative control
     changed = replace(shape, days=days or shape.days, **changes).plan(write_log, tiny_encoder)
     with pytest.raises(DataError, match=rf"^checkpoints/somewhere is within 2026-03-01, .*{message}") as caught:
-        replace(changed, starts=(lambda: Start(None, checkpoint),)).segments(num_ranks)
+        replace(changed, starts=(lambda: StreamStart(None, checkpoint),)).segments(num_ranks)
     assert "\n" not in str(caught.value)
 
 
@@ -480,7 +480,7 @@ def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_
     changed = replace(checkpoint, files={**checkpoint.files, file: "another"})
     message = rf"has changed since \({file} was another \(bytes and fingerprint\) and is {mark}\): restore them"
     with pytest.raises(DataError, match=message):
-        replace(plan, starts=(lambda: Start(None, changed),)).segments(2)
+        replace(plan, starts=(lambda: StreamStart(None, changed),)).segments(2)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -492,7 +492,7 @@ def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_lo
     (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen["units"]]
     bad = replace(checkpoint, seen=checkpoint.seen | {"quarantined": {key: "a reason"}})
     for _ in range(2):
-        _, header = replace(plan, starts=(partial(Start, None, bad),)).segments(num_ranks)[0]
+        _, header = replace(plan, starts=(partial(StreamStart, None, bad),)).segments(num_ranks)[0]
         lanes = [[_logs(plan)[0].units[index].key for index in lane] for lane in header.lanes]
         assert key not in [unit for lane in lanes for unit in lane]
         bad = replace(bad, lanes=lanes)
@@ -505,7 +505,7 @@ def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):
     assert checkpoint is not None
     finished = replace(checkpoint, pass_index=0, day=DAYS[0], log_day=DAYS[0])
     changed = replace(_SORTED, days=[[[1]], [[2], [8, 1]]], seed=9).plan(write_log, tiny_encoder)
-    assert len(replace(changed, starts=(lambda: Start(None, finished),)).segments(2)) == 3
+    assert len(replace(changed, starts=(lambda: StreamStart(None, finished),)).segments(2)) == 3
 
 
 # --- What is received ---

@@ -41,7 +41,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(slots=True)
-class Imported:
+class ImportedAliccp:
     """Counts of the rows that an import wrote and left out.
 
     Args:
@@ -55,7 +55,7 @@ class Imported:
     unknown_fields: Counter[str] = field(default_factory=Counter)
 
 
-def import_aliccp(source: str | Path, logs: str | Path) -> Imported:
+def import_aliccp(source: str | Path, logs: str | Path) -> ImportedAliccp:
     """Write the log as `dt=YYYY-MM-DD/part-NNNNN.parquet`, both days or, if anything fails, none.
 
     Args:
@@ -74,7 +74,7 @@ def import_aliccp(source: str | Path, logs: str | Path) -> Imported:
         if not path.is_file():
             raise DataError(f"{path} is missing: unpack sample_train.tar.gz and sample_test.tar.gz into {source}")
     refuse_days_that_are_there([*DAYS.values()], logs)
-    found = Imported()
+    found = ImportedAliccp()
     with published_whole(logs) as staging:
         for half, day in DAYS.items():
             skeleton, common = files[half]
@@ -122,7 +122,7 @@ def _common_features(path: Path) -> Iterator[Callable[[str], Features]]:
         yield look_up
 
 
-def _rows(path: Path, look_up: Callable[[str], Features], found: Imported) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, look_up: Callable[[str], Features], found: ImportedAliccp) -> Iterator[dict[str, Any]]:
     """Yield the possible rows of `sample_skeleton_*.csv`, in order; count those left out."""
     with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):

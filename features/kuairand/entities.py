@@ -28,7 +28,7 @@ _VIDEO_CATEGORIES = ("video_type", "upload_type", "music_type")
 
 
 @dataclass(frozen=True, slots=True)
-class Entities:
+class KuairandEntities:
     """Features of users or videos by id.
 
     Args:
@@ -60,7 +60,7 @@ def id_index(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(found, place, len(ids))
 
 
-def read_users(path: Path) -> Entities:
+def read_users(path: Path) -> KuairandEntities:
     """Read `user_features_*.csv`: activity, counts and their ranges, 18 anonymous categories, and a bag of the latter.
 
     `is_lowactive_period` is left out: all users have 0.
@@ -75,7 +75,7 @@ def read_users(path: Path) -> Entities:
     return _entities(table["user_id"], columns)
 
 
-def read_videos(path: Path) -> Entities:
+def read_videos(path: Path) -> KuairandEntities:
     """Read `video_features_basic_*.csv`: author, type, upload, duration, size, music, tags.
 
     `visible_status` is left out: it is the state when the data set was made, and all videos have 0.
@@ -124,7 +124,7 @@ def _bags(columns: dict[str, pa.ChunkedArray]) -> pa.ChunkedArray:
     return pa.chunked_array([bags], pa.list_(pa.string()))
 
 
-def _entities(ids: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> Entities:
+def _entities(ids: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> KuairandEntities:
     features = {}
     for name, column in columns.items():
         values = column.combine_chunks()
@@ -132,4 +132,4 @@ def _entities(ids: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> Enti
             features[name] = pa.array([*(value or [] for value in values.to_pylist()), []], values.type)
         else:
             features[name] = pa.concat_arrays([values, pa.nulls(1, values.type)])
-    return Entities(ids.to_numpy(), pa.table(features))
+    return KuairandEntities(ids.to_numpy(), pa.table(features))

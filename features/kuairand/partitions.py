@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import DataError
-from features.kuairand.entities import Entities, read_users, read_videos
+from features.kuairand.entities import KuairandEntities, read_users, read_videos
 from features.kuairand.past import Past, impressions_of
 from features.kuairand.source import LOG_COLUMNS, Source, find_source, read_log
 from features.whole_days import published_whole, refuse_days_that_are_there, write_parts
@@ -31,7 +31,7 @@ _ROW_GROUP_ROWS = 2048  # a day has 13,000 to 90,000 rows, and several workers w
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedKuairand:
     """Counts of the rows that an import wrote.
 
     Args:
@@ -43,7 +43,7 @@ class Imported:
     num_repeated: int
 
 
-def import_kuairand(source: str | Path, logs: str | Path, *, with_random: bool = False) -> Imported:
+def import_kuairand(source: str | Path, logs: str | Path, *, with_random: bool = False) -> ImportedKuairand:
     """Write the log as `dt=YYYY-MM-DD/part-00000.parquet`, all days or, if anything fails, none.
 
     Args:
@@ -72,10 +72,12 @@ def import_kuairand(source: str | Path, logs: str | Path, *, with_random: bool =
             rows[day.isoformat()] = write_parts([table], staging / f"dt={day}", _ROW_GROUP_ROWS, "zstd")
             num_repeated += len(table) - len(np.unique(impressions.keys))
             logger.info("%s: %d rows", day, len(table))
-    return Imported(rows, num_repeated)
+    return ImportedKuairand(rows, num_repeated)
 
 
-def _join(log: pa.Table, day: date, users: Entities, videos: Entities, past: dict[str, pa.Array]) -> pa.Table:
+def _join(
+    log: pa.Table, day: date, users: KuairandEntities, videos: KuairandEntities, past: dict[str, pa.Array]
+) -> pa.Table:
     of_user, of_video = (
         entities.look_up(log[name].to_numpy()) for entities, name in ((users, "user_id"), (videos, "video_id"))
     )
@@ -90,7 +92,7 @@ def _join(log: pa.Table, day: date, users: Entities, videos: Entities, past: dic
     return pa.table(columns | past)
 
 
-def _past_before(first: date, files: Source, videos: Entities) -> Past:
+def _past_before(first: date, files: Source, videos: KuairandEntities) -> Past:
     past = Past(videos)
     if files.sequences is not None:
         last_ms = past.add_sequences(files.sequences)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.kuairand.entities import Entities
+from features.kuairand.entities import KuairandEntities
 from features.kuairand.histories import Histories
 from features.kuairand.rates import Rates, joint_key
 from features.kuairand.source import read_table
@@ -29,7 +29,7 @@ SEEN, LONG_VIEWED, LIKED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Impressions:
+class PastImpressions:
     """N impressions and their outcomes.
 
     Args:
@@ -48,14 +48,14 @@ class Impressions:
     time_ms: np.ndarray
     outcomes: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "Impressions":
+    def take(self, rows: np.ndarray) -> "PastImpressions":
         """Return the rows of an index or a mask."""
-        return Impressions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return PastImpressions(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def then(self, other: "Impressions") -> "Impressions":
+    def then(self, other: "PastImpressions") -> "PastImpressions":
         """Return these impressions followed by the others."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        return Impressions(**{name: np.concatenate(pair) for name, pair in pairs.items()})
+        return PastImpressions(**{name: np.concatenate(pair) for name, pair in pairs.items()})
 
     @property
     def keys(self) -> np.ndarray:
@@ -67,7 +67,7 @@ class Impressions:
         return self.outcomes[:, OUTCOMES.index(name)]
 
 
-def impressions_of(log: pa.Table, videos: Entities) -> Impressions:
+def impressions_of(log: pa.Table, videos: KuairandEntities) -> PastImpressions:
     """Return the impressions of N rows of the log.
 
     Args:
@@ -77,14 +77,14 @@ def impressions_of(log: pa.Table, videos: Entities) -> Impressions:
     play_ms, duration_ms = log["play_time_ms"].to_numpy(), log["duration_ms"].to_numpy()
     completion = np.where(duration_ms > 0, np.clip(play_ms / np.maximum(duration_ms, 1), 0.0, 1.0), np.nan)
     labels = [log[name].to_numpy() for name in ("is_click", "long_view", "is_like", "is_comment", "is_profile_enter")]
-    return Impressions(
+    return PastImpressions(
         **{name: log[name].to_numpy() for name in ("user_id", "video_id", "tab", "time_ms")},
         author_id=_authors(log["video_id"].to_numpy(), videos),
         outcomes=np.column_stack([*labels, completion]),
     )
 
 
-def _authors(video_id: np.ndarray, videos: Entities) -> np.ndarray:
+def _authors(video_id: np.ndarray, videos: KuairandEntities) -> np.ndarray:
     return videos.look_up(video_id)["author_id"].fill_null(UNKNOWN).to_numpy()
 
 
@@ -95,12 +95,12 @@ class Past:
         videos: Features of the videos, for their authors.
     """
 
-    def __init__(self, videos: Entities) -> None:
+    def __init__(self, videos: KuairandEntities) -> None:
         self._videos = videos
         self._histories = {name: Histories(HISTORY_LENGTH) for name in _SEQUENCES}
         self._kinds = Histories(HISTORY_LENGTH)  # kind of each watched video, entry by entry
         self._rates = {name: Rates(OUTCOMES, _PRIOR_ROWS) for name in ("user", "video", "author", "video_tab")}
-        self._waiting: Impressions | None = None
+        self._waiting: PastImpressions | None = None
 
     def add_sequences(self, path: Path) -> int:
         """Start from the users' actions before the log's first day.
@@ -130,7 +130,7 @@ class Past:
         self._kinds.extend(owners["watched"], _kinds_of(outcomes))
         unknown = np.full(len(watched), UNKNOWN)
         self._count(
-            Impressions(
+            PastImpressions(
                 user_id=owners["watched"],
                 video_id=watched,
                 author_id=_authors(watched, self._videos),
@@ -155,7 +155,7 @@ class Past:
             histories.extend(chosen.user_id, chosen.video_id)
         self._kinds.extend(rows.user_id, _kinds_of(rows.outcomes))
 
-    def columns(self, rows: Impressions) -> dict[str, pa.Array]:
+    def columns(self, rows: PastImpressions) -> dict[str, pa.Array]:
         """Return columns of N rows: lists `watched_video_id` and the like, counts and rates `past_*`.
 
         `watched_kind` holds the outcome of each entry of `watched_video_id`: SEEN, LONG_VIEWED or LIKED.
@@ -171,17 +171,17 @@ class Past:
             columns |= {f"past_{name}_{outcome}": column for outcome, column in found.items()}
         return columns
 
-    def add_day(self, rows: Impressions) -> None:
+    def add_day(self, rows: PastImpressions) -> None:
         """Keep a day for the days after it."""
         self._waiting = rows if self._waiting is None else self._waiting.then(rows)
 
-    def _count(self, rows: Impressions) -> None:
+    def _count(self, rows: PastImpressions) -> None:
         for name, keys in _keys(rows).items():
             known = rows.tab != UNKNOWN if name == "video_tab" else slice(None)
             self._rates[name].add(keys[known], rows.outcomes[known])
 
 
-def _keys(rows: Impressions) -> dict[str, np.ndarray]:
+def _keys(rows: PastImpressions) -> dict[str, np.ndarray]:
     return {
         "user": rows.user_id,
         "video": rows.video_id,

@@ -27,10 +27,10 @@ from pipeline.ingest.parts import before
 from pipeline.ingest.units import DayLog
 from pipeline.lineage.day_entry import described
 from pipeline.lineage.lease import lease
-from pipeline.lineage.ledger import Entry, Ledger
+from pipeline.lineage.ledger import Ledger, LedgerEntry
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import Manifest
-from pipeline.storage.kept_results import Steps
+from pipeline.storage.kept_results import KeptResults
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class DayJob:
     accepted: Accepted
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def publish(self) -> Entry:
+    def publish(self) -> LedgerEntry:
         """Do what is left of the day, and publish it.
 
         Raises:
@@ -221,7 +221,7 @@ class DayJob:
             if entry.checkpoint not in kept and not self.line.is_pinned(entry.checkpoint):
                 self.line.remove(entry.checkpoint)
 
-    def _entered(self, ledger: Ledger, serial: int) -> Entry | None:
+    def _entered(self, ledger: Ledger, serial: int) -> LedgerEntry | None:
         """The day's entry, if a job was cut off between it and LATEST."""
         known = ledger.generations(self.day)
         if not known or known[-1].content["serial"] != serial:
@@ -229,7 +229,7 @@ class DayJob:
         manifest = self.line.read_manifest(known[-1].checkpoint)
         return known[-1] if manifest is not None and self.line.damage(manifest) is None else None
 
-    def _enter(self, ledger: Ledger, parent: Entry | None) -> Entry:
+    def _enter(self, ledger: Ledger, parent: LedgerEntry | None) -> LedgerEntry:
         logs = self._listed()
         files = {day: log.files for day, log in logs.items()}
         self._forget_what_was_read_before(files)
@@ -244,11 +244,11 @@ class DayJob:
         content |= {"seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
         return ledger.enter(content, parent, state["serial"])
 
-    def _steps(self, serial: int) -> Steps:
+    def _steps(self, serial: int) -> KeptResults:
         """The day's steps under LATEST's serial: after a publication or a rollback all of them begin anew."""
-        return Steps(self.line.storage, f"steps/{self.day}/{serial}")
+        return KeptResults(self.line.storage, f"steps/{self.day}/{serial}")
 
-    def _skip(self, ledger: Ledger, parent: Entry | None) -> Entry:
+    def _skip(self, ledger: Ledger, parent: LedgerEntry | None) -> LedgerEntry:
         state = self.line.state()
         if parent is None:
             raise ConfigError(f"{self.day} cannot be skipped: nothing is published, so begin with a later day")
@@ -275,7 +275,7 @@ class DayJob:
         except DataError as error:
             raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
 
-    def _preflight(self, ledger: Ledger, steps: Steps, log: DayLog) -> dict[str, Any]:
+    def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog) -> dict[str, Any]:
         """Hold the day's log against the days before."""
         config = self.config.daily.preflight
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
@@ -289,7 +289,7 @@ class DayJob:
         verdict = {"problems": problems} | ({"accepted": reason} if problems else {})
         return {"profile": found, "preflight": verdict}
 
-    def _predict(self, steps: Steps, base: str | None, files: Any) -> dict[str, Any] | None:
+    def _predict(self, steps: KeptResults, base: str | None, files: Any) -> dict[str, Any] | None:
         """Measure yesterday's model on today's log, before it is trained on it."""
         if base is None:
             return None
@@ -308,7 +308,7 @@ class DayJob:
         return manifest
 
     def _gate(
-        self, ledger: Ledger, steps: Steps, base: str | None, manifest: Manifest, predicted: Any
+        self, ledger: Ledger, steps: KeptResults, base: str | None, manifest: Manifest, predicted: Any
     ) -> dict[str, Any]:
         """Hold the new model against its parent, on rows that neither was trained on, and the day against others."""
         config = self.config.daily.gate
@@ -329,7 +329,7 @@ class DayJob:
         use = measured[0]["expert_use"] if measured else {}
         return {"gate": verdict, "holdout": {"new": new, "parent": parent}, "expert_use": use}
 
-    def _timed(self, name: str, steps: Steps, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _timed(self, name: str, steps: KeptResults, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         started = time.monotonic()
         found = steps.done(name, inputs, work)
         self.seconds[name] = round(time.monotonic() - started, 1)
@@ -370,7 +370,7 @@ def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
     }
 
 
-def summary(entry: Entry) -> dict[str, Any]:
+def summary(entry: LedgerEntry) -> dict[str, Any]:
     """What a command says of an entry."""
     content = entry.content
     said = {key: content[key] for key in ("day", "generation", "checkpoint", "rows", "skipped") if key in content}

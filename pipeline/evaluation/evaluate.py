@@ -24,7 +24,7 @@ from pipeline.evaluation.subject import complete_manifest, encoder_of, published
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part, whole_days
-from pipeline.ingest.plan import SHARD, RunPlan, Start
+from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.compatible import check_same_schema
@@ -198,7 +198,7 @@ def measure_together(
         feature = config.evaluation.popularity
         popularity = fit_popularity(config, encoder, history, feature) if history and feature else None
         held = config.holdout if rows == "held_out" else None
-        starts = (Start,) * len(subjects)
+        starts = (StreamStart,) * len(subjects)
         plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, starts, held, rows)
         board = ProgressBoard.remote()
         job = EvaluateJob(config, tuple(subjects), parts, popularity, board)

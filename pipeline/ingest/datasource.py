@@ -70,7 +70,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PlannedParcel:
     """One parcel to be made.
 
     Args:
@@ -119,13 +119,13 @@ class ReadPlan:
         """The log's columns that are read."""
         return read_columns(self.encoder.columns, self.holdout)
 
-    def unit_of(self, entry: Entry) -> Unit:
+    def unit_of(self, entry: PlannedParcel) -> Unit:
         """The unit that an entry of kind `unit` names."""
         return self.units[entry.segment][entry.unit]
 
     def encode(self, columns: dict[str, pa.Array], segment: int) -> EncodedRows:
         """Encode a unit's rows, without the labels that the segment does not train or measure."""
-        held = self.holdout.held(columns) if self.holdout is not None else None
+        held = self.holdout.held_out(columns) if self.holdout is not None else None
         if self.rows == "held_out" and held is not None:
             chosen = pa.array(held)
             encoded = self.encoder.encode({name: column.filter(chosen) for name, column in columns.items()})
@@ -160,7 +160,7 @@ class UnitDatasource(Datasource):
         tasks: Entries per task, in order.
     """
 
-    def __init__(self, plan: ReadPlan, tasks: Sequence[Sequence[Entry]]) -> None:
+    def __init__(self, plan: ReadPlan, tasks: Sequence[Sequence[PlannedParcel]]) -> None:
         super().__init__()
         self._plan = plan
         self._tasks = tasks
@@ -185,9 +185,9 @@ class UnitDatasource(Datasource):
         ]
 
 
-def group_entries(plan: ReadPlan, entries: Sequence[Entry]) -> list[list[Entry]]:
+def group_entries(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> list[list[PlannedParcel]]:
     """Group entries into tasks of one unit each; successive ranges of one row group share a task, and its decoding."""
-    tasks: list[list[Entry]] = []
+    tasks: list[list[PlannedParcel]] = []
     last: Unit | None = None
     for entry in entries:
         unit = plan.unit_of(entry) if entry.kind == "unit" else None
@@ -204,7 +204,7 @@ def group_entries(plan: ReadPlan, entries: Sequence[Entry]) -> list[list[Entry]]
     return tasks
 
 
-def _run_task(plan_ref: Any, entries: tuple[Entry, ...]) -> Iterator[pa.Table]:
+def _run_task(plan_ref: Any, entries: tuple[PlannedParcel, ...]) -> Iterator[pa.Table]:
     plan: ReadPlan = ray.get(plan_ref)
     blank = plan.encoder.empty()
     if plan.holdout is not None and plan.rows == "trained":
@@ -213,7 +213,7 @@ def _run_task(plan_ref: Any, entries: tuple[Entry, ...]) -> Iterator[pa.Table]:
         yield parcel.to_block(blank)
 
 
-def read_parcels(plan: ReadPlan, entries: Sequence[Entry]) -> Iterator[Parcel]:
+def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[Parcel]:
     """Make the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel that says why."""
     reader: _RowGroupReader | None = None
     for entry in entries:

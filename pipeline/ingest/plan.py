@@ -20,7 +20,7 @@ from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.cursor import CursorJson, DayCursor
-from pipeline.ingest.datasource import Entry, ReadPlan, UnitDatasource, group_entries
+from pipeline.ingest.datasource import PlannedParcel, ReadPlan, UnitDatasource, group_entries
 from pipeline.ingest.deal import Lanes, deal, rounds, unit_order
 from pipeline.ingest.pacing import PacedLoop
 from pipeline.ingest.parts import Part
@@ -62,7 +62,7 @@ class ResumePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StreamStart:
     """Where the workers start.
 
     Args:
@@ -122,7 +122,7 @@ class RunPlan:
     encoder: Encoder
     ingest: IngestConfig
     seed: int
-    starts: tuple[Callable[[], Start], ...]
+    starts: tuple[Callable[[], StreamStart], ...]
     holdout: HoldoutConfig | None = None
     rows: Rows = "trained"
 
@@ -135,7 +135,7 @@ class RunPlan:
         begun = enumerate([start() for start in self.starts])
         return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
 
-    def _of_model(self, model: int, start: Start, num_ranks: int) -> list[tuple[Part, Header]]:
+    def _of_model(self, model: int, start: StreamStart, num_ranks: int) -> list[tuple[Part, Header]]:
         left = self._left(start.resume, num_ranks)
         checkpoint = start.resume.checkpoint if start.resume and left else None
         first = [(part, replace(header, checkpoint=checkpoint)) for part, header in left[:1]]
@@ -193,20 +193,20 @@ class RunPlan:
                 f"({what}): restore them, or train the day on a new line"
             )
 
-    def entries(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[Entry]:
+    def entries(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[PlannedParcel]:
         """The parcels of all ranks in the order in which the splitter deals them out."""
-        entries = [] if segments else [Entry("blank", 0)] * num_ranks  # Ray Data wants something to read
+        entries = [] if segments else [PlannedParcel("blank", 0)] * num_ranks  # Ray Data wants something to read
         for segment, (part, header) in enumerate(segments):
             text = json.dumps(asdict(header))
-            entries += [Entry("start", segment, text=text)] * num_ranks
+            entries += [PlannedParcel("start", segment, text=text)] * num_ranks
             seen = DayCursor.from_json(header.seen, part.log.units).seen
             rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)}
             slack = 2 * max(rows.values())
             for turn in rounds(header.lanes, rows, slack):
                 entries += [
-                    Entry("blank", segment)
+                    PlannedParcel("blank", segment)
                     if index is None
-                    else Entry("unit", segment, unit=index, skip=seen.get(index, 0))
+                    else PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0))
                     for index in turn
                 ]
         return entries
@@ -231,7 +231,7 @@ class RunPlan:
             segments = self.segments(num_ranks)
             entries = self.entries(segments, num_ranks)
         except DataError as error:  # Ray Train would start the workers again and again: they say it and end
-            segments, entries = [], [Entry("bad", 0, text=str(error))] * num_ranks
+            segments, entries = [], [PlannedParcel("bad", 0, text=str(error))] * num_ranks
         plan = self.read_plan(segments)
         tasks = group_entries(plan, entries)
         context = DataContext.get_current()

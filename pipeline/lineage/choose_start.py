@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.errors import DataError
-from pipeline.ingest.plan import Start
+from pipeline.ingest.plan import StreamStart
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import Manifest
 
@@ -32,10 +32,10 @@ class Beginning:
     record: dict[str, Any]
     trusted: str | None
 
-    def __call__(self) -> Start:
+    def __call__(self) -> StreamStart:
         """Take the line for an attempt, and choose where it starts."""
         attempt, start = self.line.begin_attempt(self.days, self.record, self._choose, held=True)
-        return Start(attempt, start.resume_point() if start else None)
+        return StreamStart(attempt, start.resume_point() if start else None)
 
     def _choose(self, known: str | None) -> Manifest | None:
         return start_of(self.declared, self.line, self.days, self.record["passes"], known or self.trusted)

@@ -16,7 +16,7 @@ from pipeline.storage.sealed_json import seal, unseal
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """What the ledger says of one training of a day.
 
     Args:
@@ -56,12 +56,12 @@ class Ledger:
 
     line: Line
 
-    def generations(self, day: str) -> list[Entry]:
+    def generations(self, day: str) -> list[LedgerEntry]:
         """All trainings of a day, the first one first; published, rolled back, or cut off before they were."""
         numbers = sorted(int(name.removesuffix(".json")) for name in self.line.storage.names(f"ledger/{day}"))
         return [self.read(day, number) for number in numbers]
 
-    def read(self, day: str, generation: int) -> Entry:
+    def read(self, day: str, generation: int) -> LedgerEntry:
         """One entry.
 
         Raises:
@@ -69,13 +69,13 @@ class Ledger:
         """
         name = f"ledger/{day}/{generation}.json"
         try:
-            return Entry(unseal(self.line.storage.read(name)))
+            return LedgerEntry(unseal(self.line.storage.read(name)))
         except FileNotFoundError as error:
             raise DataError(f"{self.line.storage.url}/{name} is missing: restore it from a backup") from error
         except ValueError as error:
             raise DataError(f"{self.line.storage.url}/{name} is damaged ({error}): restore it from a backup") from error
 
-    def newest(self) -> Entry | None:
+    def newest(self) -> LedgerEntry | None:
         """The entry that LATEST names; None where nothing is published."""
         state = self.line.state()
         if "checkpoint" not in state:
@@ -84,7 +84,7 @@ class Ledger:
             return self._of(state["branch"])
         return self.read(state["day"], state["generation"])
 
-    def chain(self) -> Iterator[Entry]:
+    def chain(self) -> Iterator[LedgerEntry]:
         """What is published, the newest day first, through parents and across the lines that it was forked from."""
         entry = self.newest()
         while entry is not None:
@@ -92,20 +92,20 @@ class Ledger:
             parent = entry.content["parent"]
             entry = self._of(parent) if parent else None
 
-    def find(self, day: str) -> Entry | None:
+    def find(self, day: str) -> LedgerEntry | None:
         """The published entry of a day, if it is done."""
         for entry in self.chain():
             if entry.day <= day:
                 return entry if entry.day == day else None
         return None
 
-    def _of(self, reference: Mapping[str, Any]) -> Entry:
+    def _of(self, reference: Mapping[str, Any]) -> LedgerEntry:
         line = self.line
         if reference["line"] != line.name:
             line = Line(line.storage.sibling(reference["line"]))
         return Ledger(line).read(reference["day"], reference["generation"])
 
-    def enter(self, content: Mapping[str, Any], parent: Entry | None, serial: int) -> Entry:
+    def enter(self, content: Mapping[str, Any], parent: LedgerEntry | None, serial: int) -> LedgerEntry:
         """Write the next generation of a day, or find the entry that a try wrote which was cut off after it.
 
         Args:
@@ -118,7 +118,7 @@ class Ledger:
             newest = known[-1] if known else None
             if newest and (newest.content["serial"], newest.checkpoint) == (serial, content["checkpoint"]):
                 return newest
-            entry = Entry(
+            entry = LedgerEntry(
                 dict(content)
                 | {
                     "line": self.line.name,

@@ -17,7 +17,7 @@ from features.tables import TableConfig, VocabularyConfig
 from models.assembly import declared_layout
 from models.balancing import SCHEDULE, LossBalancingConfig
 from models.loss_combination import JointLoss
-from models.parameter_names import Comparison, Layout, compare_layouts, copy_matches, match_layouts
+from models.parameter_names import Layout, LayoutChange, compare_layouts, copy_matches, match_layouts
 from models.tables import parameter_of, table_of
 from pipeline.checkpoint.read import load_tensors
 from pipeline.config.project import Config, ModelConfig
@@ -75,14 +75,14 @@ def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tenso
             )
 
 
-def compare(old: Declared, new: Declared) -> Comparison:
+def compare(old: Declared, new: Declared) -> LayoutChange:
     """Say what a model takes over from another, tables included."""
     before, after = old.layout(), new.layout()
     dense = compare_layouts(before, after, match_layouts(before, after))
     then, now = ({table.name: table for table in declared.log_schema.tables} for declared in (old, new))
     kept = kept_tables(old, new)
     num_kept = sum(_size(then[name]) for name in kept)
-    return Comparison(
+    return LayoutChange(
         kept=[*(f"table {name}" for name in kept), *dense.kept],
         new=[*(f"table {n}{_why_new(table, then.get(n))}" for n, table in now.items() if n not in kept), *dense.new],
         dropped=[*(f"table {name}" for name in then if name not in kept), *dense.dropped],

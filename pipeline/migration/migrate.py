@@ -27,12 +27,12 @@ from pipeline.checkpoint.write import write_checkpoint
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config, ModelConfig
-from pipeline.ingest.plan import SHARD, RunPlan, Start
+from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.day_entry import described
 from pipeline.lineage.lease import lease
-from pipeline.lineage.ledger import Entry, Ledger
+from pipeline.lineage.ledger import Ledger, LedgerEntry
 from pipeline.lineage.line import Line, qualified
 from pipeline.lineage.stored_checkpoint import Manifest
 from pipeline.log_passes.admission import read_vocabularies, vocabulary_files
@@ -247,7 +247,7 @@ def _write(
     tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
     empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
     encoder = Encoder(config.log_schema, statistics, vocabularies=empty)
-    plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, starts=(Start,))
+    plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, starts=(StreamStart,))
     record = {"run": run, "migrates": parent.checkpoint}
     attempt, _ = line.begin_attempt([parent.day], record, lambda _: parent, held=True)
     name = f"checkpoints/{parent.day}/{attempt}/{parent.step:010d}-migrated"
@@ -268,7 +268,7 @@ def _write(
     return written
 
 
-def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: int) -> Entry:
+def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: int) -> LedgerEntry:
     """The next generation of the day that is published: what was read and measured stays, the checkpoint is another."""
     ledger = Ledger(line)
     old = ledger.newest()

@@ -9,7 +9,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _TEXT, _GRID = "#333", "#ddd"
 _SIZE, _MARGIN = 340, 62
 
-Place = Callable[[float, float], tuple[float, float]]
+PlotArea = Callable[[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, quadrants: tupl
     return _svg(_SIZE + 150, height, [*inside, *legend])
 
 
-def _mark(index: int, point: Point, place: Place) -> list[str]:
+def _mark(index: int, point: Point, place: PlotArea) -> list[str]:
     x, y = place(point.x, point.y)
     right, top = place(point.x + point.dx, point.y + point.dy)
     colour = _colour(index)

@@ -22,7 +22,7 @@ from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_
 from pipeline.evaluation.subject import complete_manifest, encoder_of, published
 from pipeline.ingest.datasource import read_unit
 from pipeline.ingest.parts import Part, whole_days
-from pipeline.ingest.plan import SHARD, RunPlan, Start
+from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import Unit
 from pipeline.lineage.compatible import check_same_schema
@@ -30,7 +30,7 @@ from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import begin_worker
 
-Place = tuple[int, int, int]
+OutputPlace = tuple[int, int, int]
 """Where a row stands: part, unit, row within it."""
 
 
@@ -85,7 +85,7 @@ def write_user_vectors(
         check_same_schema(config, manifest)
         encoder = encoder_of(config, line, manifest)
         parts, logs = whole_days(listed_days(config, days, [column])), Storage(config.logs.path)
-        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, (Start,), None, "all")
+        plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, (StreamStart,), None, "all")
         reading = EvaluateJob(config, (Subject(config, line, name),), parts, None, None)
         written = _compute(config, plan, reading, column, target)
     return {"result": "written", "checkpoint": name, "days": list(days), "out": target.url} | written
@@ -140,7 +140,7 @@ class UserVectors:
         self._logs, self._column = logs, column
         self._units: Sequence[Unit] = ()
         self._part, self._open, self._ids = 0, -1, pa.nulls(0)
-        self._found: dict[Any, tuple[Place, np.ndarray]] = {}
+        self._found: dict[Any, tuple[OutputPlace, np.ndarray]] = {}
         (arch,) = (module for module in model.modules() if isinstance(module, UserArch))
         self.width = arch.width
         arch.register_forward_hook(self._note)
@@ -172,7 +172,7 @@ class UserVectors:
                 self._keep(user, (self._part, span.unit, int(span.rows[at])), vectors[first + at])
             first += len(span.rows)
 
-    def _keep(self, user: Any, place: Place, vector: np.ndarray) -> None:
+    def _keep(self, user: Any, place: OutputPlace, vector: np.ndarray) -> None:
         before = self._found.get(user)
         if before is None or before[0] < place:
             self._found[user] = place, vector.copy()
@@ -186,7 +186,7 @@ class UserVectors:
         gathered: list[Any] = [None] * dist.get_world_size()
         kind = self._ids.type if self._found else None
         dist.all_gather_object(gathered, (kind, {u: place for u, (place, _) in self._found.items()}), group=group)
-        newest: dict[Any, Place] = {}
+        newest: dict[Any, OutputPlace] = {}
         for _, places in gathered:
             for user, place in places.items():
                 newest[user] = max(place, newest.get(user, place))

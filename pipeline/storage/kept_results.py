@@ -11,7 +11,7 @@ from pipeline.storage.sealed_json import seal, unseal
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class KeptResults:
     """Results of steps, in one folder.
 
     A result holds for the inputs that it was made from; with others, the step is done again.

@@ -21,7 +21,7 @@ from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.log_passes.statistics import collect_statistics
 from pipeline.storage.files import Storage
-from pipeline.storage.kept_results import Steps
+from pipeline.storage.kept_results import KeptResults
 from pipeline.storage.sealed_json import seal
 from pipeline.studies.candidates import head_parameters
 from pipeline.trainer.train_line import train_together
@@ -73,7 +73,7 @@ class Trainings:
     def __init__(self, config: Config, folder: str, *, keep_checkpoints: bool) -> None:
         self._config, self._keep = config, keep_checkpoints
         self.storage = Storage(config.root).under(folder)
-        self._steps = Steps(self.storage, "results")
+        self._steps = KeptResults(self.storage, "results")
 
     def measured(self, variants: Sequence[Variant], test_days: Sequence[str]) -> list[dict[str, Any]]:
         """Train variants and measure them together, or find that it has been done; within a Ray session.
