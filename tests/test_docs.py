@@ -1,4 +1,4 @@
-"""The documentation: that what it names is there, and that the page of configuration keys is what the code gives."""
+"""The documentation: everything that it names exists, and the page of configuration keys is what the code gives."""
 
 import argparse
 import importlib
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 README = TEXTS["README.md"]
+PROMISES = TEXTS["docs/promises.md"]
+WRITTEN = {name: text for name, text in TEXTS.items() if name != "docs/config.md"}  # that page is generated
 
 # A machine's own paths and addresses, and hosts of package indexes.
 _PRIVATE = re.compile(
@@ -45,8 +47,8 @@ def commands(text: str) -> list[tuple[str, str]]:
 
 
 def tree() -> list[str]:
-    """The paths that the README's tree names, folders with a slash at their end."""
-    (block,) = re.findall(r"^## The tree$.*?^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """List the paths of the tree in docs/architecture.md, folders with a slash at their end."""
+    (block,) = re.findall(r"^## The tree$.*?^```\n(.*?)^```$", TEXTS["docs/architecture.md"], re.MULTILINE | re.DOTALL)
     paths, folder = [], ""
     for line in block.splitlines():
         name = line.split()[0]
@@ -54,6 +56,19 @@ def tree() -> list[str]:
             folder = name if name.endswith("/") else ""
         paths.append(folder + name if line.startswith(" ") else name)
     return paths
+
+
+def prose(text: str) -> str:
+    """Give a page without its blocks and spans of code."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`]*`", "`", re.sub(r"^    .*$", "", text, flags=re.MULTILINE))
+
+
+def anchors(text: str) -> set[str]:
+    """Give the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
 
 
 def test_the_configuration_page_is_current() -> None:
@@ -133,22 +148,50 @@ def test_whole_command_lines_parse(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_links_resolve(name: str) -> None:
-    """Catches a link to a page, picture or folder that was moved."""
+    """Catches a link to a page, picture, folder or heading that was moved."""
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
-        if not re.match(r"[a-z]+:|#", target):
-            path = (ROOT / name).parent / target.partition("#")[0]
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            path = (ROOT / name).parent / file if file else ROOT / name
             assert path.exists(), f"{name} links to {target}"
+            assert not anchor or anchor in anchors(path.read_text()), f"{name} links to {target}"
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_named_tests_exist(name: str) -> None:
-    """Catches a promise whose test was renamed or removed."""
-    named = re.findall(r"(test_\w+\.py)::(test_\w+)", TEXTS[name])
-    assert name != "README.md" or named
-    for file, test in named:
-        path = ROOT / "tests" / file
-        assert path.exists(), f"{name} names {file}"
-        assert re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE), f"{name} names {file}::{test}"
+def test_every_page_is_found_from_the_readme() -> None:
+    """Catches a page that no reader of the README can reach by its table."""
+    linked = set(re.findall(r"\]\((docs/[a-z-]+\.md)\)", README))
+    assert linked == {name for name in TEXTS if name != "README.md"}
+
+
+def test_promised_tests_exist() -> None:
+    """Catches a promise whose test was renamed, moved or removed, and one that names no test."""
+    named = set(re.findall(r"(test_\w+\.py)(?:::(\w+))?", PROMISES))
+    files = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    gone = [
+        f"{file}::{test}"
+        for file, test in sorted(named)
+        if file not in files
+        or (test and not re.search(rf"^(?:def|class) {test}\b|^{test} = ", files[file], re.MULTILINE))
+    ]
+    assert gone == [], "docs/promises.md names tests that are not there"
+    assert len(named) > 180
+    rows = [line for line in PROMISES.splitlines() if line.startswith("| ") and not line.endswith("| held by |")]
+    assert rows
+    assert all("test_" in row for row in rows)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_prose_names_no_test(name: str) -> None:
+    """Catches a page that names tests beside docs/promises.md, where a renamed one would be looked for."""
+    assert name == "docs/promises.md" or not re.findall(r"test_\w+(?:\.py|::)", WRITTEN[name])
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_sentences_begin_with_their_subject(name: str) -> None:
+    """Catches a sentence whose subject is a clause, which a reader has to keep in mind until its verb."""
+    openers = re.compile(r"\b(?:What|Of|By|Whether|Whose|That is)\b[^.|\n]*")
+    assert openers.findall(prose(WRITTEN[name])) == []
+    assert openers.findall(prose("`What` is a name. Of all rows, some remain."))  # the negative control
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -165,7 +208,7 @@ def test_named_keys_exist(name: str) -> None:
 
 
 def test_the_tree_is_true() -> None:
-    """Catches a path of the README's tree that is gone, and a folder of the project that the tree does not show."""
+    """Catches a path of the tree that is gone, and a folder or a module that the tree does not show."""
     named = tree()
     assert len(named) == len(set(named))
     for path in named:
@@ -178,6 +221,31 @@ def test_the_tree_is_true() -> None:
         if any(file.is_file() and "__pycache__" not in file.parts for file in path.rglob("*"))
     }
     assert folders <= set(named), f"the tree does not name {sorted(folders - set(named))}"
+    files = [*ROOT.glob("features/*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("pipeline/**/*.py")]
+    modules = {str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"}
+    assert modules <= set(named), f"the tree does not name {sorted(modules - set(named))}"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_named_modules_exist(name: str) -> None:
+    """Catches the path of a module or a folder in prose that was moved."""
+    for path in re.findall(r"`((?:features|models|pipeline|jobs|benchmarks)/[\w/.-]*)`", WRITTEN[name]):
+        assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def test_the_readme_is_one_page() -> None:
+    """Catches a README that grows beyond the three minutes of a newcomer; words as `wc -w` counts them."""
+    assert 600 <= len(README.split()) <= 900
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    assert headings == [
+        "Capabilities",
+        "Quick start",
+        "Your own log",
+        "Status: where it has run",
+        "Start reading here",
+        "Documentation",
+        "Licence",
+    ]
 
 
 def test_shipped_configurations_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +259,34 @@ def test_shipped_configurations_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
-    """Catches a walk-through whose first file is refused."""
+    """Catches a walk-through whose first file is refused, or is longer than promised."""
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(block.splitlines()) <= 20
     (tmp_path / "my.yaml").write_text(block)
     config = load_config(tmp_path / "my.yaml")
     assert config.log_schema.task_names == ["ctr", "vcr"]
+
+
+def test_the_readme_s_walk_through_is_whole() -> None:
+    """Catches a walk-through that skips a step, or whose steps do not name the same files and days."""
+    lines = [line for line in README.splitlines() if line.startswith("    python -m jobs.")]
+    assert [command for command, _ in commands("\n".join(lines))] == [
+        "make_logs",
+        "fit_features",
+        "train",
+        "evaluate",
+        "audit",
+    ]
+    made, fitted, trained, measured = [re.search(r" --days (\S+)", line) for line in lines[:4]]
+    assert made
+    assert fitted
+    assert trained
+    assert measured
+    assert fitted[1] == trained[1]
+    assert (made[1].split("..")[0], made[1].split("..")[1]) == (trained[1].split("..")[0], measured[1])
+    (logs,) = re.findall(r"^logs: \{path: (\S+)\}$", README, re.MULTILINE)
+    assert lines[0].endswith(f"--logs {logs}")
+    assert all("--config my.yaml" in line for line in lines[1:])
 
 
 def test_no_machine_s_paths_or_hosts() -> None:

@@ -207,9 +207,9 @@ def test_a_misspelt_key_fails_with_its_dotted_path(kind: str, key: str, dotted: 
 
 
 def _blocks(language: str) -> list[str]:
-    """What docs/models.md shows of a language."""
-    page = (ROOT / "docs" / "models.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    """Collect the blocks of a language that the pages on networks, optional parts and losses show, in this order."""
+    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("models", "optional-parts", "losses")]
+    return re.findall(rf"^```{language}\n(.*?)^```$", "".join(pages), re.MULTILINE | re.DOTALL)
 
 
 def test_the_docs_show_every_kind_as_it_can_be_written() -> None:
