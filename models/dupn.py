@@ -92,9 +92,9 @@ class PropertyGatedLSTM(nn.Module):
         """Compute h_t of every event.
 
         Args:
-            items: e_t of all events, in the order of `Steps`.
+            items: e_t of all events, in the order of `EventSteps`.
             properties: p_t of all events.
-            counts: As in `Steps`.
+            counts: As in `EventSteps`.
         """
         weight = torch.cat([self.items, F.pad(self.properties, (0, 0, 0, self.width))], dim=1)
         projected = F.linear(torch.cat([items, properties], dim=1), weight, self.bias)
