@@ -21,8 +21,8 @@ class WorkersConfig(Declaration):
         max_failures: Number of restarts of the group from its newest checkpoint after a worker died.
         timeout_s: Time in seconds without an answer after which a collective operation fails.
         precision: Precision of the dense part's matrix products: `float32`, `tf32` (CUDA only) or `bfloat16`.
-        deterministic: True if the same run gives the same bits. On the CPU this always holds, for a fixed number of
-            threads; on CUDA kernels then add in a fixed order, and fail if they have none.
+        deterministic: True to repeat a run bit for bit. The CPU always does, for a fixed number of threads; on CUDA
+            kernels then add in a fixed order, and fail if they have none.
     """
 
     num: int = Field(default=2, ge=1)
