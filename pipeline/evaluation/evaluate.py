@@ -93,7 +93,7 @@ def evaluate(
         DataError: The logs or the checkpoint do not fit the configuration.
     """
     if popularity_days and config.evaluation.popularity is None:
-        raise ConfigError("days of a popularity baseline are given, and evaluation.popularity names no id feature")
+        raise ConfigError("days of a popularity baseline are given, but evaluation.popularity names no id feature")
     if rows == "held_out" and config.holdout is None:
         raise ConfigError("the hold-out is asked for, and the config has no section holdout")
     line = Line.of(config.root, config.line)

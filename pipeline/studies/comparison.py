@@ -60,7 +60,7 @@ class ComparisonPlan:
         if self.trials > 1 and (not self.choose_days or not early):
             raise ConfigError("with several trials, sizes are chosen on the last training days: say how many of them")
         if self.choose_days and self.train_days[len(early) :] != self.choose_days:
-            raise ConfigError(f"sizes are chosen on the last training days, and {list(self.choose_days)} are others")
+            raise ConfigError(f"sizes are chosen on the last training days, expected some, got {list(self.choose_days)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class GroupingPlan:
         if set(self.test_days) & set(self.train_days):
             raise ConfigError(f"the test days {list(self.test_days)} are among those that are trained: choose others")
         if config.model.entire_space is not None:
-            raise ConfigError("model.entire_space: tasks whose probabilities are composed cannot be taken apart")
+            raise ConfigError("model.entire_space: tasks with composed probabilities cannot be trained apart")
 
 
 def group_tasks(config: Config, plan: GroupingPlan) -> dict[str, Any]:
