@@ -32,7 +32,7 @@ def write_checkpoint(
     before_commit: Callable[[], None] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a checkpoint; collective. It does not count before its manifest exists, which is written last.
+    """Write a checkpoint; collective. The checkpoint exists with its manifest, which is written last.
 
     Args:
         tensors: Tensors to write, as in `TrainState.tensors`.

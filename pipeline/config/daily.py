@@ -102,8 +102,8 @@ class OnRefusalConfig(Declaration):
     """Notification when a day is refused; its own failure is logged only.
 
     Args:
-        webhook: A url that receives a JSON object by POST: project, line, day, step, text. Such urls are secrets, so it
-            is in no checkpoint or entry.
+        webhook: A url that receives a JSON object by POST: project, line, day, step, text. The url is a secret, so no
+            checkpoint or entry holds it.
     """
 
     webhook: str | None = Field(default=None, exclude=True, repr=False, pattern=r"^https?://")

@@ -58,8 +58,8 @@ class TaskMetrics:
 
         Args:
             predictions: In the label's own unit: probabilities (of each class, shape (B, C), for multiclass tasks).
-            scores: Raw outputs of the model, of the same shape: logits for binary and multiclass tasks. They rank the
-                rows and give the log loss; regression ignores them. A baseline's scores are `torch.logit` of its
+            scores: Raw outputs of the model, of the same shape: logits for binary and multiclass tasks. Scores rank
+                the rows and give the log loss; regression ignores them. A baseline's scores are `torch.logit` of its
                 probabilities.
             labels: In the label's own unit, the class index for multiclass tasks.
             in_space: Mask of the rows in the task's sample space; other rows are ignored.

@@ -141,7 +141,7 @@ def _check_migration(config: Config, parent: Manifest) -> None:
     """Check that the migration has parts to keep, and that their meaning is unchanged.
 
     Raises:
-        ConfigError: They differ; names the difference.
+        ConfigError: A kept part has changed its meaning; names the difference.
     """
     then = parent.content["config"]
     kept = [("schema.hash_salt", then["schema"]["hash_salt"], config.log_schema.hash_salt, "every id has another row")]
@@ -167,7 +167,7 @@ def _missing_statistics(config: Config, parent: Manifest, days: Sequence[str]) -
     """Return the features that need statistics that the line does not have.
 
     Raises:
-        ConfigError: There are such features but no days to fit them on, or days but no such features.
+        ConfigError: Such features have no days to fit them on, or days are given without such features.
     """
     known = _known_statistics(config, parent)
     missing: list[FeatureConfig] = [

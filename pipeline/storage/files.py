@@ -184,7 +184,7 @@ class Storage:
     def _complete_file(self, name: str, data: bytes) -> Iterator[str]:
         """Write a temporary file beside the named one, flush it to the disk, and yield it for a move or a link.
 
-        It is removed if it is left at the end; the moved or linked file then survives a power cut.
+        A file left at the end is removed; a moved or linked one then survives a power cut.
         """
         folder = Path(self.path(name)).parent
         top = _make_folder(folder, Path(self._prefix))

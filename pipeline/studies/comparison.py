@@ -50,7 +50,7 @@ class ComparisonPlan:
         """Check that the plan can be carried out.
 
         Raises:
-            ConfigError: It cannot; says why and what to do.
+            ConfigError: The plan cannot be carried out; says why and what to do.
         """
         if self.seeds < 1 or self.trials < 1:
             raise ConfigError(f"{self.seeds} seeds and {self.trials} trials: ask for 1 of each, at least")
@@ -60,7 +60,7 @@ class ComparisonPlan:
         if self.trials > 1 and (not self.choose_days or not early):
             raise ConfigError("with several trials, sizes are chosen on the last training days: say how many of them")
         if self.choose_days and self.train_days[len(early) :] != self.choose_days:
-            raise ConfigError(f"sizes are chosen on the last training days, expected some, got {list(self.choose_days)}")
+            raise ConfigError(f"sizes are chosen on the last training days, and {list(self.choose_days)} are not")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class GroupingPlan:
         """Check that the plan can be carried out.
 
         Raises:
-            ConfigError: It cannot; says why and what to do.
+            ConfigError: The plan cannot be carried out; says why and what to do.
         """
         if self.budget < 1:
             raise ConfigError(f"a budget of {self.budget} models predicts nothing: ask for 1 or more")

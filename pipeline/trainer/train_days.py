@@ -116,7 +116,7 @@ def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -
     """Check that all models would read the same rows.
 
     Raises:
-        ConfigError: They would not; names the difference.
+        ConfigError: A model would not; names the difference.
     """
     schema = read.log_schema
     if len(lines) > 1 and (schema.vocabularies or late_days(schema, days)):

@@ -21,7 +21,7 @@ class TrainState:
 
     Args:
         model: The sharded model.
-        optimizer: Its optimizers.
+        optimizer: Optimizers of the model.
     """
 
     model: DistributedModelParallel
