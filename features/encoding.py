@@ -27,8 +27,8 @@ class Encoder:
     Args:
         schema: The declared schema.
         statistics: Statistics of the same schema; needed where dense features are standardised or bucketised.
-        with_truth: Also read the tasks' truth columns.
-        measuring: For metrics, which always weigh rows by the sampling of the log, whatever the loss does.
+        with_truth: True to read the tasks' truth columns too.
+        measuring: True for metrics, which always weigh rows by the sampling of the log, whatever the loss does.
         vocabularies: Vocabulary by table, for every table that declares one; only the lookup index is kept.
 
     Raises:

@@ -129,7 +129,7 @@ class PLE(FusionNetwork):
 
     Gates above the first level select by the fusion below them, not by x (Eq. 6). Experts end in ReLU. In the forward
     pass, a level has one matrix product for all its gates, one for each layer of all its experts and one that mixes.
-    The backward pass has two for each. These numbers do not depend on the number of experts or tasks.
+    The backward pass has two for each. The number of experts or tasks does not matter.
 
     With shared layers below, the first level's experts and gates read the output of these instead of x, as in MMoE
     (Zhao et al., RecSys 2019).

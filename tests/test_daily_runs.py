@@ -125,7 +125,8 @@ def _within_days(config: Config) -> Iterator[str]:
 def _held(logs: Path, day: str) -> list[np.ndarray]:
     holdout = HoldoutConfig(**HELD)
     return [
-        holdout.held_out({"user_id": _table(file)["user_id"]}) for file in sorted((logs / f"dt={day}").glob("*.parquet"))
+        holdout.held_out({"user_id": _table(file)["user_id"]})
+        for file in sorted((logs / f"dt={day}").glob("*.parquet"))
     ]
 
 

@@ -213,7 +213,7 @@ def test_what_a_killed_writer_leaves_is_no_file(tmp_path: Path):
 _RACING_PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.storage import Storage
+from pipeline.storage.files import Storage
 storage, racer = Storage(sys.argv[1]), sys.argv[2].encode()
 storage.write(f"ready/{sys.argv[2]}", b"")
 while not Path(sys.argv[1], "go").exists():

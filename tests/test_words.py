@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("features", "models", "pipeline", "jobs", "benchmarks")
-LATER = ("pipeline/",)  # files that are not reworded yet
+# Files that are not reworded yet.
+LATER = (
+    "pipeline/checkpoint/saver.py",
+    "pipeline/daily/run_days.py",
+    "pipeline/ingest/batcher.py",
+    "pipeline/ingest/cursor.py",
+    "pipeline/ingest/plan.py",
+    "pipeline/ingest/receive.py",
+    "pipeline/lineage/",
+    "pipeline/trainer/step_sync.py",
+    "pipeline/trainer/train.py",
+    "pipeline/trainer/train_job.py",
+)
 
 _RIDDLES = "What|Of|By|Whether|Whose|Which|Where|Why|How|That|As of"
 # A sentence begins with the text, with an entry of Args or a list, or after a sentence's end.

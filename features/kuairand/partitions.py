@@ -49,7 +49,7 @@ def import_kuairand(source: str | Path, logs: str | Path, *, with_random: bool =
     Args:
         source: Directory with the data set's files.
         logs: Local directory of the days; created if absent.
-        with_random: Also import the impressions of randomly exposed videos, `is_rand` = 1.
+        with_random: True to import the impressions of randomly exposed videos too, `is_rand` = 1.
 
     Raises:
         ConfigError: The source is missing, or a day exists already; it is never replaced.

@@ -47,7 +47,7 @@ def find_source(directory: str | Path, *, with_random: bool = False) -> Source:
 
     Args:
         directory: Directory of the files.
-        with_random: Also read the log of randomly exposed videos.
+        with_random: True to read the log of randomly exposed videos too.
 
     Raises:
         ConfigError: The directory is missing.

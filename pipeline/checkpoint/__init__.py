@@ -1,1 +1,1 @@
-"""Tensors of all ranks to files and back, through torch.distributed.checkpoint."""
+"""Reading and writing the tensors of all ranks, through torch.distributed.checkpoint."""

@@ -10,9 +10,9 @@ from features.errors import DataError
 
 @contextlib.contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Raise DCP's errors as ordinary exceptions: a thread loses a `BaseException`, and DCP's has a traceback a rank.
+    """Raise DCP's errors as ordinary exceptions: a thread loses a `BaseException`, and DCP's has a traceback per rank.
 
-    Data that all ranks refuse stay a DataError: trying again would not help.
+    Data that all ranks refuse stay a DataError: a retry would not help.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Loading a checkpoint's tensors, whatever the ranks and shardings that wrote them."""
+"""Loading of a checkpoint's tensors, for any ranks and shardings that wrote them."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ from pipeline.storage.files import Storage
 def load_tensors(
     tensors: dict[str, Any], line: Storage, name: str, group: dist.ProcessGroup, schema: Schema | None = None
 ) -> None:
-    """Load what is asked for of a checkpoint; collective.
+    """Load tensors of a checkpoint; collective.
 
     Args:
-        tensors: By part and name, as `TrainState.tensors` gives them or some of them; overwritten.
+        tensors: Tensors by part and name, all of `TrainState.tensors` or some; overwritten.
         line: The folder of the line.
-        name: The checkpoint, below it.
+        name: Name of the checkpoint, below that folder.
         group: A process group that only checkpoints use.
-        schema: Whose tables that keep a vocabulary may have grown since; None: none may.
+        schema: Schema whose tables with a vocabulary may have grown since; None: no table may.
     """
     tables = schema.tables if schema else []
     planner = GrowthLoadPlanner(
@@ -36,7 +36,7 @@ def load_tensors(
 
 
 def stored_tensors(line: Storage, name: str) -> dict[str, Tensor]:
-    """Shapes and types of a checkpoint's tensors, on the meta device, by dotted part and name."""
+    """Return shapes and types of a checkpoint's tensors, on the meta device, by dotted part and name."""
     entries = _reader(line, name).read_metadata().state_dict_metadata.items()
     return {
         key: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -47,5 +47,5 @@ def stored_tensors(line: Storage, name: str) -> dict[str, Tensor]:
 
 def _reader(line: Storage, name: str) -> FsspecReader:
     reader = FsspecReader(f"{line.url}/{name}")
-    reader.fs.fs = line.filesystem  # which waits for a server that is away
+    reader.fs.fs = line.filesystem  # waits for a server that is away
     return reader

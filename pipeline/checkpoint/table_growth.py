@@ -1,4 +1,4 @@
-"""Loading tables from a checkpoint in which they had fewer rows: the first rows are loaded, the others stay."""
+"""Loading of tables that had fewer rows in the checkpoint: the first rows are loaded, the others stay."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,14 +12,14 @@ from models.tables import table_of
 
 
 class GrowthLoadPlanner(DefaultLoadPlanner):
-    """DCP's planner, which lets some tables, and their optimizer state, have more rows than they were saved with.
+    """DCP's planner, extended to tables, and their optimizer state, with more rows than saved.
 
-    DCP reads what the saved pieces of a tensor and this rank's have in common, whatever the tensor's size; it only
-    refuses, before that, a size that differs. So the saved size is stated as the present one, and pieces that nothing
-    was saved of are not read: rows that have come since keep their start values.
+    DCP reads the overlap of a tensor's saved pieces with this rank's pieces, for any size of the tensor; it only
+    refuses, before that, a size that differs. So the saved size is replaced by the present one. Pieces without a saved
+    part are not read: rows added since keep their initial values.
 
     Args:
-        num_rows: Rows that the tables have now, by name; of those that may have grown.
+        num_rows: Present number of rows by table, for tables that may have grown.
     """
 
     def __init__(self, num_rows: Mapping[str, int]) -> None:
@@ -29,7 +29,7 @@ class GrowthLoadPlanner(DefaultLoadPlanner):
     def set_up_planner(
         self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        """Take what is to be loaded, and what was saved.
+        """Receive the tensors to load, and the metadata of the saved ones.
 
         Raises:
             DataError: A table has fewer rows than were saved.
@@ -39,7 +39,7 @@ class GrowthLoadPlanner(DefaultLoadPlanner):
         super().set_up_planner(state_dict, replace(metadata, state_dict_metadata=saved), is_coordinator)
 
     def _as_now(self, name: str, saved: STORAGE_TYPES) -> STORAGE_TYPES:
-        """What was saved of a tensor, with the number of rows that it has now where its table may have grown."""
+        """Return a tensor's saved metadata, with its present number of rows if its table may have grown."""
         table = table_of(name)
         now = self._num_rows.get(table or "")
         if now is None or not isinstance(saved, TensorStorageMetadata):

@@ -1,7 +1,7 @@
 """Checkpoints: weights, optimizer state and cursor of all ranks, written together, complete with their manifest.
 
-Tensors go through torch.distributed.checkpoint, so a rank writes and reads only its own shards and another number
-of ranks, or another sharding, can load them. Training waits for a copy in memory; the files are written behind it.
+Tensors go through torch.distributed.checkpoint: a rank writes and reads only its own shards, and another number of
+ranks, or another sharding, can load them. Training waits for a copy in memory; the files are written in background.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ def write_checkpoint(
     before_commit: Callable[[], None] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a checkpoint; collective. It exists for nobody until its manifest does, which is written last.
+    """Write a checkpoint; collective. The checkpoint exists with its manifest, which is written last.
 
     Args:
-        tensors: What to write, as `TrainState.tensors` gives it.
+        tensors: Tensors to write, as in `TrainState.tensors`.
         line: The folder of the line.
-        name: Where, below it; nothing else ever writes there.
-        manifest: What the checkpoint says of itself; files and checksums are added here.
+        name: Name of the checkpoint, below that folder; nothing else ever writes there.
+        manifest: Content of the manifest; files and checksums are added here.
         group: A process group that only checkpoints use.
-        before_commit: Called on rank 0 just before the manifest is written; may refuse.
+        before_commit: Function called on rank 0 just before the manifest is written; may refuse.
         extra_files: Further files by name, the same on all ranks; rank 0 writes them.
 
     Raises:
-        Exception: On all ranks, what any of them met.
+        Exception: On all ranks, the error of any of them.
     """
     writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
     writer.fs = hashing = _HashingFileSystem(line)
@@ -68,7 +68,7 @@ def _commit(
     before_commit: Callable[[], None] | None,
     extra_files: Mapping[str, bytes],
 ) -> Exception | None:
-    """Write further files and the manifest; returns what went wrong, which the other ranks have to hear of."""
+    """Write further files and the manifest; return the error, which the other ranks need to know."""
     try:
         for file, data in extra_files.items():
             line.write(f"{name}/{file}", data)
@@ -79,17 +79,17 @@ def _commit(
         line.write(f"{name}/{MANIFEST}", seal(manifest))
     except DataError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain one surely travels
+    except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain exception can be pickled
         return RuntimeError(f"checkpoint {name} was not completed: {type(error).__name__}: {error}")
     return None
 
 
 class _HashingFileSystem(FileSystem):
-    """DCP's file system, which also takes the size and checksum of every file while it is written."""
+    """DCP's file system, extended by the size and checksum of every file as it is written."""
 
     def __init__(self, line: Storage) -> None:
         super().__init__()
-        self.fs = line.filesystem  # which waits for a server that is away
+        self.fs = line.filesystem  # waits for a server that is away
         self.files: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
@@ -117,7 +117,7 @@ class _HashingStream:
         return self._stream.write(data)
 
     def fileno(self) -> int:
-        """For fsync, before which DCP does not flush: it would leave the end of a file, or all of it, in memory."""
+        """Flush before DCP's fsync, which does not: the end of a file, or all of it, would stay in memory."""
         self._stream.flush()
         return self._stream.fileno()
 

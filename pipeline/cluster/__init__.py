@@ -1,1 +1,1 @@
-"""The Ray of a command and its workers: sessions, signals, progress, failures in one line."""
+"""Ray session of a command and its workers: sessions, signals, progress, failures in one line."""

@@ -1,21 +1,21 @@
-"""Why a run failed, in one line: of what the ranks met, the cause, and not the tracebacks of all of them."""
+"""Failure of a run in one line: the cause among the ranks' errors, without all their tracebacks."""
 
 from collections.abc import Iterator
 
 from ray.train import TrainingFailedError
 
-_CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer")  # a rank that saw another one go
+_CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer")  # error of a rank that lost its peer
 
 
-class RunFailed(RuntimeError):  # noqa: N818 - it is what the command says
-    """The workers failed more often than they are started again; starting the command again may help."""
+class RunFailed(RuntimeError):  # noqa: N818 - it is the command's outcome
+    """Failure of the workers beyond their allowed restarts; a restart of the command may help."""
 
 
 def run_failed(error: TrainingFailedError) -> RunFailed:
-    """Sum up what Ray Train raised.
+    """Return Ray Train's error as one line.
 
     Args:
-        error: With the failures of all ranks, each as text with a traceback, or that of the controller.
+        error: Error with the failures of all ranks, each as text with a traceback, or that of the controller.
     """
     failures = getattr(error, "worker_failures", None) or {None: getattr(error, "controller_failure", error)}
     ranks: dict[str, list[str]] = {}
@@ -30,6 +30,6 @@ def _named(line: str, ranks: list[str]) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback, what was raised; `text` where it has no lines."""
+    """Return the last line of a traceback, its error; `text` if it has no lines."""
     lines: Iterator[str] = (line.strip() for line in reversed(text.splitlines()))
     return next((line for line in lines if line), text)

@@ -1,4 +1,4 @@
-"""Progress of a run, from the workers to whoever watches: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of a run, from the workers to the command: a bar on a terminal, plain log lines elsewhere."""
 
 import logging
 import sys
@@ -18,12 +18,12 @@ _LINE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is.
+    """Progress of a run.
 
     Args:
-        what: What is being done, e.g. `train 2026-11-20`.
-        rows: Rows done.
-        total: Rows of the day.
+        what: Name of the work, e.g. `train 2026-11-20`.
+        rows: Number of rows done.
+        total: Number of rows of the day.
         losses: Mean loss per task over the newest steps.
     """
 
@@ -35,18 +35,18 @@ class Progress:
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class ProgressBoard:
-    """Holds the newest progress, and whether to stop; an actor, since workers and watcher are different processes."""
+    """Newest progress, and the request to stop; an actor, since workers and watcher are different processes."""
 
     def __init__(self) -> None:
         self.newest: Progress | None = None
         self.stopping = False
 
     def post(self, progress: Progress) -> None:
-        """Replace the newest."""
+        """Replace the newest progress."""
         self.newest = progress
 
     def read(self) -> Progress | None:
-        """The newest."""
+        """Return the newest progress."""
         return self.newest
 
     def request_stop(self) -> None:
@@ -54,17 +54,17 @@ class ProgressBoard:
         self.stopping = True
 
     def is_stopping(self) -> bool:
-        """Whether the workers have been asked to end."""
+        """Return True once the workers have been asked to end."""
         return self.stopping
 
 
 class ProgressReporter:
-    """Rank 0's side: posts at most twice a second and never waits.
+    """Reporter of rank 0: posts at most twice a second and never waits.
 
     Args:
         board: A `ProgressBoard`, or None to post nothing.
-        what: What is being done.
-        total: Rows of the day.
+        what: Name of the work.
+        total: Number of rows of the day.
     """
 
     def __init__(self, board: Any, what: str, total: int) -> None:
@@ -72,7 +72,7 @@ class ProgressReporter:
         self._posted_at = 0.0
 
     def post(self, rows: int, losses: dict[str, float], *, final: bool = False) -> None:
-        """Say how many rows are done; too frequent calls are passed over."""
+        """Post the number of rows done; too frequent calls are skipped."""
         now = time.monotonic()
         if self._board is not None and (final or now - self._posted_at > _POLL_S):
             self._posted_at = now
@@ -80,11 +80,11 @@ class ProgressReporter:
 
 
 class ProgressWatcher:
-    """The command's side: a thread that shows what the board says, as a context manager.
+    """Watcher of the command: a thread that shows the board's progress, as a context manager.
 
     Args:
         board: A `ProgressBoard`.
-        asked_to_stop: Is passed on to the workers when it is set.
+        asked_to_stop: Event that is passed on to the workers once set.
     """
 
     def __init__(self, board: Any, asked_to_stop: threading.Event) -> None:
@@ -119,13 +119,13 @@ class ProgressWatcher:
             return
         if not self._told:
             logger.warning("SIGTERM: the workers save where they are and end")
-        self._board.request_stop.remote()  # again and again: a board whose node was lost has forgotten it
+        self._board.request_stop.remote()  # repeatedly: a board whose node was lost has forgotten it
         self._told = True
 
     def _show(self) -> None:
         try:
             newest: Any = ray.get(self._board.read.remote(), timeout=5)
-        except ray.exceptions.RayError:  # the cluster is going down; the command itself says why
+        except ray.exceptions.RayError:  # the cluster is going down; the command itself reports the reason
             return
         if newest is None:
             return

@@ -1,4 +1,4 @@
-"""The Ray of a command, and a group of workers on it."""
+"""Ray session of a command, and a group of workers on it."""
 
 import contextlib
 import logging
@@ -28,12 +28,12 @@ _RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR"}
 
 @contextlib.contextmanager
 def ray_session(config: Config) -> Iterator[None]:
-    """A Ray for the duration of a command: one of its own, or the cluster that the config names.
+    """Connect to a Ray for the duration of a command: a new local one, or the config's cluster.
 
-    A Ray that the process is connected to already is used as it is, and left running.
+    An existing connection of the process is used as it is, and left open.
 
     Raises:
-        ConfigError: The cluster has fewer logical CPUs than workers and one data task need.
+        ConfigError: The cluster has fewer logical CPUs than the workers and one data task need.
     """
     owned = not ray.is_initialized()
     if owned:
@@ -81,7 +81,7 @@ def _cpus(node: dict[str, Any]) -> float:
 
 
 def _has_room_to_read(config: Config, nodes: Sequence[float]) -> bool:
-    """Whether elastic workers, which take what they find, leave a data task the CPUs that it needs on some node."""
+    """Return True if elastic workers, which take all they find, leave a data task enough CPUs on some node."""
     cpus, reading = config.workers.cpus, config.ingest.read_cpus
     slots = [int(node / cpus + 1e-9) for node in nodes]
     left = max(node - count * cpus for node, count in zip(nodes, slots, strict=True))
@@ -94,8 +94,8 @@ def run_workers(
     """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
 
     Returns:
-        What rank 0's worker returned, and `asked_to_stop`: whether SIGTERM came. Reports to Ray Train would be kept
-        with checkpoints only, and those are ours.
+        The result of rank 0's worker, and `asked_to_stop`: True after a SIGTERM. Reports to Ray Train would be kept
+        with its own checkpoints only.
 
     Raises:
         RunFailed: The workers, or Ray Train itself, failed.
@@ -119,7 +119,7 @@ def run_workers(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
             ),
         ),
-        datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the ranks it is given
+        datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the actual ranks
         dataset_config=LaneConfig(plan),
     )
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))

@@ -1,7 +1,7 @@
-"""What may ask a run to save before its time: SIGTERM to the command, and Ray's notice that a node is taken away.
+"""Signals that ask a run to save early: SIGTERM to the command, and Ray's notice that a node is taken away.
 
-Rank 0 hears of it and says so in the vector that every step sums over the ranks, so that all of them act at the same
-step: a rank that stopped alone would leave the others waiting in a collective operation.
+Rank 0 receives them and puts them into the vector that every step sums over the ranks, so that all ranks act at the
+same step: a rank that stopped alone would leave the others waiting in a collective operation.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ _LOOK_S = 5.0
 
 
 class Signals(NamedTuple):
-    """What a rank says to all others with every batch; summed over the ranks.
+    """Flags that a rank sends to all others with every batch; summed over the ranks.
 
     Args:
-        stop: Above 0: end here, save, and be gone.
-        look: Above 0: all ranks ask Ray at this step whether a node is about to be taken away.
+        stop: Above 0: save here and end.
+        look: Above 0: all ranks ask Ray at this step for a notice of preemption.
     """
 
     stop: float = 0.0
@@ -38,15 +38,15 @@ class Signals(NamedTuple):
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, once; a second SIGTERM ends the process as it would have without this.
+    """Yield an event that SIGTERM sets, once; a second SIGTERM ends the process as usual.
 
-    Off the main thread, where Python takes no signals, the event is never set.
+    Off the main thread, which alone receives signals in Python, the event is never set.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: it was not set from Python
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: the handler was not set from Python
 
     def handle(number: int, frame: Any) -> None:
         event.set()
@@ -60,10 +60,10 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 
 
 class SignalReader:
-    """A rank's part in the signals: rank 0 asks the board whether to stop, and when to look for a preemption.
+    """Reader of the signals: rank 0 asks the board for a stop request, and decides when to look for a preemption.
 
     Args:
-        board: A `ProgressBoard`; None on all ranks but 0, which have nothing to say.
+        board: A `ProgressBoard`; None on all ranks but 0, which send no signals.
     """
 
     def __init__(self, board: Any) -> None:
@@ -73,13 +73,13 @@ class SignalReader:
         self._poll_at = self._look_at = time.monotonic()
 
     def __call__(self) -> Signals:
-        """What to say with the next batch; never waits."""
+        """Return the signals for the next batch; never wait."""
         now = time.monotonic()
         if self._board is None or now < self._poll_at:
             return Signals(stop=float(self._stop))
         self._poll_at = now + _POLL_S
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            with contextlib.suppress(RayError):  # the board's node was lost: it is started again elsewhere
+            with contextlib.suppress(RayError):  # the board's node was lost: Ray restarts it elsewhere
                 self._stop = bool(ray.get(self._answer))
             self._answer = None
         if self._answer is None:
@@ -90,22 +90,22 @@ class SignalReader:
 
 
 def asked_to_stop(board: Any, group: dist.ProcessGroup) -> bool:
-    """Whether rank 0 finds that the run is to end; collective, for between models, each of which listens anew.
+    """Return True if rank 0 finds a stop request; collective, for use between models, each of which has its own reader.
 
     Args:
         board: A `ProgressBoard`.
-        group: Of all ranks, on gloo.
+        group: Process group of all ranks, on gloo.
     """
     asked = [False]
     if board is not None and dist.get_rank() == 0:
-        with contextlib.suppress(RayError):  # the board's node was lost: it is started again elsewhere
+        with contextlib.suppress(RayError):  # the board's node was lost: Ray restarts it elsewhere
             asked = [bool(ray.get(board.is_stopping.remote()))]
     dist.broadcast_object_list(asked, src=0, group=group)
     return asked[0]
 
 
 class PreemptionNotice:
-    """Whether Ray says that a node of a worker is about to be taken away; tells each notice once."""
+    """Ray's notices that a node of a worker is about to be taken away; reports each notice once."""
 
     def __init__(self) -> None:
         self._told: PreemptionInfo | None = None

@@ -1,8 +1,8 @@
-"""What Ray Train is handed to run on its workers.
+"""Entry point that Ray Train runs on its workers.
 
-Its controller and the process that plans the stream unpickle what they pass on. What only the workers need, torch and
-TorchRec first of all, travels as a reference, and is unpickled where it is used: importing them takes each process 4 s
-of a core, and the controller's come before the workers are started.
+Ray Train's controller and the process that plans the stream unpickle all that they pass on. Imports that only the
+workers need, torch and TorchRec first of all, travel as a reference, unpickled at their use: each process needs 4 s of
+a core for them, and the controller's would delay the start of the workers.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import ray
 
 
 def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Run `(worker, job)`, which `settings["work"]` refers to, in the worker that this is called in."""
+    """Run `(worker, job)`, referenced by `settings["work"]`, in this worker."""
     work: tuple[Callable[[dict[str, Any]], dict[str, Any]], Any] = ray.get(settings["work"])
     worker, job = work
     return worker({"job": job})

@@ -1,1 +1,1 @@
-"""The whole configuration as pydantic models: its sections, its loading, and its reference page."""
+"""Whole configuration as pydantic models: its sections, its loading, and its reference page."""

@@ -1,4 +1,4 @@
-"""When checkpoints are written and how many are kept."""
+"""Schedule and retention of checkpoints."""
 
 from pydantic import Field
 
@@ -6,16 +6,16 @@ from features.declaration import Declaration
 
 
 class CheckpointConfig(Declaration):
-    """When checkpoints are written; the end of a day always has one.
+    """Schedule and retention of checkpoints; the end of a day always has one.
 
     Args:
-        every_steps: Also after this many steps; absent: only at the end of a day.
-        keep: Checkpoints within a day that stay, per attempt, beside the finished day's; two, since another attempt may
-            just be starting from the last but one.
-        keep_days: The daily job keeps the last checkpoints of this many days, but for those that a branch began from;
-            absent: of all. Their entries in the ledger stay, and the days cannot be gone back to.
-        background: Write while training goes on, from a copy of the tensors in memory; without, training waits.
-        timeout_s: A write for which one rank waits longer than this for another has failed.
+        every_steps: Number of steps after which another is written; absent: only at the end of a day.
+        keep: Number of checkpoints within a day that stay, per attempt, beside the finished day's; two, since another
+            attempt may be starting from the last but one.
+        keep_days: Number of days whose last checkpoints the daily job keeps, beside those that a branch began from;
+            absent: all. Entries in the ledger stay, but a rollback to a day without its checkpoint is impossible.
+        background: True to write during training, from a copy of the tensors in memory; else training waits.
+        timeout_s: Time in seconds for which a rank waits for another in a write before it fails.
     """
 
     every_steps: int | None = Field(default=None, ge=1)

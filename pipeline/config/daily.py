@@ -1,4 +1,4 @@
-"""The daily job: preflight, gate, catch-up and whom to tell."""
+"""Daily job: preflight, gate, catch-up and notification."""
 
 from typing import Self
 
@@ -13,19 +13,18 @@ def _refuse_never(min_entries: int, window: int) -> None:
 
 
 class PreflightConfig(Declaration):
-    """What a day's log is held against: the median of the newest entries of the ledger.
+    """Limits for a day's log, relative to the median of the newest entries of the ledger.
 
     Args:
-        success_marker: The day's folder has to hold a file `_SUCCESS`.
-        window: How many of the newest entries are looked at.
-        min_entries: With fewer than this, only the hard checks hold: the day is there, readable, of the declared
-            columns, and has a row in every task's space.
-        rows_ratio: The number of rows is at most this many times the median, and at least one over it.
-        nulls: The share of rows in which a column is null differs from the median by at most this.
-        label_ratio: A task's mean label is at most this many times the median, and at least one over it, beyond what
-            four standard errors explain.
-        unseen_ids: The share of rows whose id was on none of the days of the window is at most this much above the
-            median.
+        success_marker: True if the day's folder must hold a file `_SUCCESS`.
+        window: Number of the newest entries that count.
+        min_entries: Number of entries below which only the hard checks hold: the day exists, is readable, has the
+            declared columns, and a row in every task's space.
+        rows_ratio: Largest ratio of the number of rows to the median, and of the median to it.
+        nulls: Largest difference between a column's share of null rows and the median.
+        label_ratio: Largest ratio of a task's mean label to the median, and of the median to it, beyond four standard
+            errors.
+        unseen_ids: Largest excess over the median of the share of rows whose id was on none of the window's days.
     """
 
     success_marker: bool = False
@@ -43,22 +42,22 @@ class PreflightConfig(Declaration):
 
 
 class GateConfig(Declaration):
-    """What a new model is held against; the quality of a task is its AUC, R2 or accuracy: higher is better.
+    """Limits for a new model; the quality of a task is its AUC, R2 or accuracy: higher is better.
 
-    Drops count beyond one standard error of the quality, which follows from the number of rows.
+    Drops count beyond one standard error of the quality, estimated from the number of rows.
 
     Args:
-        window: How many of the newest entries are looked at.
-        min_entries: With fewer, what yesterday's model reached on today's log is not compared with them.
-        before_drop: Yesterday's model, on today's log, is at most this much worse than the median of what its
-            predecessors reached on their next day.
-        drop: The new model is at most this much worse than its parent on the hold-out.
-        calibration_ratio: The new model's calibration on the hold-out (sum of predictions over sum of labels) is
-            within this ratio of 1, or nearer to 1 than its parent's.
+        window: Number of the newest entries that count.
+        min_entries: Number of entries below which the metrics of yesterday's model on today's log are not compared.
+        before_drop: Largest drop of yesterday's model, on today's log, below the median of its predecessors on their
+            next day.
+        drop: Largest drop of the new model below its parent on the hold-out.
+        calibration_ratio: The new model's calibration on the hold-out (sum of predictions over sum of labels) is within
+            this ratio of 1, or nearer to 1 than its parent's.
         shift_ratio: The mean prediction on the hold-out is within this ratio of the parent's.
-        min_positives: A task with fewer positive, or fewer negative, rows (or rows, if it is no binary task) is not
-            judged.
-        tasks: By task name: other limits for that task.
+        min_positives: Number of positive rows, and of negative ones (or of rows, for tasks that are not binary), below
+            which a task is not judged.
+        tasks: Other limits by task name.
     """
 
     window: int = Field(default=7, ge=1, le=90)
@@ -76,13 +75,13 @@ class GateConfig(Declaration):
         return self
 
     def limit(self, task: str, key: str) -> float:
-        """A limit, as it holds for a task."""
+        """Return a limit for a task: its own, else the common one."""
         own = getattr(self.tasks.get(task), key, None)
         return getattr(self, key) if own is None else own
 
 
 class TaskGateConfig(Declaration):
-    """A task's own limits; what is absent is as for all.
+    """Limits of one task; an absent limit is the common one.
 
     Args:
         before_drop: As in `daily.gate`.
@@ -100,11 +99,11 @@ class TaskGateConfig(Declaration):
 
 
 class OnRefusalConfig(Declaration):
-    """Whom to tell when a day is refused; trying is all that is done, and is logged.
+    """Notification when a day is refused; its own failure is logged only.
 
     Args:
-        webhook: A url that is sent a JSON object by POST: project, line, day, step, text. It is in no checkpoint or
-            entry, since such urls are secrets.
+        webhook: A url that receives a JSON object by POST: project, line, day, step, text. The url is a secret, so no
+            checkpoint or entry holds it.
     """
 
     webhook: str | None = Field(default=None, exclude=True, repr=False, pattern=r"^https?://")
@@ -114,12 +113,12 @@ class DailyConfig(Declaration):
     """The daily job.
 
     Args:
-        preflight: What a day's log is held against before it is trained.
-        gate: What a new checkpoint is held against before it is published.
-        max_catch_up: Days before the asked one that are missing and may be trained first.
-        lease_s: After how many seconds of silence a job that holds the line is taken for dead; it renews its lease
-            three times as often.
-        on_refusal: Whom to tell.
+        preflight: Checks of a day's log before it is trained.
+        gate: Checks of a new checkpoint before it is published.
+        max_catch_up: Maximum number of missing days before the requested one that are trained first.
+        lease_s: Time in seconds without a renewal after which the job that holds the line counts as dead; a job renews
+            its lease three times as often.
+        on_refusal: Notification of refusals.
     """
 
     preflight: PreflightConfig = PreflightConfig()

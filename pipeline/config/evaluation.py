@@ -6,11 +6,11 @@ from features.declaration import Declaration, Name
 
 
 class BootstrapConfig(Declaration):
-    """Intervals of the metric that each task is judged by.
+    """Intervals of each task's main metric.
 
     Args:
-        by: An id feature: the users. Those who share a row of its table count as one, as do all rows without an id.
-        resamples: How many are drawn.
+        by: The id feature of users. Users who share a row of its table count as one, as do all rows without an id.
+        resamples: Number of resamples.
         level: Share of the resamples within the interval.
     """
 
@@ -20,12 +20,12 @@ class BootstrapConfig(Declaration):
 
 
 class EvaluationConfig(Declaration):
-    """What evaluations compare with.
+    """Baselines and intervals of evaluations.
 
     Args:
-        popularity: An id feature whose mean label per id, on the training days, is the popularity baseline.
-        prior_rows: How many rows of the global mean every id starts with.
-        bootstrap: How intervals are drawn, of users; absent: there are none.
+        popularity: The id feature of the popularity baseline: the mean label per id, on the training days.
+        prior_rows: Number of rows of the global mean that every id starts with.
+        bootstrap: Resampling of users for intervals; absent: no intervals.
     """
 
     popularity: str | None = None

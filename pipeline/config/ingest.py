@@ -1,4 +1,4 @@
-"""How much of the log is read at a time, in what order, and within which bounds of memory."""
+"""Reading of the log: size of units, order, and bounds on memory."""
 
 from typing import Literal
 
@@ -8,22 +8,22 @@ from features.declaration import Declaration
 
 
 class UnitConfig(Declaration):
-    """Units.
+    """Units of reading.
 
     Args:
-        max_rows: Larger row groups are cut into ranges of this many rows; a unit has to fit into memory many times.
+        max_rows: Larger row groups are cut into ranges of this many rows; memory has to hold many units.
     """
 
     max_rows: int = Field(default=65_536, ge=1, le=2**24)
 
 
 class ShuffleConfig(Declaration):
-    """The order of rows; all of it is drawn from (seed, pass, day, unit).
+    """Order of rows, drawn from (seed, pass, day, unit).
 
     Args:
-        units: Deal the day's row groups in a random order.
-        rows: Permute the rows within each unit.
-        interleave: Mix this many open units of a rank in every batch: logs are often sorted by user or by time.
+        units: True to deal the day's row groups in a random order.
+        rows: True to permute the rows within each unit.
+        interleave: Number of open units of a rank that every batch mixes: logs are often sorted by user or by time.
     """
 
     units: bool = True
@@ -32,18 +32,18 @@ class ShuffleConfig(Declaration):
 
 
 class IngestConfig(Declaration):
-    """Reading.
+    """Reading of the log.
 
     Args:
-        batch_size: Rows of a batch, per worker; always full, the last ones padded.
-        unit: Units.
-        shuffle: Their order.
-        read_tasks: Data tasks that run at once, at most; absent: as many as there are free CPUs.
-        read_cpus: Logical CPUs of Ray that each data task takes.
-        object_store_mb: Encoded units that may wait in the object store, in MiB.
-        prefetch_units: Units that a worker fetches ahead.
-        on_bad_unit: A unit that cannot be read or encoded: `fail` stops the run, which names it; `quarantine` records
-            unit and error in the checkpoint, goes on without it, and the run names it when it ends.
+        batch_size: Number of rows of a batch, per worker; always full, the last ones padded.
+        unit: Units of reading.
+        shuffle: Order of rows.
+        read_tasks: Maximum number of concurrent data tasks; absent: as many as there are free CPUs.
+        read_cpus: Logical CPUs of Ray per data task.
+        object_store_mb: Maximum size of encoded units that wait in the object store, in MiB.
+        prefetch_units: Number of units that a worker fetches ahead.
+        on_bad_unit: Action for a unit that cannot be read or encoded: `fail` stops the run and names the unit;
+            `quarantine` records unit and error in the checkpoint, continues without it, and names it at the end.
         max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run.
     """
 

@@ -1,4 +1,4 @@
-"""Reading and checking a configuration from one YAML file."""
+"""Loading and checking of a configuration from one YAML file."""
 
 import difflib
 import types
@@ -24,7 +24,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: `dotted.key=value` settings, the value in YAML, that replace those of the file.
 
     Raises:
-        ConfigError: One line for each thing that is wrong, with its dotted path.
+        ConfigError: One line for each error, with its dotted path.
     """
     try:
         data = yaml.safe_load(Path(path).read_text())
@@ -45,7 +45,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     """Check a configuration that was read.
 
     Raises:
-        ConfigError: One line for each thing that is wrong, with its dotted path.
+        ConfigError: One line for each error, with its dotted path.
     """
     try:
         config = Config.model_validate(data)
@@ -120,9 +120,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 def _walk(location: Sequence[int | str]) -> tuple[list[str], set[type[BaseModel]]]:
-    """The dotted path of an error as the file shows it, and the config classes of its innermost section.
+    """Return the dotted path of an error as the file shows it, and the config classes of its innermost section.
 
-    Pydantic's own path also has the tags of unions, which are no level of the file.
+    Pydantic's own path also has the tags of unions, which are not levels of the file.
     """
     models: set[type[BaseModel]] = {Config}
     path = []

@@ -1,4 +1,4 @@
-"""Optimizers of tables and dense part, and how their rates change over steps."""
+"""Optimizers of tables and dense part, and their learning-rate schedule."""
 
 from typing import Literal
 
@@ -11,11 +11,11 @@ class TableOptimizerConfig(Declaration):
     """The tables' optimizer.
 
     Args:
-        kind: `rowwise_adagrad` keeps one accumulator a row; `adagrad` one an element; `sgd` none.
+        kind: `rowwise_adagrad` keeps one accumulator per row; `adagrad` one per element; `sgd` none.
         learning_rate: No default: it differs by orders of magnitude between models.
-        eps: Added to the root of the accumulator.
-        keep_per_day: The accumulators are multiplied by it when a day begins, but for the line's first: Adagrad's
-            rates only ever fall, so after months a row that is seen often would hardly move any more.
+        eps: Term added to the root of the accumulator.
+        keep_per_day: Factor of the accumulators at the start of each day but the line's first: Adagrad's rates only
+            fall, so after months a frequent row would hardly move any more.
     """
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
@@ -43,15 +43,15 @@ class DenseOptimizerConfig(Declaration):
 
 
 class LearningRateConfig(Declaration):
-    """How learning rates change over steps; the same factor for tables and dense part.
+    """Schedule of the learning rates over steps; the same factor for tables and dense part.
 
     Args:
-        warmup_steps: The factor grows linearly from 1 / warmup_steps to 1.
-        decay: After the warm-up: none, `inverse_sqrt`, or `exponential`.
+        warmup_steps: Number of steps over which the factor grows linearly from 1 / warmup_steps to 1.
+        decay: Decay after the warm-up: none, `inverse_sqrt`, or `exponential`.
         decay_steps: For inverse_sqrt: factor = sqrt(decay_steps / (decay_steps + t)); for exponential: the half-life.
-        floor: The factor never falls below this.
-        day_warmup_steps: When a day begins, but for the line's first, the dense part's factor grows linearly to its
-            full size over this many steps: Adam's moments are yesterday's, the first rows are today's.
+        floor: Lower bound of the factor.
+        day_warmup_steps: Number of steps over which the dense part's factor grows linearly to its full size at the
+            start of each day but the line's first, since Adam's moments are yesterday's but the rows are today's.
     """
 
     warmup_steps: int = Field(default=0, ge=0)
@@ -61,11 +61,11 @@ class LearningRateConfig(Declaration):
     day_warmup_steps: int = Field(default=0, ge=0)
 
     def day_factor(self, steps_of_day: int) -> float:
-        """What the dense part's factor is multiplied by, so many steps after a day began."""
+        """Return the extra factor of the dense part, so many steps after a day began."""
         return min(1.0, (steps_of_day + 1) / self.day_warmup_steps) if self.day_warmup_steps else 1.0
 
     def factor(self, step: int) -> float:
-        """The factor of a step, counted from 0 over the whole line."""
+        """Return the factor of a step, counted from 0 over the whole line."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         after = step - self.warmup_steps
@@ -77,13 +77,13 @@ class LearningRateConfig(Declaration):
 
 
 class OptimizerConfig(Declaration):
-    """All of a step's updates.
+    """Optimizers and their schedule.
 
     Args:
         tables: The tables' optimizer.
-        dense: The dense part's.
+        dense: The dense part's optimizer.
         schedule: Warm-up and decay.
-        clip_norm: The dense gradient is scaled down to this norm; absent: never.
+        clip_norm: Largest norm of the dense gradient, which is scaled down to it; absent: unlimited.
     """
 
     tables: TableOptimizerConfig

@@ -1,4 +1,4 @@
-"""The whole configuration of a project, from one YAML file; a wrong key fails before a cluster is asked for."""
+"""Whole configuration of a project, from one YAML file; a wrong key fails before a cluster is requested."""
 
 from pydantic import Field
 
@@ -27,14 +27,14 @@ class ModelConfig(AroundConfig):
     """The dense part of the model.
 
     Args:
-        entire_space: Tasks whose probabilities are composed of several towers', as in ESMM and ESM2; absent: each task
-            has its own tower's.
-        slot_bias: A logit for the slot, added to tasks' own in training; absent: none.
+        entire_space: Tasks whose probabilities are composed of the outputs of several towers, as in ESMM and ESM2;
+            absent: each task has its own tower.
+        slot_bias: A logit of the slot, added to the tasks' logits in training; absent: none.
         interaction: Products of every two sparse features' embeddings, before the network; absent: none.
-        user: The user's side, computed once for a user and scored against many items, as in DUPN; absent: none.
+        user: The user tower, computed once per user and scored against many items, as in DUPN; absent: none.
         network: The multi-task network over pooled embeddings and dense values.
         towers: Widths of the hidden layers of every task's tower.
-        dropout: Within the towers, in training.
+        dropout: Dropout probability within the towers, in training.
     """
 
     network: NetworkConfig
@@ -43,7 +43,7 @@ class ModelConfig(AroundConfig):
 
 
 class LogsConfig(Declaration):
-    """Where the logs are.
+    """Location of the logs.
 
     Args:
         path: A directory or s3:// prefix with folders `dt=YYYY-MM-DD` of Parquet files.
@@ -56,25 +56,25 @@ class Config(Declaration):
     """A project.
 
     Args:
-        name: What reports call it.
+        name: Name of the project in reports.
         root: Directory or s3:// prefix for checkpoints, ledger and reports.
         line: The chain of days to train.
-        seed: All randomness is drawn from it.
-        logs: The logs.
-        log_schema: What a log line means; the key in the file is `schema`.
+        seed: Seed of all randomness.
+        logs: Location of the logs.
+        log_schema: Declared meaning of a log line; the key in the file is `schema`.
         model: The dense part of the model.
         loss_weights: w_k(t) of each task.
-        loss_balancing: How the tasks' losses are balanced beyond that.
-        kl_bounds: What is added to hold p(click) p(convert) to p(order).
+        loss_balancing: Balancing of the tasks' losses beyond w_k(t).
+        kl_bounds: Terms that tie p(click) p(convert) to p(order).
         optimizer: Optimizers of tables and dense part.
-        sharding: How tables are laid over the workers.
-        ingest: How the log is read.
-        holdout: Which rows are never trained; absent: all are.
-        checkpoint: When checkpoints are written.
-        evaluation: What evaluations compare with.
+        sharding: Sharding of tables over the workers.
+        ingest: Reading of the log.
+        holdout: Rows that are never trained; absent: none.
+        checkpoint: Schedule and retention of checkpoints.
+        evaluation: Baselines and intervals of evaluations.
         daily: The daily job.
         workers: The workers that train.
-        ray: The Ray that runs it.
+        ray: The Ray of the commands.
     """
 
     name: str
@@ -99,5 +99,5 @@ class Config(Declaration):
 
     @property
     def joint_loss(self) -> JointLoss:
-        """How the tasks' losses become one, beyond w_k(t)."""
+        """Combination of the tasks' losses, beyond w_k(t)."""
         return JointLoss(balancing=self.loss_balancing, bounds=self.kl_bounds)

@@ -1,4 +1,4 @@
-"""The page that lists every key of a configuration, made from the config classes and their docstrings."""
+"""Reference page of every key of a configuration, generated from the config classes and their docstrings."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ _PLAIN = {"int": "integer", "float": "number", "str": "text", "bool": "true or f
 
 
 def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """A config class and all below it, depth first, each with the dotted path where a file has it.
+    """Yield a config class and all below it, depth first, each with its dotted path in a file.
 
     A list's entries are `[]` in the path, a mapping's `<name>`.
     """
@@ -33,14 +33,14 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What the Args of a class's docstring say, by field name."""
+    """Return the Args descriptions of a class's docstring, by field name."""
     text = (inspect.getdoc(model) or "").partition("\nArgs:\n")[2]
     entries = re.findall(r"^    (\w+): (.+(?:\n     .+)*)", text, re.MULTILINE)
     return {name: " ".join(said.split()) for name, said in entries}
 
 
 def reference(model: type[BaseModel], root: str) -> str:
-    """Headings and tables for a config class and all below it.
+    """Return headings and tables for a config class and all below it.
 
     Args:
         model: The class of a whole file.
@@ -54,7 +54,7 @@ def _section(path: str, model: type[BaseModel], root: str) -> str:
     tag = f" (kind: {get_args(kind.annotation)[0]})" if kind is not None and kind.is_required() else ""
     heading = "#" * min(3 + path.count("."), 4) + f" `{path}`{tag}" if path else f"## {root}"
     first_line = (inspect.getdoc(model) or "").partition("\n")[0]
-    table = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    table = ["| key | type | default | meaning |", "|---|---|---|---|"]
     said = descriptions(model)
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "kind"):
         type_, default = _type(field.annotation, field.metadata), _default(field)
@@ -63,7 +63,7 @@ def _section(path: str, model: type[BaseModel], root: str) -> str:
 
 
 def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The config classes within an annotation, with what stands for their place in a path."""
+    """Yield the config classes within an annotation, with their suffixes of the path."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
     place = {list: "[]", dict: ".<name>"}.get(get_origin(annotation), "")
@@ -72,7 +72,7 @@ def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _type(annotation: Any, metadata: Any = ()) -> str:
-    """An annotation in words, with its bounds."""
+    """Return an annotation in words, with its bounds."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0], arguments[1:])

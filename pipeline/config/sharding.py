@@ -1,4 +1,4 @@
-"""How tables are laid over the workers, and which layouts train the declared model."""
+"""Sharding of tables over the workers, and the layouts that train the declared model."""
 
 from typing import Literal
 
@@ -13,13 +13,13 @@ Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "d
 
 
 class ShardingConfig(Declaration):
-    """How tables are laid over the workers.
+    """Sharding of tables over the workers.
 
     Args:
-        types: What the planner may choose from. Checkpoints reshard freely among the default three.
-        tables: Tables whose type is given, by name.
-        train_pipeline: TorchRec's `TrainPipelineBase`, or `TrainPipelineSparseDist`, which sends the ids of the
-            next batch while this one is computed.
+        types: Sharding types that the planner may choose. Checkpoints reshard freely among the default three.
+        tables: Given types by table name.
+        train_pipeline: TorchRec's `TrainPipelineBase`, or `TrainPipelineSparseDist`, which sends the ids of the next
+            batch during the computation of this one.
     """
 
     types: list[Sharding] = Field(default=["table_wise", "row_wise", "table_row_wise"], min_length=1)
@@ -28,11 +28,11 @@ class ShardingConfig(Declaration):
 
 
 def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema: Schema, num_workers: int) -> None:
-    """Refuse what would train another model than the one declared.
+    """Check that the sharding trains the declared model.
 
     Raises:
-        ConfigError: A sharding that the optimizer is not invariant to, an unknown table, or one with fewer rows
-            than workers.
+        ConfigError: The optimizer is not invariant to a sharding, a table is unknown, or has fewer rows than there are
+            workers.
     """
     names = {table.name for table in schema.tables}
     unknown = set(config.tables) - names

@@ -1,4 +1,4 @@
-"""Where a root or a log may be: a local directory or an s3:// prefix."""
+"""Location of a root or a log: a local directory or an s3:// prefix."""
 
 import re
 
@@ -6,13 +6,13 @@ from features.errors import ConfigError
 
 
 def check_url(url: str) -> None:
-    """Refuse what is neither a local directory nor `s3://bucket/prefix`; no error repeats what may be a secret.
+    """Check that a url is a local directory or `s3://bucket/prefix`; no error repeats a possible secret.
 
     Args:
-        url: Of a root, or of logs.
+        url: Url of a root, or of logs.
 
     Raises:
-        ConfigError: Another scheme, no bucket, or credentials, options or patterns in the url.
+        ConfigError: The url has another scheme, no bucket, or credentials, options or patterns.
     """
     scheme = re.match(r"([A-Za-z][\w+.-]*):[:/]|(s3a?):", url)
     if scheme is None:

@@ -1,4 +1,4 @@
-"""The workers that train, and the Ray that runs them."""
+"""Workers that train, and their Ray."""
 
 from typing import Literal
 
@@ -11,18 +11,18 @@ class WorkersConfig(Declaration):
     """The workers that train.
 
     Args:
-        num: How many.
-        min: Instead of `num`, with `max`: go on with as few as this when nodes are lost, and with more when they come.
-        max: As many as this, where the cluster has room.
-        resize_every_s: How often a run with `min` and `max` looks for room.
+        num: Number of workers.
+        min: Instead of `num`, with `max`: smallest number of workers with which a run continues when nodes are lost.
+        max: Largest number of workers, used when the cluster has room.
+        resize_every_s: Time in seconds between looks for room, in a run with `min` and `max`.
         device: `cpu` with gloo, or `cuda` with NCCL.
-        cpus: Logical CPUs of Ray that each of them takes.
-        threads: Threads of a worker's matrix products, on the CPU.
-        max_failures: How often the group is restarted from its newest checkpoint after a worker died.
-        timeout_s: After how many seconds without an answer a collective operation fails.
-        precision: Matrix products of the dense part: `float32`, `tf32` (CUDA only) or `bfloat16`.
-        deterministic: The same run gives the same bits. On the CPU that is so anyway, for a fixed number of threads;
-            on CUDA it makes kernels add in a fixed order and fail where they have none.
+        cpus: Logical CPUs of Ray per worker.
+        threads: Number of threads of a worker's matrix products, on the CPU.
+        max_failures: Number of restarts of the group from its newest checkpoint after a worker died.
+        timeout_s: Time in seconds without an answer after which a collective operation fails.
+        precision: Precision of the dense part's matrix products: `float32`, `tf32` (CUDA only) or `bfloat16`.
+        deterministic: True to repeat a run bit for bit. The CPU always does, for a fixed number of threads; on CUDA
+            kernels then add in a fixed order, and fail if they have none.
     """
 
     num: int = Field(default=2, ge=1)
@@ -41,7 +41,7 @@ class WorkersConfig(Declaration):
     def _check_bounds(self) -> "WorkersConfig":
         if (self.min is None) != (self.max is None):
             raise ValueError("min and max belong together: give both, or num")
-        # Not model_fields_set: what was written out, defaults and all, must be readable again.
+        # Not model_fields_set: a config that was written out with all defaults must be readable again.
         num_given = self.num != type(self).model_fields["num"].default
         if self.min is not None and self.max is not None and (num_given or self.min > self.max):
             raise ValueError(f"min {self.min} and max {self.max}: min must not be above max, and num not be given too")
@@ -49,17 +49,17 @@ class WorkersConfig(Declaration):
 
     @property
     def fewest(self) -> int:
-        """Workers without which the run does not start."""
+        """Number of workers without which the run does not start."""
         return self.min or self.num
 
     @property
     def most(self) -> int:
-        """Workers that the run uses if it can have them."""
+        """Number of workers that the run uses if available."""
         return self.max or self.num
 
 
 class RayConfig(Declaration):
-    """The Ray that runs it.
+    """The Ray of the commands.
 
     Args:
         address: `local` starts one in this process; `auto` or an address joins an existing cluster.

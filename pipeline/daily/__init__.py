@@ -1,1 +1,1 @@
-"""The daily job: preflight, predict, train, gate, publish."""
+"""Daily job: preflight, predict, train, gate, publish."""

@@ -1,7 +1,7 @@
-"""The gate: checks of a new model before it is published.
+"""Gate: checks of a new model before it is published.
 
 The new model is compared with its parent on the hold-out, and the parent's metrics on the day's log with those of its
-predecessors on theirs. Figures alone are read here, neither a log nor a model.
+predecessors on their days. The gate reads figures alone, neither a log nor a model.
 """
 
 import math
@@ -20,19 +20,19 @@ def check_model(
     new: Mapping[str, Any] | None,
     parent: Mapping[str, Any] | None,
 ) -> list[str]:
-    """Hold a new model against its parent, and the day against the days before.
+    """Compare a new model with its parent, and the day with the days before.
 
-    All are metrics by task name, as `TaskMetrics.result` gives them with the task's kind.
+    All metrics are by task name, as in `TaskMetrics.result` with the task's kind.
 
     Args:
-        config: How far off is too far.
-        before: Of the parent on the day's log, before it was trained; None without a parent.
-        usual: The same of the newest entries that have it, at most `window`.
-        new: Of the new model on the hold-out; None without a hold-out.
-        parent: Of the parent on the same rows; None without a parent.
+        config: Limits of the gate.
+        before: Metrics of the parent on the day's log, before its training; None without a parent.
+        usual: The same metrics of the newest entries that have them, at most `window`.
+        new: Metrics of the new model on the hold-out; None without a hold-out.
+        parent: Metrics of the parent on the same rows; None without a parent.
 
     Returns:
-        One line for each thing that is wrong; empty when the model may be published.
+        One line for each finding; empty if the model may be published.
     """
     problems: list[str] = []
     for task, found in (before or {}).items():
@@ -43,12 +43,12 @@ def check_model(
 
 
 def quality(metrics: Mapping[str, Any]) -> float | None:
-    """What a task is judged by: AUC, R2 or accuracy, of which more is better; None where it is not defined."""
+    """Return a task's main metric: AUC, R2 or accuracy, higher is better; None if it is undefined."""
     return metrics.get({"binary": "auc", "regression": "r2", "multiclass": "accuracy"}[metrics["kind"]])
 
 
 def _noise(metrics: Mapping[str, Any]) -> float:
-    """What chance does to a task's quality: one standard error, for two models on the same rows more than three.
+    """Return one standard error of a task's quality; for two models on the same rows it is more than three.
 
     For the AUC the bound sqrt(A (1 - A) / min(positives, negatives)) (Birnbaum and Klose, 1957); for R2 its asymptotic
     2 (1 - R2) sqrt(R2 / rows), with at least .01 under the root; for the accuracy the binomial one.
@@ -63,7 +63,7 @@ def _noise(metrics: Mapping[str, Any]) -> float:
 
 
 def _judged(config: GateConfig, task: str, metrics: Mapping[str, Any]) -> bool:
-    """Whether a task has enough rows for its metrics to say something."""
+    """Return True if a task has enough rows for its metrics to be judged."""
     rows, positives = metrics["rows"], metrics.get("positives", 0)
     enough = min(positives, rows - positives) if metrics["kind"] == "binary" else rows
     return enough >= config.limit(task, "min_positives")

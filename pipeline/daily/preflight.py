@@ -1,7 +1,7 @@
 """Preflight: checks of a day's log before it is trained, against the newest entries of the ledger.
 
-A finding is one line: the figure, the expected figure, and the key of the config that limits it. Figures alone are read
-here, neither a log nor a model.
+A finding is one line: the figure, the expected figure, and the key of the config that limits it. Preflight reads
+figures alone, neither a log nor a model.
 """
 
 import statistics
@@ -12,22 +12,22 @@ from features.schema import Schema
 from pipeline.config.daily import PreflightConfig
 from pipeline.daily.ratios import within_ratio
 
-_NOISE = 4.0  # standard errors within which a mean label says nothing
+_NOISE = 4.0  # standard errors within which a mean label is noise
 
 
 def check_profile(
     config: PreflightConfig, schema: Schema, today: DayProfile, earlier: Sequence[DayProfile]
 ) -> list[str]:
-    """Hold a day's figures against those of earlier days.
+    """Compare a day's figures with those of earlier days.
 
     Args:
-        config: How far off is too far.
+        config: Limits of preflight.
         schema: The declared tasks.
         today: The day's figures.
-        earlier: Of the newest entries that have some, at most `window`.
+        earlier: Figures of the newest entries that have some, at most `window`.
 
     Returns:
-        One line for each thing that is wrong; empty when the day may be trained.
+        One line for each finding; empty if the day may be trained.
     """
     problems = list(_empty_spaces(schema, today))
     if len(earlier) >= config.min_entries:

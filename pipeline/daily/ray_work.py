@@ -1,4 +1,4 @@
-"""The heavy parts of a day, as the daily job asks for them, and how they are done on Ray."""
+"""Heavy parts of a day, as an interface for the daily job, and their implementation on Ray."""
 
 import contextlib
 import logging
@@ -26,33 +26,33 @@ class Work(Protocol):
     """The heavy parts of a day."""
 
     def logs(self, day: str) -> dict[str, DayLog]:
-        """The units of a day, and of the earlier days whose late labels are trained with it."""
+        """Return the units of a day, and of the earlier days whose late labels are trained with it."""
         ...
 
     def has_success_marker(self, day: str) -> bool:
-        """Whether the writer of the day's log has said that it is complete."""
+        """Return True if the writer of the day's log has marked it complete."""
         ...
 
     def profile(self, log: DayLog) -> DayProfile:
-        """What the day's log looks like."""
+        """Return the profile of the day's log."""
         ...
 
     def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
-        """Metrics of checkpoints on the same rows of a day."""
+        """Return metrics of checkpoints on the same rows of a day."""
         ...
 
     def train(self, day: str, run: str) -> Manifest:
-        """Train a day to its end, from what is published, or from where that was cut off."""
+        """Train a day to its end, from the published checkpoint, or from the interrupted training's."""
         ...
 
 
 class RayWork:
-    """The product's: Ray Data reads, Ray Train's workers measure and train.
+    """Heavy parts on Ray: Ray Data reads, Ray Train's workers measure and train.
 
     Args:
         config: The project's configuration.
         line: The line.
-        stack: Ends the Ray that the first heavy part starts.
+        stack: Exit stack that ends the Ray of the first heavy part.
     """
 
     def __init__(self, config: Config, line: Line, stack: contextlib.ExitStack) -> None:
@@ -67,15 +67,15 @@ class RayWork:
             self._has_ray = True
 
     def logs(self, day: str) -> dict[str, DayLog]:
-        """The units of a day, and of the earlier days whose late labels are trained with it."""
+        """Return the units of a day, and of the earlier days whose late labels are trained with it."""
         return {part.log.day: part.log for part in parts_to_train(self._config, self._line, [day])}
 
     def has_success_marker(self, day: str) -> bool:
-        """Whether the writer of the day's log has said that it is complete."""
+        """Return True if the writer of the day's log has marked it complete."""
         return self._logs.exists(f"dt={day}/_SUCCESS")
 
     def profile(self, log: DayLog) -> DayProfile:
-        """What the day's log looks like, in one pass of data tasks over it."""
+        """Return the profile of the day's log, in one pass of data tasks over it."""
         self._need_ray()
         schema = self._config.log_schema
         total = DayProfile()
@@ -88,12 +88,12 @@ class RayWork:
         return total
 
     def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
-        """Metrics of checkpoints on the same rows of a day."""
+        """Return metrics of checkpoints on the same rows of a day."""
         self._need_ray()
         return measure(self._config, self._line, checkpoints, parts_to_train(self._config, self._line, [day]), rows)
 
     def train(self, day: str, run: str) -> Manifest:
-        """Train a day to its end, from what is published, or from where that was cut off."""
+        """Train a day to its end, from the published checkpoint, or from the interrupted training's."""
         self._need_ray()
         held = HeldLine(self._config, self._line, run)
         return train_days(self._config, [held], [day], 1)[0][0]

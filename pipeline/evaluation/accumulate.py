@@ -1,4 +1,4 @@
-"""What is measured of a model while batches come: the model's metrics, those of baselines and truth, and intervals."""
+"""Accumulation of metrics over batches: the model's, those of baselines and truth, and intervals."""
 
 import math
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ class Measured:
 
     Args:
         tasks: The declared tasks.
-        popularity: The baseline, if there is one.
-        gates: How the model's gates weigh its experts.
-        bootstrap: How intervals are drawn; None: there are none.
+        popularity: The popularity baseline, if any.
+        gates: Use of experts by the model's gates.
+        bootstrap: Resampling for intervals; None: no intervals.
 
     Attributes:
-        problem: Why a batch could not be measured, if one could not; the ranks go on together and tell each other then.
+        problem: First error of a batch, if any; the ranks continue together and exchange their errors at the end.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Measured:
         self._truth = [TaskMetrics(task) for task in tasks]
 
     def update(self, outputs: Tensor, batch: RankingBatch) -> None:
-        """Add a batch: the model's raw outputs, shape (B, sum of outputs), and what they are measured against."""
+        """Add a batch with the model's raw outputs, shape (B, sum of outputs)."""
         try:
             self._update(outputs, batch)
         except ValueError as error:
@@ -88,7 +88,7 @@ class Measured:
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
 
     def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
-        """The arguments of a `Measurement`, over the rows of all ranks; collective."""
+        """Return the arguments of a `Measurement`, over the rows of all ranks; collective."""
         merged = [merge_over_ranks(metrics, group) for metrics in (self._model, self._baseline, self._truth)]
         tasks = [
             {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
@@ -106,7 +106,7 @@ class Measured:
 
 
 def _ids(bags: JaggedTensor) -> Tensor:
-    """The one id of each row, -1 where there is none; shape (B,)."""
+    """Return the one id of each row, -1 for a row without one; shape (B,)."""
     lengths = bags.lengths()
     ids = torch.full_like(lengths, -1, dtype=torch.int64)
     ids[lengths > 0] = bags.values().to(torch.int64)
@@ -114,7 +114,7 @@ def _ids(bags: JaggedTensor) -> Tensor:
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:
-    """Add probabilities or values that somebody else predicts; multiclass tasks have no such baseline."""
+    """Add probabilities or values of a baseline; multiclass tasks have no such baseline."""
     if metrics.task.kind == "binary":
         values = values.clamp(_PROBABILITY_EPS, 1 - _PROBABILITY_EPS)
         metrics.update(values, torch.logit(values), labels, in_space, weight)
@@ -123,7 +123,7 @@ def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space
 
 
 def _finite(result: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a metric that is not finite is not defined."""
+    """Replace metrics that are not finite by None: JSON has no NaN."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
     }

@@ -1,12 +1,12 @@
 """Area under the ROC curve in bounded memory: a mergeable histogram whose bins adapt to where the scores are.
 
 A float32 score, read as an integer in the order of the floats, is a leaf of a binary tree of depth 32. The sketch keeps
-weights at nodes of that tree: at leaves, so exactly, while no more than `capacity` scores are distinct; beyond that it
-collapses the largest subtrees that weigh little into their lowest common ancestor. As in the q-digest (Shrivastava et
-al., "Medians and Beyond", SenSys 2004), a bin never moves: a score stays in the bin that contains it however often
-sketches are collapsed or merged, so errors do not add up over a billion rows, and later scores may be finer than
-earlier ones. Nodes are numbered in order (a leaf is 2 * key + 1, the root 2^32): one integer holds place and size, its
-lowest set bit, and sorted nodes are sorted scores.
+weights at nodes of that tree. Up to `capacity` distinct scores they are at leaves, so exact; beyond that, the sketch
+collapses the largest light subtrees into their lowest common ancestor. As in the q-digest (Shrivastava et al., "Medians
+and Beyond", SenSys 2004), a bin never moves: a score stays in the bin that contains it through all collapses and
+merges. So errors do not add up over a billion rows, and later scores may be finer than earlier ones. Nodes are numbered
+in order (a leaf is 2 * key + 1, the root 2^32): one integer holds the node's place and, as its lowest set bit, its
+size, and sorted nodes are sorted scores.
 """
 
 import numpy as np
@@ -21,8 +21,8 @@ class AucSketch:
     """Weight of positives and negatives per bin of scores.
 
     Args:
-        capacity: Bins; up to this many distinct scores the area is exact, ties included. Beyond, a bin holds at most
-            about 2 / capacity of all weight, so the error stays near 1 / capacity (`error_bound` knows it).
+        capacity: Number of bins; up to this many distinct scores the area is exact, ties included. Beyond, a bin holds
+            at most about 2 / capacity of all weight, so the error stays near 1 / capacity (see `error_bound`).
     """
 
     def __init__(self, capacity: int = 2**16) -> None:
@@ -43,9 +43,10 @@ class AucSketch:
         """Add rows; tensors on a GPU are copied to the host.
 
         Args:
-            scores: float32, anything that orders the rows; logits keep apart what a sigmoid would round to 1.
+            scores: float32 in the order of the rows' ranking; logits distinguish scores that a sigmoid would round to
+                1.
             labels: 1 for positives, 0 for negatives; a value between them splits the row's weight.
-            weights: At least 0; absent: 1.
+            weights: Weights of at least 0; absent: 1.
 
         Raises:
             ValueError: A score is NaN.
@@ -69,7 +70,7 @@ class AucSketch:
         self._add(other._nodes, other._weights)
 
     def auc(self) -> float | None:
-        """The chance that a positive's score is above a negative's, ties counted half; None where a class is absent."""
+        """Return the probability that a positive scores above a negative, ties counted half; None for one class."""
         self._consolidate()
         positive, negative = self._weights
         pairs = positive.sum() * negative.sum()
@@ -79,9 +80,10 @@ class AucSketch:
         return float(positive @ (below + negative / 2) / pairs)
 
     def error_bound(self) -> float | None:
-        """How far `auc` can be from the exact area: the share of pairs whose order the bins do not tell.
+        """Return a bound on the error of `auc`: the share of pairs whose order the bins do not determine.
 
-        These are pairs within one bin, counted half because they were, and pairs of a bin and one inside it.
+        These are pairs within one bin, at half their share since `auc` counts half, and pairs of a bin and one inside
+        it.
         """
         self._consolidate()
         positive, negative = self._weights
@@ -97,26 +99,26 @@ class AucSketch:
         return float((within + positive @ inside[1] + negative @ inside[0]) / pairs)
 
     def state(self) -> Float[Tensor, "3 bin"]:
-        """Everything, as one float64 tensor: node, positive weight, negative weight of each bin (nodes < 2^53)."""
+        """Return the state as one float64 tensor: node, positive weight, negative weight of each bin (nodes < 2^53)."""
         self._consolidate()
         return torch.from_numpy(np.concatenate([self._nodes[None].astype(np.float64), self._weights]))
 
     @classmethod
     def from_state(cls, state: Float[Tensor, "3 bin"], capacity: int = 2**16) -> "AucSketch":
-        """The sketch that `state` describes."""
+        """Return the sketch with a state."""
         sketch = cls(capacity)
         sketch._add(state[0].numpy().astype(np.int64), state[1:].numpy())
         return sketch
 
     def _add(self, nodes: np.ndarray, weights: np.ndarray) -> None:
-        """Put weights at nodes: (n,) and (2, n); sorted only once enough of them wait."""
+        """Add weights at nodes: (n,) and (2, n); they are sorted once enough are pending."""
         self._waiting.append((nodes, weights))
         self._num_waiting += len(nodes)
         if self._num_waiting > 4 * self._capacity:
             self._consolidate()
 
     def _consolidate(self) -> None:
-        """Sort what waits into the bins, and collapse light subtrees where that makes too many bins."""
+        """Sort pending weights into the bins, and collapse light subtrees if there are too many bins."""
         if self._num_waiting == 0:
             return
         nodes = np.concatenate([self._nodes, *(nodes for nodes, _ in self._waiting)])
@@ -131,7 +133,7 @@ class AucSketch:
 
 
 def _leaves(scores: np.ndarray) -> np.ndarray:
-    """The leaves of float32 scores, in the scores' order; 0 and -0 are one score."""
+    """Return the leaves of float32 scores, in the scores' order; 0 and -0 are one score."""
     bits = (scores + np.float32(0)).view(np.int32)
     keys = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
     return 2 * (keys.astype(np.int64) + (1 << 31)) + 1
@@ -150,11 +152,11 @@ def _collapse(nodes: np.ndarray, weights: np.ndarray, capacity: int) -> tuple[np
 def _light_runs(nodes: np.ndarray, cumulative: np.ndarray, limit: float) -> np.ndarray:
     """Cut sorted nodes into runs: the largest subtrees that weigh at most `limit`, and single nodes above those.
 
-    Walks down from the root through the subtrees that are heavier, a level at a time. A subtree is its middle, the
-    number of its root, and the range [begin, end) of its nodes.
+    The walk goes down from the root through the heavier subtrees, level by level. A subtree is its middle, the number
+    of its root, and the range [begin, end) of its nodes.
 
     Returns:
-        Where runs start, increasing; the first is 0.
+        Start indices of runs, increasing; the first is 0.
     """
     is_start = np.zeros(len(nodes) + 1, bool)
     is_start[0] = True
@@ -173,7 +175,7 @@ def _light_runs(nodes: np.ndarray, cumulative: np.ndarray, limit: float) -> np.n
 
 
 def _common_ancestors(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Lowest common ancestors of pairs of nodes, first <= last; a node is its own ancestor."""
+    """Return the lowest common ancestors of pairs of nodes, first <= last; a node is its own ancestor."""
     # frexp finds the highest bit in which the two differ: exact, since nodes are below 2^53.
     _, length = np.frexp((first ^ last).astype(np.float64))
     differing = np.left_shift(np.int64(1), np.maximum(length - 1, 0).astype(np.int64))

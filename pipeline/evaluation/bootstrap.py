@@ -1,10 +1,10 @@
-"""Intervals by bootstrap over users: what a metric would be, had other users come.
+"""Intervals by bootstrap over users: the spread of a metric over other samples of users.
 
-Rows of one user are alike, so whole users are drawn, not rows. Each of R resamples takes every user a number of times
-that is drawn from Poisson(1): in the limit of many users that is the bootstrap's drawing with replacement, and needs
-neither the users' number nor their rows together (Chamandy et al., "Estimating Uncertainty for Massive Data Streams",
-Google, 2012). The number is a pure function of (user, resample), so ranks need not talk, and two models measured on the
-same rows meet the same resamples.
+Rows of one user are correlated, so whole users are drawn, not rows. Each of R resamples takes every user a number of
+times drawn from Poisson(1). In the limit of many users this is the bootstrap's drawing with replacement, and it needs
+neither the number of users nor their rows together (Chamandy et al., "Estimating Uncertainty for Massive Data Streams",
+Google, 2012). The number is a pure function of (user, resample), so ranks need not communicate, and two models measured
+on the same rows get the same resamples.
 """
 
 import math
@@ -23,9 +23,9 @@ from pipeline.config.evaluation import BootstrapConfig
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.evaluation.table import metric_of
 
-_CAPACITY = 2**12  # bins of a resample's AUC: its error is far below what resampling itself leaves
-_ROWS = 2**14  # that wait until all resamples take them
-# Chances of at most 0, 1, 2, ... under Poisson(1); beyond 11 there are 7e-10 of them.
+_CAPACITY = 2**12  # bins of a resample's AUC: its error is far below the spread of the resamples
+_ROWS = 2**14  # number of rows that wait for a common pass over all resamples
+# Probabilities of at most 0, 1, 2, ... under Poisson(1); 7e-10 is left beyond 11.
 _POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
 
 Known = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -35,7 +35,7 @@ class Bootstrap:
     """Resampled metrics of several tasks, added up over batches.
 
     Args:
-        config: What is drawn.
+        config: Configuration of the resamples.
         tasks: The tasks, in order.
     """
 
@@ -49,10 +49,10 @@ class Bootstrap:
         """Add a batch of a task.
 
         Args:
-            task: Its number.
-            users: Who the rows' users are.
-            in_space: Which rows are in the task's sample space; of the others nothing is kept.
-            known: Predictions, scores, labels and weights, as `TaskMetrics.update` has them.
+            task: Number of the task.
+            users: Users of the rows.
+            in_space: Mask of the rows in the task's sample space; the others are dropped.
+            known: Predictions, scores, labels and weights, as in `TaskMetrics.update`.
         """
         chosen = in_space.cpu()
         predictions, scores, labels, weight = (tensor.detach().cpu()[chosen] for tensor in known)
@@ -71,7 +71,7 @@ class Bootstrap:
             metrics[task].update(predictions, scores, labels, everyone, counted)
 
     def results(self, group: dist.ProcessGroup) -> list[dict[str, Any]]:
-        """The interval of each task's metric, over the rows of all ranks; collective, and ends it."""
+        """Return the interval of each task's metric, over the rows of all ranks; collective. Ends the accumulation."""
         for task in range(len(self._waiting)):
             self._resample(task)
         drawn: list[list[float]] = [[] for _ in self._waiting]
@@ -83,7 +83,7 @@ class Bootstrap:
         return [self._interval(task, values) for task, values in zip(tasks, drawn, strict=True)]
 
     def _interval(self, task: TaskConfig, values: Sequence[float]) -> dict[str, Any]:
-        """Percentiles; none where the metric is not defined in a resample, of one class only for example."""
+        """Return percentiles; None if the metric is undefined in a resample, for example with one class only."""
         edge = (1 - self._config.level) / 2
         whole = len(values) == self._config.resamples
         low, high = np.quantile(values, [edge, 1 - edge]).tolist() if whole else (None, None)
@@ -92,11 +92,11 @@ class Bootstrap:
 
 
 def times_drawn(users: np.ndarray, salt: int) -> Float[np.ndarray, " batch"]:
-    """How often a resample takes each row's user: Poisson(1), by the hash of the user.
+    """Return each row's number of draws of its user in a resample: Poisson(1), by the hash of the user.
 
     Args:
         users: int64, shape (B,).
-        salt: Of the resample.
+        salt: Salt of the resample.
     """
     uniform = mix64(users.astype(np.uint64), salt).astype(np.float64) / 2.0**64
     return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on days: the model, what it has to beat and what it can at best reach, on the same rows."""
+"""Evaluation of a checkpoint on days: the model, its baseline and the best reachable figures, on the same rows."""
 
 import gc
 import logging
@@ -43,9 +43,9 @@ class Subject:
     """A model to measure.
 
     Args:
-        config: Its configuration.
-        line: Where its checkpoint is.
-        checkpoint: As the line names it.
+        config: Configuration of the model.
+        line: Line of the checkpoint.
+        checkpoint: Name of the checkpoint on the line.
     """
 
     config: Config
@@ -55,13 +55,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateJob:
-    """What every worker of an evaluation is given.
+    """Job of every worker of an evaluation.
 
     Args:
-        config: Whose features and tasks the rows are read with.
-        subjects: Each is measured in a pass of its own over the same rows.
-        parts: What is read.
-        popularity: The popularity baseline, if there is one.
+        config: Configuration whose features and tasks the rows are read with.
+        subjects: Models, each measured in a pass of its own over the same rows.
+        parts: Parts to read.
+        popularity: The popularity baseline, if any.
         board: A `ProgressBoard`, or None.
     """
 
@@ -80,20 +80,20 @@ def evaluate(
     Args:
         config: The project's configuration.
         days: ISO dates.
-        checkpoint: Its name below the line; None: the newest published.
+        checkpoint: Name of the checkpoint below the line; None: the newest published.
         popularity_days: Days of the popularity baseline; empty: none.
-        rows: All of them, or only those that are `held_out`.
+        rows: All rows, or only those that are `held_out`.
 
     Returns:
         The figures of the command's JSON line; `tasks` has one entry per task with the metrics of the model, of
         popularity and of the truth.
 
     Raises:
-        ConfigError: There is no such checkpoint.
+        ConfigError: The checkpoint does not exist.
         DataError: The logs or the checkpoint do not fit the configuration.
     """
     if popularity_days and config.evaluation.popularity is None:
-        raise ConfigError("days of a popularity baseline are given, and evaluation.popularity names no id feature")
+        raise ConfigError("days of a popularity baseline are given, but evaluation.popularity names no id feature")
     if rows == "held_out" and config.holdout is None:
         raise ConfigError("the hold-out is asked for, and the config has no section holdout")
     line = Line.of(config.root, config.line)
@@ -118,24 +118,24 @@ def measure_days(
 
 
 def listed_days(config: Config, days: Sequence[str], further: Sequence[str] = ()) -> list[DayLog]:
-    """The units of days, whose files have what is read to measure, and further columns."""
+    """Return the units of days, after a check that their files have the columns to measure, and further columns."""
     read = read_columns(config.log_schema.columns(with_truth=True), config.holdout)
     columns = list(dict.fromkeys([*read, *further]))
     return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
 
 
 def in_order(config: Config) -> IngestConfig:
-    """How a log is read that is not trained on: as it stands."""
+    """Return the reading of a log that is not trained on: in the order of the files."""
     return config.ingest.model_copy(update={"shuffle": ShuffleConfig(units=False, rows=False)})
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What was measured of one checkpoint.
+    """Metrics of one checkpoint.
 
     Args:
         tasks: One entry per task, with the metrics of the model, of popularity and of the truth.
-        expert_use: By module of gates: mean weight of each expert, per gate.
+        expert_use: Mean weight of each expert, per gate, by module of gates.
         expert_use_deviation: Standard deviation of that weight over the rows.
     """
 
@@ -156,10 +156,10 @@ def measure(
 
     Args:
         config: The project's configuration.
-        line: Where they are.
-        checkpoints: Complete and undamaged, as the line names them.
-        parts: What is read, with the tasks that are measured on it.
-        rows: All of them, or only those that are `held_out`.
+        line: Line of the checkpoints.
+        checkpoints: Names on the line of complete, undamaged checkpoints.
+        parts: Parts to read, with the tasks that are measured on each.
+        rows: All rows, or only those that are `held_out`.
         history: Days of the popularity baseline.
 
     Raises:
@@ -178,10 +178,10 @@ def measure_together(
     """Measure models, which share features and statistics, on the same rows, read by one group of workers.
 
     Args:
-        config: Whose features and tasks the rows are read with; each model has all of its tasks or some.
+        config: Configuration whose features and tasks the rows are read with; each model has all its tasks or some.
         subjects: The models.
-        parts: What is read, with the tasks that are measured on it.
-        rows: All of them, or only those that are `held_out`.
+        parts: Parts to read, with the tasks that are measured on each.
+        rows: All rows, or only those that are `held_out`.
         history: Days of the popularity baseline.
 
     Raises:
@@ -211,7 +211,7 @@ def measure_together(
 
 
 def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
-    """Measure what the stream brings; runs on every worker of Ray Train, and returns the metrics over all ranks."""
+    """Measure the rows of the stream; runs on every worker of Ray Train, and returns the metrics over all ranks."""
     job = settings["job"]
     config = job.config
     groups, device = begin_worker(config)
@@ -225,7 +225,7 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
                 measured[-1].gates.stop()
             if loaded is not None and not _same_shape(loaded.config, subject.config):
                 loaded = None
-                gc.collect()  # a pipeline and its model are in cycles: there may be no room for two of them
+                gc.collect()  # a pipeline and its model form reference cycles: memory may not hold two of them
             loaded = load(subject, loaded, groups, device)
             drawn, gates = config.evaluation.bootstrap, GateUse(loaded.state.model)
             measured.append(Measured(loaded.config.log_schema.tasks, job.popularity, gates, drawn))
@@ -238,12 +238,12 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A subject's model, and what runs it.
+    """A subject's model, and its pipeline.
 
     Args:
-        config: Its configuration.
-        state: The model.
-        pipeline: TorchRec's.
+        config: Configuration of the model.
+        state: Tensors of the model.
+        pipeline: TorchRec's pipeline.
     """
 
     config: Config
@@ -252,13 +252,13 @@ class Loaded:
 
 
 def _same_shape(one: Config, other: Config) -> bool:
-    """Whether a model can take another's weights."""
+    """Return True if one model's tensors can hold the other's weights."""
     elsewhere = {"name": one.name, "root": one.root, "line": one.line}
     return other.model_copy(update=elsewhere) == one
 
 
 def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.device) -> Loaded:
-    """A subject's model with its weights, in the one before it where there is one; collective."""
+    """Return a subject's model with its weights, in the tensors of the previous model if they fit; collective."""
     config = subject.config
     state = before.state if before else build_state(config, groups.training, device)
     loaded = Loaded(config, state, before.pipeline if before else build_train_pipeline(config, state, device))
@@ -268,16 +268,16 @@ def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.
 
 
 def passed_over(config: Config) -> str | None:
-    """What the log says of a unit that could not be read; None: that is an error."""
+    """Return the log's text for a unit that could not be read; None: an unreadable unit is an error."""
     return "not measured:" if config.ingest.on_bad_unit == "quarantine" else None
 
 
 @torch.no_grad()
 def measure_part(job: EvaluateJob, segment: Segment, groups: Groups, loaded: Loaded, measured: Any) -> str | None:
-    """Measure one part with a `Measured`, or what is used as one.
+    """Measure one part with a `Measured`, or an object of the same interface.
 
     Returns:
-        Why it could not be read, the same text on every rank.
+        The error of reading, the same text on every rank; None without one.
     """
     log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
     schema, pipeline = job.config.log_schema, loaded.pipeline

@@ -1,4 +1,4 @@
-"""How much gates use their experts, over the rows that are measured."""
+"""Use of experts by gates, over the measured rows."""
 
 import functools
 from typing import Any
@@ -11,10 +11,10 @@ from models.experts import Gates
 
 
 class GateUse:
-    """How much each gate uses each expert: moments of its weights over the rows that are measured.
+    """Use of each expert by each gate: moments of its weights over the measured rows.
 
     Args:
-        model: Its modules of kind `Gates` are watched.
+        model: Model whose modules of kind `Gates` are watched.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,13 +28,13 @@ class GateUse:
         ]
 
     def _note(self, name: str, module: nn.Module, inputs: Any, weights: Tensor) -> None:
-        self._newest.setdefault(name, []).append(weights)  # once for each slab of a batch
+        self._newest.setdefault(name, []).append(weights)  # once per slab of a batch
 
     def add(self, num_rows: int) -> None:
         """Count the newest batch, without its padding.
 
         Args:
-            num_rows: Rows of the batch that are none.
+            num_rows: Number of rows of the batch without padding.
         """
         self._num_rows += num_rows
         newest, self._newest = self._newest, {}
@@ -44,12 +44,12 @@ class GateUse:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def stop(self) -> None:
-        """Watch no longer; what has been counted stays."""
+        """Stop watching; the counts stay."""
         for hook in self._hooks:
             hook.remove()
 
     def moments(self, group: dist.ProcessGroup) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Mean and deviation of each expert's weight, per module and gate, over all ranks; collective; ends it."""
+        """Return mean and deviation of each expert's weight, per module and gate; collective. Ends the accumulation."""
         self.stop()
         count = torch.tensor(float(self._num_rows), dtype=torch.float64)
         dist.all_reduce(count, group=group)

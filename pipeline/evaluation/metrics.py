@@ -1,7 +1,7 @@
 """Metrics of a task in its own sample space: added up over batches, parts and ranks.
 
-Only rows in the space are ever looked at; what stands in the others (NaN labels, padding) cannot change a bit. A slice
-of the rows, a day or a device, is another `TaskMetrics` whose `in_space` is the space and the slice.
+Only rows in the space count; values outside it (NaN labels, padding) cannot change a bit. A slice of the rows, a day or
+a device, is another `TaskMetrics` whose `in_space` is the intersection of space and slice.
 """
 
 import math
@@ -23,8 +23,8 @@ _SUMS = {
     "regression": (*_COUNTED, *_VALUED),
     "multiclass": (*_COUNTED, "weight", "log_loss", "correct"),
 }
-_ROUNDING = 1e-12  # a variance below this share of the mean square is what rounding of equal float32 labels leaves
-_DISAGREEMENT = 0.01  # between predictions and scores: more than bfloat16 rounds away
+_ROUNDING = 1e-12  # rounding of equal float32 labels leaves a variance below this share of the mean square
+_DISAGREEMENT = 0.01  # between predictions and scores: more than the rounding of bfloat16
 _CAUSES = {
     "predictions": "the model has diverged, or overflows",
     "scores": "the model has diverged (a baseline's probabilities of 0 and 1 need torch.logit's eps)",
@@ -34,11 +34,11 @@ _CAUSES = {
 
 
 class TaskMetrics:
-    """One task's metrics over its sample space.
+    """Metrics of one task over its sample space.
 
     Args:
-        task: Its name is in errors, its kind says which metrics there are.
-        capacity: Bins of the AUC's sketch.
+        task: The task; its name is in errors, its kind determines the metrics.
+        capacity: Number of bins of the AUC's sketch.
     """
 
     def __init__(self, task: TaskConfig, capacity: int = 2**16) -> None:
@@ -54,20 +54,20 @@ class TaskMetrics:
         in_space: Bool[Tensor, " batch"],
         weight: Float[Tensor, " batch"],
     ) -> None:
-        """Add a batch; tensors on a GPU are copied to the host, so copy all tasks' at once before.
+        """Add a batch; tensors on a GPU are copied to the host, so copy those of all tasks at once before.
 
         Args:
             predictions: In the label's own unit: probabilities (of each class, shape (B, C), for multiclass tasks).
-            scores: The model's raw outputs, of the same shape: logits for binary and multiclass tasks. They rank the
-                rows and give the log loss; regression does not use them. A baseline's are `torch.logit` of its
+            scores: Raw outputs of the model, of the same shape: logits for binary and multiclass tasks. Scores rank
+                the rows and give the log loss; regression ignores them. A baseline's scores are `torch.logit` of its
                 probabilities.
             labels: In the label's own unit, the class index for multiclass tasks.
-            in_space: Which rows are in the task's sample space; nothing else of the others is read.
-            weight: At least 0.
+            in_space: Mask of the rows in the task's sample space; other rows are ignored.
+            weight: Weights of at least 0.
 
         Raises:
-            ValueError: A value in the space is NaN, infinite or a negative weight, or predictions are not those of
-                the scores.
+            ValueError: A value in the space is NaN, infinite or a negative weight, or predictions do not match the
+                scores.
         """
         chosen = in_space.detach().cpu()
         named = {"predictions": predictions, "scores": scores, "labels": labels, "weights": weight}
@@ -97,13 +97,13 @@ class TaskMetrics:
         self._ranking.merge(other._ranking)
 
     def state(self) -> Float[Tensor, " value"]:
-        """Everything, as one float64 tensor: the sums, then the ranking."""
+        """Return the state as one float64 tensor: the sums, then the ranking."""
         sums = torch.tensor(list(self._sums.values()), dtype=torch.float64)
         return torch.cat([sums, self._ranking.state().flatten()])
 
     @classmethod
     def from_state(cls, task: TaskConfig, state: Float[Tensor, " value"]) -> "TaskMetrics":
-        """The metrics that `state` describes."""
+        """Return the metrics with a state."""
         metrics = cls(task)
         num_sums = len(metrics._sums)
         metrics._sums = dict(zip(metrics._sums, state[:num_sums].tolist(), strict=True))
@@ -111,7 +111,7 @@ class TaskMetrics:
         return metrics
 
     def result(self) -> dict[str, float | int | None]:
-        """The metrics by name; None where one is not defined.
+        """Return the metrics by name; None for an undefined one.
 
         All kinds have rows (a count) and weight. Binary: positives (a count), auc, log_loss, normalised_entropy (log
         loss over the entropy of the mean label; He et al., "Practical Lessons from Predicting Clicks on Ads at
@@ -135,7 +135,7 @@ class TaskMetrics:
         return result
 
     def _refuse_bad(self, values: Mapping[str, Tensor]) -> None:
-        """Values in the space, by name; what cannot be measured names the task."""
+        """Check values in the space, by name; an error names the task."""
         task, num_rows = self.task, len(values["labels"])
         for name, value in values.items():
             num_bad = int((~value.isfinite()).sum())
@@ -161,9 +161,9 @@ class TaskMetrics:
 
 
 def merge_over_ranks(metrics: list[TaskMetrics], group: dist.ProcessGroup) -> list[TaskMetrics]:
-    """Metrics over the rows of all ranks; collective, and bit-equal on every rank.
+    """Return metrics over the rows of all ranks; collective, and bit-equal on every rank.
 
-    States are gathered a task at a time, which bounds the memory, and merged in the order of the ranks.
+    States are gathered task by task, which bounds the memory, and merged in the order of the ranks.
 
     Args:
         metrics: One per task, the same tasks in the same order on every rank; they stay as they are.
@@ -191,7 +191,7 @@ def _gather(tensor: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
 
 
 def _value_terms(predictions: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What is summed for labels that are numbers: each of shape (B,)."""
+    """Return the summed terms of labels that are numbers: each of shape (B,)."""
     error = predictions - labels
     return {
         "prediction": predictions,
@@ -203,7 +203,7 @@ def _value_terms(predictions: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _class_terms(predictions: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What is summed for labels that are classes: each of shape (B,)."""
+    """Return the summed terms of labels that are classes: each of shape (B,)."""
     classes = labels.to(torch.int64)
     return {
         "log_loss": F.cross_entropy(scores, classes, reduction="none"),
@@ -229,7 +229,7 @@ def _value_metrics(sums: Mapping[str, float]) -> dict[str, float | int | None]:
 
 
 def _entropy(mean_label: float | None) -> float | None:
-    """Of a coin that falls on 1 with this chance, in nats; None where there is one class only."""
+    """Return the entropy of a coin with this probability, in nats; None if there is one class only."""
     if mean_label is None or not 0 < mean_label < 1:
         return None
     return -mean_label * math.log(mean_label) - (1 - mean_label) * math.log1p(-mean_label)

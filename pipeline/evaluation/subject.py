@@ -1,4 +1,4 @@
-"""The checkpoint that is measured: which one, whether it is intact, and what encodes rows for it."""
+"""Checkpoint to measure: its choice, the check that it is intact, and its encoder of rows."""
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
@@ -10,10 +10,10 @@ from pipeline.log_passes.admission import read_vocabularies
 
 
 def published(line: Line) -> str:
-    """The newest published checkpoint.
+    """Return the newest published checkpoint.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No checkpoint is published.
     """
     latest = line.latest()
     if latest is None:
@@ -22,11 +22,11 @@ def published(line: Line) -> str:
 
 
 def complete_manifest(line: Line, checkpoint: str) -> Manifest:
-    """The manifest of a checkpoint that is there and intact.
+    """Return the manifest of a complete and intact checkpoint.
 
     Raises:
-        ConfigError: There is no such checkpoint.
-        DataError: Its files are not what the manifest says.
+        ConfigError: The checkpoint does not exist.
+        DataError: Its files do not match the manifest.
     """
     manifest = line.read_manifest(checkpoint)
     if manifest is None:
@@ -38,12 +38,12 @@ def complete_manifest(line: Line, checkpoint: str) -> Manifest:
 
 
 def encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:
-    """What encodes rows as it did for the training of a checkpoint, for measuring it.
+    """Return an encoder of rows for measuring a checkpoint, equal to that of its training.
 
     Args:
-        config: Whose features are those of the checkpoint, and whose tasks are at least its.
-        line: Where the checkpoint is.
-        manifest: Of the checkpoint.
+        config: Configuration with the checkpoint's features, and at least its tasks.
+        line: Line of the checkpoint.
+        manifest: Manifest of the checkpoint.
     """
     schema = config.log_schema
     known = read_vocabularies(*line.place(manifest.checkpoint), schema)

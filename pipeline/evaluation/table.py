@@ -1,4 +1,4 @@
-"""The table that says what a model is worth: per task, beside popularity and the best that anyone could reach."""
+"""Table of an evaluation: per task the model, beside popularity and the best reachable figures."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ _COLUMNS = ("task", "rows in space", "metric", "model", "popularity", "best", "s
 
 
 def metrics_table(result: dict[str, Any]) -> str:
-    """Lay out an evaluation.
+    """Format an evaluation.
 
     Args:
-        result: What `pipeline.evaluation.evaluate.evaluate` returned.
+        result: Result of `pipeline.evaluation.evaluate.evaluate`.
 
     Returns:
-        Lines of equal columns. A metric that is not defined (no positives, no rows) says so.
+        Lines of equal columns, with a note for undefined metrics (no positives, no rows).
     """
     rows = [_COLUMNS, *(_row(entry) for entry in result["tasks"])]
     widths = [max(len(row[place]) for row in rows) for place in range(len(_COLUMNS))]
@@ -25,12 +25,12 @@ def metrics_table(result: dict[str, Any]) -> str:
 
 
 def metric_of(kind: str) -> str:
-    """The metric that a kind of task is judged by."""
+    """Return the main metric of a kind of task."""
     return {"binary": "auc", "regression": "mse", "multiclass": "accuracy"}[kind]
 
 
 def share_of_gap(entry: dict[str, Any]) -> float | None:
-    """How far the model is from popularity (0) to the best reachable (1); None where one of them is not known."""
+    """Return the model's place between popularity (0) and the best reachable (1); None if one of them is unknown."""
     metric = metric_of(entry["kind"])
     model, popularity, best = (entry[name].get(metric) for name in ("model", "popularity", "truth"))
     if model is None or popularity is None or best is None or best == popularity:

@@ -1,1 +1,1 @@
-"""Reading a log: units, parts, deal, cursor, data source, plan of a stream, its receiving end, batcher."""
+"""Reading of a log: units, parts, deal, cursor, data source, plan of a stream, its receiving end, batcher."""

@@ -1,8 +1,7 @@
-"""The Ray Data source of units: one read task decodes and encodes a unit, which then travels as one row.
+"""Ray Data source of units: one read task decodes and encodes a unit, which then travels as one row.
 
-A row cannot be split, so no unit is: not by Ray's block sizes, not by its splitter. What a rank receives is a
-sequence of parcels: the start of a segment (a day of a pass), encoded units, blanks, or the reason why a unit
-could not be read.
+A row cannot be split by Ray's block sizes or its splitter, so no unit is. A rank receives a sequence of parcels: the
+start of a segment (a day of a pass), encoded units, blanks, or the error of a bad unit.
 """
 
 import contextlib
@@ -29,23 +28,23 @@ from pipeline.ingest.deal import row_order
 from pipeline.ingest.units import Unit, first_line, is_bad_file
 from pipeline.storage.files import Storage
 
-_SKIP_ROWS = 8192  # read at a time, at least
-_BUFFER_BYTES = 1 << 20  # of a column, read ahead from a local file
+_SKIP_ROWS = 8192  # minimum number of rows per read
+_BUFFER_BYTES = 1 << 20  # bytes of a column, read ahead from a local file
 
 Kind = Literal["start", "unit", "blank", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What travels from a data task to a rank as one row.
+    """Content of one row between a data task and a rank.
 
     Args:
         kind: `start` of a segment, a `unit`, a `blank`, or a `bad` unit.
         segment: Index of the segment.
-        unit: Index into the segment's units; -1 where there is none.
-        text: The segment's header as JSON, or what is wrong with a bad unit.
-        rows: The unit's encoded rows that the model has not seen; empty for other kinds.
-        read_at: When the data task read it, seconds since the epoch.
+        unit: Index into the segment's units; -1 for other kinds.
+        text: The segment's header as JSON, or the error of a bad unit.
+        rows: Encoded rows of the unit that the model has not seen; empty for other kinds.
+        read_at: Time of reading by the data task, in seconds since the epoch.
     """
 
     kind: Kind
@@ -56,14 +55,14 @@ class Parcel:
     read_at: float = 0.0
 
     def to_block(self, blank: EncodedRows) -> pa.Table:
-        """One Arrow row; `blank` gives the columns where there are no rows."""
+        """Return one Arrow row; `blank` gives the columns of a parcel without rows."""
         table = (self.rows or blank).to_arrow()
         head = json.dumps([self.kind, self.segment, self.unit, self.text, time.time()])
         return table.add_column(0, "parcel", pa.array([head]))
 
     @classmethod
     def from_block(cls, block: pa.Table) -> "Parcel":
-        """Read what `to_block` wrote; the rows are views of the block."""
+        """Read the block that `to_block` wrote; the rows are views of it."""
         kind, segment, unit, text, read_at = json.loads(block["parcel"][0].as_py())
         rows = EncodedRows.from_arrow(block.drop_columns(["parcel"])) if kind == "unit" else None
         return cls(kind, segment, unit, text, rows, read_at)
@@ -71,14 +70,14 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class PlannedParcel:
-    """One parcel to be made.
+    """Plan of one parcel.
 
     Args:
         kind: `start`, `unit`, `blank`, or a `bad` plan.
         segment: Index of the segment.
         unit: Index into the segment's units.
-        skip: Rows of the unit, in its row order, that the model has seen.
-        text: The header of a `start`, or what is wrong.
+        skip: Number of rows of the unit, in its row order, that the model has seen.
+        text: The header of a `start`, or the error.
     """
 
     kind: Kind
@@ -90,18 +89,18 @@ class PlannedParcel:
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """What every data task needs to know; put into the object store once.
+    """Common knowledge of all data tasks; put into the object store once.
 
     Args:
-        logs: Where the files are.
-        encoder: How rows are encoded.
+        logs: Storage of the files.
+        encoder: Encoder of rows.
         units: The units of each segment.
         passes: The pass of each segment.
         seed: The run's seed.
-        shuffle_rows: Whether rows are shuffled within their unit.
-        tasks: The tasks whose labels are read, of each segment; None: all.
-        holdout: Which rows are never trained; None: all are.
-        rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
+        shuffle_rows: True to shuffle rows within their unit.
+        tasks: Tasks of each segment whose labels are read; None: all.
+        holdout: Rows that are never trained; None: none.
+        rows: Rows with labels: those that are `trained`, or `all`; `held_out` reads the held-out rows only.
     """
 
     logs: Storage
@@ -116,11 +115,11 @@ class ReadPlan:
 
     @property
     def columns(self) -> list[str]:
-        """The log's columns that are read."""
+        """Names of the log's columns that are read."""
         return read_columns(self.encoder.columns, self.holdout)
 
     def unit_of(self, entry: PlannedParcel) -> Unit:
-        """The unit that an entry of kind `unit` names."""
+        """Return the unit of an entry of kind `unit`."""
         return self.units[entry.segment][entry.unit]
 
     def encode(self, columns: dict[str, pa.Array], segment: int) -> EncodedRows:
@@ -142,12 +141,12 @@ class ReadPlan:
 
 
 def read_columns(columns: Sequence[str], holdout: HoldoutConfig | None) -> list[str]:
-    """The log's columns that a run reads: those of the schema, and the one that says what is held out."""
+    """Return the log's columns that a run reads: those of the schema, and the column of the hold-out."""
     return list(dict.fromkeys([*columns, *([holdout.column] if holdout else [])]))
 
 
 def _without_labels(rows: EncodedRows, where: np.ndarray) -> EncodedRows:
-    """The rows, outside the tasks' spaces where `where`, of a shape that broadcasts to (N, K), is true."""
+    """Return the rows, outside the tasks' spaces if `where`, of a shape that broadcasts to (N, K), is true."""
     weights = None if rows.weights is None else np.where(where, np.float32(1), rows.weights)
     return replace(rows, labels=np.where(where, np.float32(np.nan), rows.labels), weights=weights)
 
@@ -156,7 +155,7 @@ class UnitDatasource(Datasource):
     """Parcels in a fixed order, grouped into read tasks.
 
     Args:
-        plan: What every task needs to know.
+        plan: Common knowledge of all tasks.
         tasks: Entries per task, in order.
     """
 
@@ -167,13 +166,13 @@ class UnitDatasource(Datasource):
         self._plan_ref: Any = None
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown: the encoded size depends on the schema."""
+        """Return None: the encoded size depends on the schema."""
         return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One read task per group of entries, whatever the parallelism asked for."""
+        """Return one read task per group of entries, for any requested parallelism."""
         if self._plan_ref is None:
             self._plan_ref = ray.put(self._plan)
         return [
@@ -214,7 +213,7 @@ def _run_task(plan_ref: Any, entries: tuple[PlannedParcel, ...]) -> Iterator[pa.
 
 
 def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[Parcel]:
-    """Make the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel that says why."""
+    """Yield the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel with the error."""
     reader: _RowGroupReader | None = None
     for entry in entries:
         if entry.kind != "unit":
@@ -227,7 +226,7 @@ def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[P
                     reader = _RowGroupReader(plan.logs, unit, plan.columns)
                 encoded = plan.encode(reader.read(unit), entry.segment)
         except DataError as error:
-            reader = None  # where a broken row group was left off is not known
+            reader = None  # the position in a broken row group is unknown
             yield Parcel("bad", entry.segment, entry.unit, text=str(error))
             continue
         order = row_order(unit, seed=plan.seed, pass_index=plan.passes[entry.segment], shuffle=plan.shuffle_rows)
@@ -242,7 +241,7 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
         Arrays of `unit.num_rows` by column name.
 
     Raises:
-        DataError: It cannot be read; names file and row group.
+        DataError: The unit cannot be read; names file and row group.
     """
     with named_unit(logs, unit):
         return _RowGroupReader(logs, unit, columns).read(unit)
@@ -250,7 +249,7 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
 
 @contextlib.contextmanager
 def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
-    """Give an error of reading or encoding the name of the unit; a storage that does not answer is no bad unit."""
+    """Add the unit's name to an error of reading or encoding; a storage that does not answer is not a bad unit."""
     try:
         yield
     except Exception as error:
@@ -261,18 +260,18 @@ def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
 
 
 class _RowGroupReader:
-    """Decodes a row group forwards, in the ranges that are asked for."""
+    """Reader of a row group, forwards, by ranges."""
 
     def __init__(self, logs: Storage, unit: Unit, columns: list[str]) -> None:
-        # A map of a file that somebody cuts short would end the process with a SIGBUS; a read ends with an error.
+        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
         source = logs.path(unit.file) if logs.is_local else logs.open_read(unit.file)
         buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
-        # Without the checksums, which its writer has to ask for, most flipped bytes of a page are read as other values.
+        # Without the optional checksums of a page, most flipped bytes are read as other values.
         self._file = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
         self._of = (unit.file, unit.row_group)
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        if not unit.whole:  # the first range asked for may be a last, short one: do not skip by its length
+        if not unit.whole:  # the first range may be a last, short one: do not skip by its length
             rows = max(unit.num_rows, _SKIP_ROWS)
             self._batches = self._file.iter_batches(
                 rows, row_groups=[unit.row_group], columns=columns, use_threads=False
@@ -281,11 +280,11 @@ class _RowGroupReader:
         self._next_row = 0
 
     def reaches(self, unit: Unit) -> bool:
-        """Whether the unit lies ahead in the same row group."""
+        """Return True if the unit lies ahead in the same row group."""
         return (unit.file, unit.row_group) == self._of and unit.first_row >= self._next_row
 
     def read(self, unit: Unit) -> dict[str, pa.Array]:
-        """The unit's rows, by column."""
+        """Return the unit's rows, by column."""
         if unit.whole:
             table = self._file.read_row_group(unit.row_group, columns=self._columns, use_threads=False)
         else:
@@ -300,7 +299,7 @@ class _RowGroupReader:
         return {name: _one_array(table[name]) for name in self._columns}
 
     def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
-        """The next rows of the row group; fewer at its end."""
+        """Return the next rows of the row group; fewer at its end."""
         taken = []
         while num_rows > 0:
             batch = self._pending.pop() if self._pending else next(self._batches, None)
@@ -317,6 +316,6 @@ class _RowGroupReader:
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     if column.num_chunks == 1:
-        return column.chunk(0)  # which combine_chunks would copy
+        return column.chunk(0)  # combine_chunks would copy it
     combined = column.combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined

@@ -1,8 +1,8 @@
-"""Which unit goes to which rank, in which order: a pure function of the day's units, the seed and the ranks.
+"""Deal of units to ranks, in order: a pure function of the day's units, the seed and the ranks.
 
-A lane is the list of units of one rank. Lanes are drawn from the day's start, so they do not depend on how fast
-anybody reads. Ray Data's splitter then has to reproduce them: a unit travels as one row, so that a splitter that
-gives to whoever has the fewest rows deals round and round; where a lane has no unit for its turn it gets a blank.
+A lane is the list of units of one rank. Lanes are drawn from the day's start, so they do not depend on the ranks'
+speed. Ray Data's splitter then has to reproduce them. It gives each row to the rank with the fewest rows; since a unit
+travels as one row, it deals round and round, and a lane without a unit for its turn gets a blank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Lanes = list[list[int]]
 
 
 def generator(seed: int, *parts: object) -> np.random.Generator:
-    """The random stream of a thing that has a name, e.g. (seed, "rows", pass, day, unit)."""
+    """Return the random generator of a named quantity, e.g. (seed, "rows", pass, day, unit)."""
     return np.random.Generator(np.random.Philox(key=salt_of("/".join(map(str, (seed, *parts))))))
 
 
@@ -27,9 +27,9 @@ def deal(
 
     Args:
         units: The day's units.
-        num_ranks: Ranks W.
+        num_ranks: Number of ranks W.
         order: Indices into `units`, each at most once.
-        missing: Rows that the model has not seen, by index; absent: all rows of every unit. Units without a
+        missing: Number of rows that the model has not seen, by index; absent: all rows of every unit. Units without a
             missing row are not dealt.
 
     Returns:
@@ -48,9 +48,9 @@ def deal(
 
 
 def unit_order(units: Sequence[Unit], *, seed: int, pass_index: int, day: str, shuffle: bool) -> list[int]:
-    """The order in which a day's units are dealt.
+    """Return the order in which a day's units are dealt.
 
-    Row groups are shuffled, the ranges of one row group stay together so that it is decoded once.
+    Row groups are shuffled; the ranges of one row group stay together so that it is decoded once.
     """
     groups: dict[tuple[str, int], list[int]] = {}
     for index, unit in enumerate(units):
@@ -63,7 +63,7 @@ def unit_order(units: Sequence[Unit], *, seed: int, pass_index: int, day: str, s
 
 
 def row_order(unit: Unit, *, seed: int, pass_index: int, shuffle: bool) -> np.ndarray:
-    """The order of the rows within a unit, so that "its first n rows" means the same at every resume.
+    """Return the order of the rows within a unit, so that "its first n rows" means the same at every resume.
 
     Returns:
         int64 of shape (unit.num_rows,).
@@ -74,15 +74,15 @@ def row_order(unit: Unit, *, seed: int, pass_index: int, shuffle: bool) -> np.nd
 
 
 def rounds(lanes: Lanes, rows: Mapping[int, int], slack_rows: int) -> list[list[int | None]]:
-    """Line the lanes up in turns, one entry a rank and turn; None is a blank.
+    """Align the lanes in turns, one entry per rank and turn; None is a blank.
 
-    A lane that is more than `slack_rows` ahead of the one furthest behind waits a turn: otherwise its units would
-    pile up in the object store while the others' were read.
+    A lane that is more than `slack_rows` ahead of the slowest lane waits a turn: otherwise its units would pile up in
+    the object store while the other lanes are read.
 
     Args:
         lanes: Indices of units, per rank.
-        rows: Rows that each unit will bring.
-        slack_rows: How far a lane may be ahead.
+        rows: Number of rows of each unit.
+        slack_rows: Maximum lead of a lane, in rows.
 
     Returns:
         Turns of W entries each; every lane's units appear once and in order.

@@ -1,8 +1,7 @@
-"""A bound on how often Ray Data's scheduling loop turns.
+"""Bound on the turn rate of Ray Data's scheduling loop.
 
-The loop waits for its tasks' output, and output that back-pressure holds back is there already: so while a model trains
-more slowly than its log is read, which is how it should be, the loop turns without a pause and takes a whole core from
-whatever else runs on the node.
+The loop waits for its tasks' output, and output held back by back-pressure is available already. So whenever a model
+trains more slowly than its log is read, as intended, the loop turns without a pause and takes a whole core of the node.
 """
 
 import time
@@ -14,12 +13,12 @@ _PERIOD_S = 0.02
 
 
 class PacedLoop(ExecutionCallback):
-    """Lets each turn of the loop take at least 20 ms; a turn passes on all output that is there and allowed."""
+    """Callback that makes each turn of the loop take at least 20 ms; a turn passes on all available, allowed output."""
 
     def __init__(self) -> None:
         self._turned_at = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep for what is left of the turn."""
+        """Sleep for the rest of the turn."""
         time.sleep(max(0.0, self._turned_at + _PERIOD_S - time.monotonic()))
         self._turned_at = time.monotonic()

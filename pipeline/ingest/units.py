@@ -32,8 +32,8 @@ class Unit:
         file: Path below the logs' prefix.
         row_group: Index of the row group.
         first_row: First row within the row group.
-        num_rows: Rows; at most `ingest.unit.max_rows`.
-        whole: Whether it is all of its row group.
+        num_rows: Number of rows; at most `ingest.unit.max_rows`.
+        whole: True if the unit is all of its row group.
     """
 
     day: str
@@ -45,20 +45,20 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """What the unit is called in cursors, audits and errors; a unit of other rows has another key."""
+        """Name of the unit in cursors, audits and errors; a unit of other rows has another key."""
         return f"{self.file}#{self.row_group}[{self.first_row}:{self.first_row + self.num_rows}]"
 
     @property
     def salt(self) -> int:
-        """The unit's part in the audit's hash."""
+        """The unit's salt in the audit's hash."""
         return salt_of(self.key)
 
 
 def audit_sum(salt: int, rows: np.ndarray) -> int:
-    """Sum modulo 2^64 of hash(unit, row number): equal sums and counts mean equal sets of rows.
+    """Return the sum modulo 2^64 of hash(unit, row number): equal sums and counts mean equal sets of rows.
 
     Args:
-        salt: `Unit.salt`.
+        salt: Salt of the unit, `Unit.salt`.
         rows: Row numbers within the unit, shape (N,).
     """
     return int(mix64(rows, salt).sum(dtype=np.uint64)) & _MASK
@@ -71,8 +71,8 @@ class DayLog:
     Args:
         day: ISO date.
         units: Never empty.
-        files: By path below the logs' prefix: size in bytes and fingerprint of the footer, which has the place, the
-            size and the extremes of every column of every row group.
+        files: Size in bytes and fingerprint of the footer, by path below the logs' prefix. The footer has the place,
+            the size and the extremes of every column of every row group.
     """
 
     day: str
@@ -81,7 +81,7 @@ class DayLog:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the day."""
+        """Number of rows of the day."""
         return sum(unit.num_rows for unit in self.units)
 
 
@@ -89,7 +89,7 @@ def parse_days(text: str) -> list[str]:
     """Read `2026-11-20` or `2026-11-14..2026-11-20` as ISO dates in order.
 
     Raises:
-        ConfigError: Not such a date or range.
+        ConfigError: The text is not such a date or range.
     """
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d)(?:\.\.(\d{4}-\d\d-\d\d))?", text)
     try:
@@ -110,23 +110,23 @@ def list_days(logs: Storage, days: Sequence[str], max_rows: int) -> list[DayLog]
         max_rows: Larger row groups are cut into ranges of this many rows.
 
     Raises:
-        DataError: A day that is missing or empty, or a file that is not readable Parquet.
+        DataError: A day is missing or empty, or a file is not readable Parquet.
     """
     return [_list_day(logs, day, max_rows)[0] for day in days]
 
 
 def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema, columns: list[str]) -> list[DayLog]:
-    """List the units of days and hold every file's schema against the declaration.
+    """List the units of days and check every file's schema against the declaration.
 
     Args:
         logs: Prefix with folders `dt=YYYY-MM-DD`.
         days: ISO dates.
-        max_rows: Larger row groups are cut.
-        schema: What a log line means.
+        max_rows: Larger row groups are cut into ranges of this many rows.
+        schema: Declared schema.
         columns: Names of the columns that will be read.
 
     Raises:
-        DataError: Names the file and what is wrong with it.
+        DataError: A file does not fit; names the file and the reason.
     """
     checked: list[pa.Schema] = []
     listed = []
@@ -177,31 +177,31 @@ def _footer(logs: Storage, file: str) -> tuple[pq.FileMetaData, pa.Schema, str]:
 
 
 def _mark(opened: BinaryIO, footer_bytes: int) -> str:
-    """What tells a file from another that has its name: a rewritten one has another footer, if not another size."""
+    """Return a fingerprint of a file: a rewritten one has another footer, if not another size."""
     size = opened.seek(0, 2)
     opened.seek(max(size - footer_bytes - _TAIL_BYTES, 0))
     return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
 
 
 def _check_rows(footer: pq.FileMetaData) -> None:
-    """Hold a footer, which has no checksum, against itself: a row group without rows would be left out in silence."""
+    """Check a footer, which has no checksum, for consistency: a row group without rows would be silently skipped."""
     groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
     if sum(groups) != footer.num_rows or min(groups, default=0) < 0:
         raise pa.ArrowInvalid(f"the footer says {footer.num_rows} rows, its row groups have {sum(groups)}")
 
 
 def is_bad_file(error: BaseException) -> bool:
-    """Whether an error of reading Parquet says that the file is bad, and not that the storage does not answer.
+    """Return True if a reading error means a bad Parquet file, and not a storage that does not answer.
 
     pyarrow reports damage as its own exceptions, as a bare OSError without a number, or, in the name of a column, as
-    text that is no UTF-8.
+    text that is not UTF-8.
     """
     damage = isinstance(error, pa.ArrowException | UnicodeDecodeError | FileNotFoundError | IsADirectoryError)
     return damage or (type(error) is OSError and error.errno is None)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its name where it says nothing."""
+    """Return the first line of an error's text; its class name if the text is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Admission: which ids of a day get rows of their own, counted by a pass over its units before it is trained."""
+"""Admission of a day's ids to rows of their own, counted by a pass over its units before training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What days have made of the vocabularies; all mappings are by table.
+    """Result of the days' updates of the vocabularies; all mappings are by table.
 
     Args:
-        vocabularies: What these days are to be encoded with, and the checkpoints of their training to be saved with.
+        vocabularies: Vocabularies that encode these days, saved with the checkpoints of their training.
         rows_to_reset: Rows that have another id now, increasing, int32; before the first step their weights and
-            optimizer state must start anew (`pipeline.trainer.sharding.reset_rows`). None: this was not counted but
-            read from a checkpoint of the days, in which they have.
-        figures: As `features.vocabulary.VocabularyUpdate` has them.
+            optimizer state must start anew (`pipeline.trainer.sharding.reset_rows`). None: read from a checkpoint of
+            the days, whose rows are reset already.
+        figures: Figures as in `features.vocabulary.VocabularyUpdate`.
     """
 
     vocabularies: dict[str, Vocabulary]
@@ -35,10 +35,10 @@ class Admission:
     figures: dict[str, dict[str, int]]
 
     def needed_resets(self) -> dict[str, np.ndarray]:
-        """Rows to reset in the checkpoint of the day before.
+        """Return the rows to reset in the checkpoint of the day before.
 
         Raises:
-            RuntimeError: It was gone back to although a checkpoint of the days was there: what to reset is not known.
+            RuntimeError: The run fell back to it although it began from a checkpoint of the days: the rows are unknown.
         """
         if self.rows_to_reset is None:
             raise RuntimeError("the days' own checkpoint is gone or damaged: start the same command again")
@@ -48,13 +48,13 @@ class Admission:
 def admit(config: Config, previous: Mapping[str, Vocabulary], day_logs: Sequence[DayLog]) -> Admission:
     """Update the vocabularies of all tables that declare one, within a running Ray session.
 
-    It is a pure function of the previous vocabularies and the rows of the days, so a run that is started again and
-    computes it again has the same.
+    The result is a pure function of the previous vocabularies and the rows of the days, so a restarted run computes the
+    same.
 
     Args:
         config: The project's configuration.
-        previous: Of the checkpoint that the days go on from, by table; empty where there is none.
-        day_logs: The days that are trained next; counted together, as seen on the newest of them.
+        previous: Vocabularies of the checkpoint that the days start from, by table; empty without one.
+        day_logs: Days that are trained next; counted together, as seen on the newest of them.
 
     Raises:
         DataError: A unit could not be read, or a table has become smaller.
@@ -75,17 +75,17 @@ def admit(config: Config, previous: Mapping[str, Vocabulary], day_logs: Sequence
 
 
 def vocabulary_files(vocabularies: Mapping[str, Vocabulary]) -> dict[str, bytes]:
-    """What a checkpoint holds of vocabularies, by name of the file."""
+    """Return a checkpoint's files of vocabularies, by name of the file."""
     return {_file_of(name): vocabulary.to_arrow() for name, vocabulary in vocabularies.items()}
 
 
 def read_vocabularies(line: Storage, checkpoint: str, schema: Schema) -> dict[str, Vocabulary]:
-    """The vocabularies of a checkpoint, by table; where a table has grown since, it has room for more.
+    """Return the vocabularies of a checkpoint, by table; a table that has grown since has room for more ids.
 
     Args:
         line: The folder of the line.
-        checkpoint: Its name below it.
-        schema: Of today.
+        checkpoint: Name of the checkpoint below that folder.
+        schema: Today's schema.
 
     Raises:
         DataError: A file is missing, damaged, or of another table, or a table has become smaller.
@@ -116,14 +116,14 @@ def _file_of(table: str) -> str:
 def count_ids(config: Config, day_logs: Sequence[DayLog]) -> dict[str, Counts]:
     """Count the ids of the tables that declare a vocabulary, over all id and sequence features that read them.
 
-    The parts are merged here, in the driver, which needs about 100 bytes a distinct id while it does.
+    The parts are merged in the driver, which then needs about 100 bytes per distinct id.
 
     Args:
         config: The project's configuration.
         day_logs: The days.
 
     Returns:
-        Keys, increasing, each once, uint64, and how often the encoder will look them up, int64, by table.
+        Keys, increasing, each once, uint64, and the numbers of lookups by the encoder, int64, by table.
 
     Raises:
         DataError: A unit could not be read, unless `ingest.on_bad_unit` is `quarantine`: then its ids do not count.

@@ -1,4 +1,4 @@
-"""A pass over units in Ray Data tasks, for what is computed of a log beside training on it."""
+"""Pass over units in Ray Data tasks, for computations on a log beside training."""
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ def map_units(days: Sequence[DayLog], work: Callable[[Unit], Any]) -> Iterator[A
     """Apply a function to every unit in data tasks.
 
     Args:
-        days: Whose units.
-        work: Picklable.
+        days: Days of the units.
+        work: Picklable function of a unit.
 
     Yields:
-        What it returned, in unit order; who takes one at a time does not hold them all.
+        Its results, in unit order; a consumer that takes one at a time does not hold them all.
 
     Raises:
-        DataError: It raised it, for this unit.
+        DataError: The function raised it for a unit.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -1,4 +1,4 @@
-"""The popularity baseline: the mean label of every id, in one pass over units."""
+"""Popularity baseline: the mean label of every id, in one pass over units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipeline.storage.files import Storage
 
 @dataclass(frozen=True, slots=True)
 class Popularity:
-    """The mean label of every id on some days, shrunk to the global mean: what a model has to beat.
+    """Mean label of every id on some days, shrunk to the global mean: the baseline of a model.
 
     Args:
         feature: The id feature.
@@ -30,7 +30,7 @@ class Popularity:
     overall: np.ndarray
 
     def scores(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Scores of rows.
+        """Return the scores of rows.
 
         Args:
             ids: Table rows of the feature's bags, one after the other.
@@ -48,11 +48,11 @@ class Popularity:
 
 
 def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], feature: str) -> Popularity:
-    """Mean labels per id over days, within a running Ray session.
+    """Return mean labels per id over days, within a running Ray session.
 
     Args:
         config: The project's configuration.
-        encoder: Encodes the same rows that training sees.
+        encoder: Encoder of the rows, as in training.
         days: The days.
         feature: An id feature.
     """

@@ -50,12 +50,12 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog]) -> Statistics:
-    """Statistics of a schema's features, within a running Ray session.
+    """Return the statistics of a schema's features, within a running Ray session.
 
     Args:
-        logs: Where the files are.
-        schema: Whose features to observe.
-        columns: Of the log, that are to be read: those of the features, at least.
+        logs: Storage of the files.
+        schema: Schema of the observed features.
+        columns: Columns of the log to read: those of the features, at least.
         days: The days.
 
     Raises:

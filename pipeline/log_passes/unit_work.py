@@ -1,4 +1,4 @@
-"""What data tasks compute of a unit beside encoding it for training; no torch, which costs each process 4 s."""
+"""Computations on a unit in data tasks, beside encoding it for training; no torch, which costs each process 4 s."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ Counts = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class ObserveUnit:
-    """Observes what the statistics of a schema are made of."""
+    """Statistics of a schema over one unit."""
 
     logs: Storage
     schema: Schema
     columns: tuple[str, ...]
 
     def __call__(self, unit: Unit) -> StatisticsAccumulator:
-        """What one unit adds to them."""
+        """Return the accumulated statistics of a unit."""
         accumulator = StatisticsAccumulator(self.schema)
         columns = read_unit(self.logs, unit, list(self.columns))
         with named_unit(self.logs, unit):
@@ -38,14 +38,14 @@ class ObserveUnit:
 
 @dataclass(frozen=True, slots=True)
 class SumLabels:
-    """Sums labels by the ids of one feature: what popularity is made of."""
+    """Sums of labels by the ids of one feature, for the popularity baseline."""
 
     logs: Storage
     encoder: Encoder
     place: int
 
     def __call__(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a unit with the sums of their labels and their rows in space, shape (n, 2, K)."""
+        """Return the ids of a unit with the sums of their labels and their rows in space, shape (n, 2, K)."""
         columns = read_unit(self.logs, unit, self.encoder.columns)
         with named_unit(self.logs, unit):
             encoded = self.encoder.encode(columns)
@@ -59,14 +59,14 @@ class SumLabels:
 
 @dataclass(frozen=True, slots=True)
 class CountIds:
-    """Counts the ids of the tables that declare a vocabulary, as the encoder will look them up."""
+    """Counts of the ids of tables that declare a vocabulary, as looked up by the encoder."""
 
     logs: Storage
     schema: Schema
     pass_over_bad: bool
 
     def __call__(self, unit: Unit) -> dict[str, Counts] | str:
-        """Counts by table; or why the unit could not be read, where such units are passed over."""
+        """Return counts by table; or the error of an unreadable unit, if such units are skipped."""
         try:
             return self._count(unit)
         except DataError as error:
@@ -91,7 +91,7 @@ class CountIds:
 
 @dataclass(frozen=True, slots=True)
 class ProfileUnit:
-    """Takes the figures that preflight holds against those of earlier days."""
+    """Figures of one unit for preflight."""
 
     logs: Storage
     schema: Schema
@@ -99,7 +99,7 @@ class ProfileUnit:
     pass_over_bad: bool
 
     def __call__(self, unit: Unit) -> DayProfile | str:
-        """The unit's figures; or why it could not be read, where training will quarantine it."""
+        """Return the unit's figures; or the error of an unreadable unit, if training will quarantine it."""
         try:
             return self._profile(unit)
         except DataError as error:

@@ -1,1 +1,1 @@
-"""A line that goes on with another schema or another model."""
+"""Continuation of a line with another schema or another model."""

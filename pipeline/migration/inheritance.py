@@ -1,6 +1,6 @@
-"""What a model takes over from a checkpoint of another one: tables whole, the dense part label by label.
+"""Inheritance of a model from a checkpoint of another: tables whole, the dense part label by label.
 
-Optimizer state goes with the weights that it belongs to. What is not taken over stays as a fresh model has it.
+Optimizer state is inherited with its weights. All other parts stay as in a fresh model.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ from pipeline.trainer.train_state import TrainState
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the tensors of a checkpoint mean.
+    """Declared meaning of a checkpoint's tensors.
 
     Args:
         log_schema: Tables, features and tasks.
         model: The dense part.
-        balancing: How the tasks' losses are balanced.
+        balancing: Balancing of the tasks' losses.
     """
 
     log_schema: Schema
@@ -41,11 +41,11 @@ class Declared:
 
     @classmethod
     def by(cls, config: Config) -> "Declared":
-        """What a configuration says of them."""
+        """Return the declarations of a configuration."""
         return cls(config.log_schema, config.model, config.loss_balancing)
 
     def layout(self) -> Layout:
-        """What every number of the dense part belongs to."""
+        """Return the owner of every number of the dense part."""
         model = self.model
         return declared_layout(
             self.log_schema, model.network, model.towers, JointLoss(balancing=self.balancing), around=model
@@ -53,12 +53,12 @@ class Declared:
 
 
 def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tensor]) -> None:
-    """Hold the tensors of a checkpoint against what its manifest says that they are.
+    """Check the tensors of a checkpoint against the declarations of its manifest.
 
     Args:
-        checkpoint: Its name.
-        declared: By its manifest.
-        stored: As `pipeline.checkpoint.read.stored_tensors` gives them.
+        checkpoint: Name of the checkpoint.
+        declared: Declarations of its manifest.
+        stored: Tensors as in `pipeline.checkpoint.read.stored_tensors`.
 
     Raises:
         DataError: A dense parameter or a table is missing, or has another shape.
@@ -76,7 +76,7 @@ def check_stored(checkpoint: str, declared: Declared, stored: Mapping[str, Tenso
 
 
 def compare(old: Declared, new: Declared) -> LayoutChange:
-    """Say what a model takes over from another, tables included."""
+    """Compare a model with the one that it inherits from, tables included."""
     before, after = old.layout(), new.layout()
     dense = compare_layouts(before, after, match_layouts(before, after))
     then, now = ({table.name: table for table in declared.log_schema.tables} for declared in (old, new))
@@ -93,16 +93,16 @@ def compare(old: Declared, new: Declared) -> LayoutChange:
 
 
 def kept_tables(old: Declared, new: Declared) -> list[str]:
-    """Tables of one name, width and mapping of ids, whose rows are still the same ids'.
+    """Return the tables of the same name, width and mapping of ids, whose rows still belong to the same ids.
 
-    Hashing spreads ids over all rows: of another number, each row is another's. A vocabulary may have grown.
+    Hashing spreads ids over all rows: another number of rows changes the id of each. A vocabulary may have grown.
     """
     then = {table.name: table for table in old.log_schema.tables}
     return [table.name for table in new.log_schema.tables if _why_new(table, then.get(table.name)) is None]
 
 
 def _why_new(table: TableConfig, old: TableConfig | None) -> str | None:
-    """Why a table cannot be kept; None if it can."""
+    """Return the reason for which a table cannot be kept; None if it can."""
     if old is None:
         return ""
     if old.dim != table.dim:
@@ -127,16 +127,16 @@ def _size(table: TableConfig) -> int:
 def inherit(
     state: TrainState, old: Declared, new: Declared, line: Storage, checkpoint: str, group: dist.ProcessGroup
 ) -> None:
-    """Take over from a checkpoint all that a fresh model has, too; collective.
+    """Load from a checkpoint all that a fresh model shares with it; collective.
 
-    Tables are loaded by every rank into its own shards. The dense part is loaded in full by every rank.
+    Every rank loads tables into its own shards, and the dense part in full.
 
     Args:
-        state: Freshly built; overwritten.
-        old: What the checkpoint's tensors are.
-        new: What `state` is.
+        state: Freshly built state; overwritten.
+        old: Declarations of the checkpoint's tensors.
+        new: Declarations of `state`.
         line: The folder of the line.
-        checkpoint: Its name, below the line.
+        checkpoint: Name of the checkpoint, below that folder.
         group: A process group that only checkpoints use.
     """
     allocate_optimizers(state)
@@ -155,9 +155,9 @@ def inherit(
 
 @torch.no_grad()
 def allocate_optimizers(state: TrainState) -> None:
-    """Allocate the optimizers' state as it is before the first step.
+    """Allocate the optimizers' state in its form before the first step.
 
-    Torch allocates it by stepping once without a gradient, which counts as a step, and moves what has weight decay.
+    Torch allocates it by a step without gradients, which counts as a step, and changes weights that decay.
     """
     named = state.model.named_parameters()
     dense = [parameter for name, parameter in named if table_of(name) is None]
@@ -171,9 +171,9 @@ def allocate_optimizers(state: TrainState) -> None:
 
 
 def _of_tables(live: Mapping[str, Any], old: Declared, new: Declared) -> dict[str, dict[str, Any]]:
-    """The live tensors of the tables that are kept, weights and optimizer state, by the names that they were saved by.
+    """Return the live tensors of the kept tables, weights and optimizer state, by the names in the checkpoint.
 
-    A table that an unpooled sequence reads now, or no longer, is in another collection and so has another name.
+    A table that an unpooled sequence has begun or ceased to read is in another collection and so has another name.
     """
     then, now = ({table.name: table for table in declared.log_schema.tables} for declared in (old, new))
     saved = {
@@ -187,14 +187,14 @@ def _of_tables(live: Mapping[str, Any], old: Declared, new: Declared) -> dict[st
 
 
 def _kinds(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One tensor of each kind that a dense optimizer keeps of every parameter."""
+    """Return one tensor of each kind that a dense optimizer keeps of every parameter."""
     return dict(next(iter(states.values()), {}))
 
 
 def _states_like(
     weights: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Room for an optimizer's state of some weights; its counts are numbers, all else has the weights' shape."""
+    """Allocate an optimizer's state for some weights; its counts are numbers, all else has the weights' shape."""
     kinds = _kinds(states)
     return {
         name: {kind: torch.empty_like(weight if tensor.dim() else tensor) for kind, tensor in kinds.items()}

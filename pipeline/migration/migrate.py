@@ -1,7 +1,7 @@
-"""Migration: a living line goes on with another schema or model, and keeps all that both have.
+"""Migration: a living line continues with another schema or model, and keeps all that both share.
 
-The published checkpoint becomes another one of the same day, for another configuration: nothing is trained. It is the
-day's next generation in the ledger.
+The published checkpoint is rewritten for another configuration, without training. The new checkpoint is of the same
+day, and the day's next generation in the ledger.
 """
 
 import contextlib
@@ -47,15 +47,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MigrateJob:
-    """What every worker of a migration is given.
+    """Job of every worker of a migration.
 
     Args:
         config: The new configuration.
-        line: Where the checkpoints are.
-        parent: The checkpoint that is migrated.
-        old: What its tensors are.
-        name: Of the new checkpoint, below the line.
-        manifest: What the new checkpoint says of itself.
+        line: Line of the checkpoints.
+        parent: The checkpoint to migrate.
+        old: Declarations of its tensors.
+        name: Name of the new checkpoint, below the line.
+        manifest: Manifest of the new checkpoint.
     """
 
     config: Config
@@ -67,18 +67,18 @@ class MigrateJob:
 
 
 def migrate(config: Config, checkpoint: str | None, statistics_days: Sequence[str] = ()) -> dict[str, Any]:
-    """Make of a checkpoint one for another configuration; what both have is kept, optimizer state included.
+    """Rewrite a checkpoint for another configuration; shared parts are kept, optimizer state included.
 
     Args:
         config: The new configuration, with the line's root and name.
-        checkpoint: Its name below the line, which has to be what is published; None: that.
+        checkpoint: Name of the published checkpoint below the line; None: any.
         statistics_days: ISO dates on which the statistics of new features are fitted; those of the others stay.
 
     Returns:
-        The figures of the command's JSON line: what is kept, new and dropped, in words and in numbers of parameters.
+        Figures of the command's JSON line: kept, new and dropped parts, in words and in numbers of parameters.
 
     Raises:
-        ConfigError: There is no such checkpoint, or the configuration cannot be migrated to.
+        ConfigError: The checkpoint does not exist, or the configuration cannot be migrated to.
         DataError: The checkpoint, or the log of the days of the statistics, does not fit, or another job holds the
             line.
     """
@@ -101,7 +101,7 @@ def migrate(config: Config, checkpoint: str | None, statistics_days: Sequence[st
 
 
 def _published(line: Line, asked: str | None) -> Manifest:
-    """What is published, if that is what is asked for."""
+    """Return the published checkpoint's manifest, after a check that it is the requested one."""
     latest = line.latest()
     if latest is None:
         raise ConfigError(f"{line.storage.url} has nothing published: train first")
@@ -123,7 +123,7 @@ def _published(line: Line, asked: str | None) -> Manifest:
 def _declared(manifest: Manifest) -> Declared:
     config = manifest.content["config"]
     schema, model = (json.dumps(config[section]) for section in ("schema", "model"))
-    balancing = config.get("loss_balancing", {"kind": "schedule"})  # older ones have no other
+    balancing = config.get("loss_balancing", {"kind": "schedule"})  # older configs have no other
     try:
         return Declared(
             Schema.model_validate_json(schema),
@@ -138,10 +138,10 @@ def _declared(manifest: Manifest) -> Declared:
 
 
 def _check_migration(config: Config, parent: Manifest) -> None:
-    """Refuse what would leave nothing to keep, or would keep what means something else.
+    """Check that the migration has parts to keep, and that their meaning is unchanged.
 
     Raises:
-        ConfigError: Says what differs.
+        ConfigError: A kept part has changed its meaning; names the difference.
     """
     then = parent.content["config"]
     kept = [("schema.hash_salt", then["schema"]["hash_salt"], config.log_schema.hash_salt, "every id has another row")]
@@ -159,15 +159,15 @@ def _check_migration(config: Config, parent: Manifest) -> None:
 
 
 def _meaning(feature: FeatureConfig) -> dict[str, Any]:
-    """What the statistics of a feature depend on."""
+    """Return all that the statistics of a feature depend on."""
     return feature.model_dump(include={"kind", "log1p", "num_buckets"}) | {"column": feature.source}
 
 
 def _missing_statistics(config: Config, parent: Manifest, days: Sequence[str]) -> list[FeatureConfig]:
-    """Features of which encoding needs statistics that the line does not have.
+    """Return the features that need statistics that the line does not have.
 
     Raises:
-        ConfigError: There are some and no days to fit them on, or none and days.
+        ConfigError: Such features have no days to fit them on, or days are given without such features.
     """
     known = _known_statistics(config, parent)
     missing: list[FeatureConfig] = [
@@ -185,7 +185,7 @@ def _missing_statistics(config: Config, parent: Manifest, days: Sequence[str]) -
 
 
 def _known_statistics(config: Config, parent: Manifest) -> dict[str, Any]:
-    """The line's statistics of features that still mean the same."""
+    """Return the line's statistics of features with an unchanged meaning."""
     then = {feature.name: _meaning(feature) for feature in _declared(parent).log_schema.features}
     now = {feature.name: _meaning(feature) for feature in config.log_schema.features}
     frozen = parent.content["statistics"] or {"numbers": {}}
@@ -200,7 +200,7 @@ def _days_of_statistics(config: Config, missing: Sequence[FeatureConfig], days: 
 
 
 def _schema_of(schema: Schema, features: Sequence[FeatureConfig]) -> Schema:
-    """A schema with some of its features only."""
+    """Return a schema with some of its features only."""
     read = {feature.table for feature in features if not isinstance(feature, DenseFeature)}
     tables = [table for table in schema.tables if table.name in read]
     return schema.model_copy(update={"features": list(features), "tables": tables, "slot": None})
@@ -213,7 +213,7 @@ def _columns(features: Sequence[FeatureConfig]) -> list[str]:
 def _statistics(
     config: Config, parent: Manifest, missing: Sequence[FeatureConfig], days: Sequence[DayLog]
 ) -> Statistics | None:
-    """The line's statistics with those of new features, and without those of features that are gone."""
+    """Return the line's statistics with those of new features, and without those of removed features."""
     schema, frozen = config.log_schema, parent.content["statistics"]
     fitted: dict[str, Any] = {"days": [], "rows": 0, "numbers": {}, "distinct_ids": {}, "missing_ids": {}}
     if missing:
@@ -242,7 +242,7 @@ def _write(
 ) -> Manifest:
     """Write the new checkpoint, within a running Ray session."""
     workers = config.workers
-    # Workers that are started again would write where those before them may still be writing: the command fails.
+    # Restarted workers would write to a place where earlier ones may still be writing: the command fails instead.
     once = workers.model_copy(update={"num": workers.fewest, "min": None, "max": None, "max_failures": 0})
     tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
     empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
@@ -259,7 +259,7 @@ def _write(
             raise DataError(reported["refused"])
     except BaseException as error:
         reason = " ".join(str(error).split())[:500]
-        with contextlib.suppress(OSError, DataError):  # a storage that is away may be why
+        with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
             line.end_attempts([parent.day], run, {"result": "failed", "reason": reason})
         raise
     line.end_attempts([parent.day], run, {"result": "done"})
@@ -269,7 +269,7 @@ def _write(
 
 
 def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: int) -> LedgerEntry:
-    """The next generation of the day that is published: what was read and measured stays, the checkpoint is another."""
+    """Enter the next generation of the published day: the read and measured figures stay, the checkpoint changes."""
     ledger = Ledger(line)
     old = ledger.newest()
     assert old is not None
@@ -283,9 +283,9 @@ def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: in
 
 
 def _manifest(config: Config, parent: Manifest, statistics: Statistics | None) -> dict[str, Any]:
-    """The parent's manifest, for other tensors: what was trained is the same, what it means now is the new config's.
+    """Return the parent's manifest for the new tensors: the same trained rows, with the new config's meaning.
 
-    `config.ingest` stays the parent's: it says how the day was read, and the audit reads it so again.
+    `config.ingest` stays the parent's: it describes the reading of the day, which the audit repeats.
     """
     content, schema = parent.content, config.log_schema
     before = dict(content["rows_in_space"])
@@ -305,7 +305,7 @@ def _manifest(config: Config, parent: Manifest, statistics: Statistics | None) -
 
 
 def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
-    """Build the new model, take over what it has of the old one, and save; runs on every worker of Ray Train."""
+    """Build the new model, inherit from the old one, and save; runs on every worker of Ray Train."""
     job = settings["job"]
     config, storage = job.config, job.line.storage
     old_place, old_name = job.line.place(job.parent)
@@ -325,7 +325,7 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
 
 
 def _vocabularies(job: MigrateJob) -> dict[str, Vocabulary]:
-    """The old ones of the tables that are kept; the others give out their rows from the next day on."""
+    """Return the old vocabularies of the kept tables; the others give out their rows from the next day on."""
     schema = job.config.log_schema
     kept = kept_tables(job.old, Declared.by(job.config))
     of_kept = schema.model_copy(update={"tables": [table for table in schema.tables if table.name in kept]})

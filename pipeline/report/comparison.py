@@ -1,4 +1,4 @@
-"""A comparison as tables and a page: Parquet for further work, Markdown for a review, HTML with its charts."""
+"""Comparison as tables and a page: Parquet for further work, Markdown for a review, HTML with its charts."""
 
 import io
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ td:first-child,th:first-child{text-align:left}code{font-size:12px}.charts{displa
 
 
 def to_parquet(outcomes: Sequence[Outcome]) -> bytes:
-    """One row per model, seed and task: the metric that the task is judged by, and calibration."""
+    """Return one row per model, seed and task: the task's main metric, and calibration."""
     rows = [
         {
             "model": outcome.model,
@@ -62,7 +62,7 @@ _PARQUET = pa.schema(
 
 
 def table_of(rows: Sequence[ModelRow], kinds: dict[str, str]) -> list[list[str]]:
-    """Cells, the head first: metrics with their spread, gains, size and rate.
+    """Return cells, the head first: metrics with their spread, gains, size and rate.
 
     Args:
         rows: The models.
@@ -80,20 +80,20 @@ def table_of(rows: Sequence[ModelRow], kinds: dict[str, str]) -> list[list[str]]
 
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> str:
-    """Cells, the head first, as Markdown."""
+    """Format cells, the head first, as Markdown."""
     head, *lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([head, f"|{'---|' * len(cells[0])}", *lines])
 
 
 def signed(spread: Spread) -> str:
-    """Four digits with their sign, and the spread where there is one."""
+    """Format a mean with four digits and its sign, and its spread if known."""
     if spread.mean is None:
         return "undefined"
     return f"{spread.mean:+.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
 
 
 def to_markdown(rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan) -> str:
-    """The table, what was compared, and the verdicts."""
+    """Format the table, the plan, and the verdicts."""
     lines = [f"# Comparison {plan.name}", "", _what(plan), "", markdown_table(table_of(rows, kinds))]
     lines += ["", *(f"* {text}" for text in verdicts(rows).values()), ""]
     lines += [f"* {row.model}: `{row.setting}`" for row in rows]
@@ -101,7 +101,7 @@ def to_markdown(rows: Sequence[ModelRow], kinds: dict[str, str], plan: Compariso
 
 
 def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan) -> str:
-    """The page: table, verdicts, the seesaw and the use of experts."""
+    """Format the page: table, verdicts, the seesaw and the use of experts."""
     parts = [
         f"<h1>Comparison {escape(plan.name)}</h1><p>{escape(_what(plan))}</p>",
         _table(table_of(rows, kinds)),
@@ -136,7 +136,7 @@ def _what(plan: ComparisonPlan) -> str:
 
 
 def span(days: Sequence[str]) -> str:
-    """A day, or the first and the last."""
+    """Format a day, or the first and the last."""
     return days[0] if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 
@@ -148,7 +148,7 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _seesaw(rows: Sequence[ModelRow], tasks: Sequence[str]) -> str:
-    """Gain of one task against the gain of another, for every pair of tasks."""
+    """Draw the gain of one task against the gain of another, for every pair of tasks."""
     charts = []
     for a, b in combinations(tasks, 2):
         points = [_point(row, a, b) for row in rows if row.gains is not None]
@@ -170,7 +170,7 @@ def _point(row: ModelRow, a: str, b: str) -> Point | None:
 
 
 def _expert_use(outcomes: Sequence[Outcome]) -> str:
-    """Mean and deviation of every gate's weights, of each model's first seed."""
+    """Draw mean and deviation of every gate's weights, for each model's first seed."""
     first = {outcome.model: outcome for outcome in reversed(outcomes) if outcome.expert_use}
     parts = []
     for outcome in reversed(first.values()):
@@ -195,7 +195,7 @@ def _gate_bars(title: str, means: Sequence[float], deviations: Sequence[float]) 
 def write_report(
     storage: Any, outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan
 ) -> dict[str, str]:
-    """Write all three into a comparison's folder; where each is, by form."""
+    """Write all three into a comparison's folder; return their places by form."""
     files = {
         "parquet": ("table.parquet", to_parquet(outcomes)),
         "markdown": ("table.md", to_markdown(rows, kinds, plan).encode()),

@@ -1,4 +1,4 @@
-"""An experiment's cases as one Markdown file, each case with a page of its own."""
+"""Report of an experiment: its cases in one Markdown file, each case with a page of its own."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from pipeline.studies.experiment import CaseResult, ExperimentConfig, mean_gains
 
 
 def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> str:
-    """One table a case, then the gains over all cases."""
+    """Format one table per case, then the gains over all cases."""
     plan = results[0].case.plan
     lines = [f"# Experiment {experiment.name}", ""]
     lines += [f"Trained on {span(plan.train_days)} in one pass, measured on {span(plan.test_days)}.", ""]
@@ -36,7 +36,7 @@ def _seeds(count: int) -> str:
 
 
 def write_experiment(experiment: ExperimentConfig, results: Sequence[CaseResult]) -> dict[str, str]:
-    """Write each case's table and page, and the file, which is part.md if these are not all cases; where that is."""
+    """Write each case's table and page, and the file (part.md for a subset of the cases); return the places of all."""
     storage = results[0].storage
     for result in results:
         name = result.case.name

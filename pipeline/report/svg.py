@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; then again, with another mark.
+# Okabe and Ito's colours, distinct for colour-blind eyes too; then again, with another mark.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TEXT, _GRID = "#333", "#ddd"
 _SIZE, _MARGIN = 340, 62
@@ -17,9 +17,9 @@ class Point:
     """A mark of a scatter, with the half-widths of its cross.
 
     Args:
-        name: What it is called.
-        x: To the right.
-        y: Upwards.
+        name: Name of the mark.
+        x: Coordinate to the right.
+        y: Coordinate upwards.
         dx: Spread of x; 0: none.
         dy: Spread of y; 0: none.
     """
@@ -36,9 +36,9 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, quadrants: tupl
 
     Args:
         points: At least one.
-        x_label: Below.
-        y_label: On the left.
-        quadrants: What is called what: upper right, upper left, lower left, lower right.
+        x_label: Label below.
+        y_label: Label on the left.
+        quadrants: Names of the quadrants: upper right, upper left, lower left, lower right.
 
     Returns:
         An `<svg>` element.
@@ -90,9 +90,9 @@ def bars(title: str, names: Sequence[str], means: Sequence[float], deviations: S
     """Draw shares between 0 and 1, with a whisker of one deviation to each side.
 
     Args:
-        title: Above.
-        names: Of the bars.
-        means: Their lengths.
+        title: Title above the bars.
+        names: Names of the bars.
+        means: Lengths of the bars.
         deviations: Half-lengths of the whiskers.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Users' vectors as Parquet: one row for each user of some days, computed by a checkpoint that has a user's side."""
+"""Users' vectors as Parquet: one row per user of some days, computed by a checkpoint with a user tower."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,18 +31,18 @@ from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import begin_worker
 
 OutputPlace = tuple[int, int, int]
-"""Where a row stands: part, unit, row within it."""
+"""Place of a row: part, unit, row within it."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorsJob:
-    """What every worker is given.
+    """Job of every worker.
 
     Args:
         reading: The pass over the days.
-        logs: The logs; made where the command runs, since a relative path means another place in a worker.
+        logs: Storage of the logs, built by the command, since a relative path means another place in a worker.
         column: The log's column of users' ids.
-        out: Where the files go.
+        out: Storage of the written files.
     """
 
     reading: EvaluateJob
@@ -56,25 +56,24 @@ def write_user_vectors(
 ) -> dict[str, Any]:
     """Compute a vector for each user of some days, and write them to Parquet files.
 
-    Of a user with several rows the last one counts, in the order of days, files and rows: our reading, as a log is in
-    order of time.
+    The last row of a user counts, in the order of days, files and rows: our reading, as a log is in order of time.
 
     Args:
         config: The project's configuration.
         days: ISO dates, in order.
-        out: Directory or s3:// prefix that has no files yet.
+        out: Directory or s3:// prefix without files.
         column: The log's column of users' ids; rows without one are left out.
-        checkpoint: Its name below the line; None: the newest published.
+        checkpoint: Name of the checkpoint below the line; None: the newest published.
 
     Returns:
         The figures of the command's JSON line.
 
     Raises:
-        ConfigError: The model has no user's side, there is no such checkpoint, or something is there already.
+        ConfigError: The model has no user tower, the checkpoint does not exist, or the target is not empty.
         DataError: The logs or the checkpoint do not fit the configuration.
     """
     if config.model.user is None:
-        raise ConfigError("the config has no section model.user: nothing of the model is computed once for a user")
+        raise ConfigError("the config has no section model.user: the model computes no user vectors")
     target = Storage(out)
     if target.names():
         raise ConfigError(f"{target.url} is not empty: name another directory, or remove what is there")
@@ -104,7 +103,7 @@ def _compute(config: Config, plan: RunPlan, reading: EvaluateJob, column: str, o
 
 
 def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
-    """Compute the vectors of what the stream brings; runs on every worker of Ray Train."""
+    """Compute the vectors of the stream's rows; runs on every worker of Ray Train."""
     job, reading = settings["job"], settings["job"].reading
     config = reading.config
     groups, device = begin_worker(config)
@@ -122,17 +121,17 @@ def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
 
 
 class UserVectors:
-    """The newest vector of every user that this rank has seen.
+    """Newest vector of every user that this rank has seen.
 
-    It holds one vector for each of them, some 4 bytes times its width and 200 more.
+    A vector takes 4 bytes times its width, and some 200 more.
 
     Args:
-        model: Its module of kind `UserArch` is watched.
-        logs: Where ids are read from: a batch has only their rows in a table, of which several may share one.
-        column: The column of ids.
+        model: Model whose module of kind `UserArch` is watched.
+        logs: Storage to read ids from: a batch has only their table rows, which several ids may share.
+        column: Name of the column of ids.
 
     Attributes:
-        problem: Why a batch's ids could not be read, if they could not; the ranks go on together.
+        problem: First error of reading a batch's ids, if any; the ranks continue together.
     """
 
     def __init__(self, model: nn.Module, logs: Storage, column: str) -> None:
@@ -150,11 +149,11 @@ class UserVectors:
         self._newest = vectors
 
     def begin_part(self, number: int, part: Part) -> None:
-        """Say which units the next batches are of."""
+        """Set the part, and so the units, of the next batches."""
         self._part, self._open, self._units = number, -1, part.log.units
 
     def update(self, outputs: Tensor, batch: RankingBatch) -> None:
-        """Keep the vectors of a batch that has just been computed."""
+        """Keep the vectors of the batch just computed."""
         try:
             self._update(self._newest.detach().to("cpu", torch.float32).numpy(), batch)
         except DataError as error:
@@ -181,7 +180,7 @@ class UserVectors:
         """Write the users whose last row this rank has seen, in a file of its own; collective.
 
         Returns:
-            How many users there are on all ranks.
+            Number of users on all ranks.
         """
         gathered: list[Any] = [None] * dist.get_world_size()
         kind = self._ids.type if self._found else None

@@ -1,8 +1,8 @@
-"""Where a root, its checkpoints and the logs live: a local directory or an s3:// prefix, behind few operations.
+"""Storage of a root, its checkpoints and the logs: a local directory or an s3:// prefix, with few operations.
 
-A file is either there whole or not there. Exclusive creation and compare-and-swap are a lock-free hard link and a
-locked rename on a local disk, conditional puts on S3. What was reported as written survives a power cut. Credentials
-and endpoint come from the environment or the instance's role, never from a config.
+A file is either complete or absent. Exclusive creation and compare-and-swap are a lock-free hard link and a locked
+rename on a local disk, conditional puts on S3. A file reported as written survives a power cut. Credentials and
+endpoint come from the environment or the instance's role, never from a config.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.config.urls import check_url
 
 _READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
-# Of a conditional put: somebody was first, or has removed the file that was to be replaced.
+# Answers to a conditional put: another writer was first, or has removed the file to be replaced.
 _CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
@@ -27,11 +27,11 @@ class Storage:
     """Files under one prefix.
 
     Args:
-        url: A local directory or `s3://bucket/prefix`. A directory's path is made absolute at once: a worker that the
-            storage travels to may have another working directory.
+        url: A local directory or `s3://bucket/prefix`. A directory's path is made absolute at once: a worker that
+            receives the storage may have another working directory.
 
     Raises:
-        ConfigError: Another kind of url.
+        ConfigError: The url is of another kind.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,19 +50,19 @@ class Storage:
         return Storage, (self.url,)
 
     def path(self, name: str = "") -> str:
-        """The path of a file or folder as the file system knows it."""
+        """Return the path of a file or folder as the file system knows it."""
         return f"{self._prefix}/{name}" if name else self._prefix
 
     def under(self, name: str) -> "Storage":
-        """The storage below a folder."""
+        """Return the storage below a folder."""
         return Storage(f"{self.url}/{name}")
 
     def sibling(self, name: str) -> "Storage":
-        """The storage of a folder beside this one."""
+        """Return the storage of a folder beside this one."""
         return Storage(f"{self.url.rpartition('/')[0]}/{name}")
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there."""
+        """Return True if a file or folder exists."""
         try:
             self.filesystem.info(self.path(name))  # `exists` of s3fs takes any error of a bucket for its absence
         except (FileNotFoundError, NotADirectoryError):
@@ -70,10 +70,9 @@ class Storage:
         return True
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files and folders directly in a folder, sorted; empty where there is no such folder.
+        """Return the names of the files and folders directly in a folder, sorted; empty if the folder does not exist.
 
-        Names that begin with a dot are left out, as readers of data sets do: among them are what is just being
-        written, and locks.
+        Names that begin with a dot are left out, as in readers of data sets: files in the course of writing, and locks.
         """
         path = self.path(folder)
         try:
@@ -85,14 +84,14 @@ class Storage:
         return sorted(name for name in names if not name.startswith("."))
 
     def open_read(self, name: str) -> BinaryIO:
-        """Open for reading, mostly forwards."""
+        """Open a file for reading, mostly forwards."""
         return self.filesystem.open(self.path(name), "rb", block_size=_READ_AHEAD)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file.
+        """Return the bytes of a file.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: The file does not exist.
         """
         return self.filesystem.cat_file(self.path(name))
 
@@ -105,10 +104,10 @@ class Storage:
             os.replace(temporary, self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless it is there already; of racing writers one wins.
+        """Write a file unless it exists; one of several racing writers wins.
 
         Returns:
-            Whether this call created it.
+            True if this call created the file.
         """
         if not self.is_local:
             return self._conditional_put(name, data, mode="create")
@@ -120,7 +119,7 @@ class Storage:
         return True
 
     def read_versioned(self, name: str) -> tuple[bytes, str] | None:
-        """A file's bytes and the version to hand to `replace`; None where there is none."""
+        """Return a file's bytes and the version to pass to `replace`; None without a file."""
         try:
             if self.is_local:
                 data = self.read(name)
@@ -134,8 +133,8 @@ class Storage:
         """Compare and swap: write only if the file still has the version (None: is still absent).
 
         Returns:
-            Whether it was written. False also if, on S3, it was, the answer was lost, and before the put could be sent
-            again somebody replaced the file in turn.
+            True if the file was written. On S3 also False in one rare case: it was written, the answer was lost, and
+            another writer replaced the file before the put could be sent again.
         """
         if version is None:
             return self.create(name, data)
@@ -158,10 +157,10 @@ class Storage:
             self.filesystem.rm(self.path(folder), recursive=True)
 
     def sync(self, folder: str = "") -> None:
-        """Let what was written and flushed past this class survive a power cut; S3 needs nothing.
+        """Let files that were written and flushed past this class survive a power cut; S3 needs nothing.
 
         Args:
-            folder: Its entries are flushed, and those of the folders above it, up to the one that has the storage's.
+            folder: Folder whose entries are flushed, with those of the folders above it, up to the storage's parent.
         """
         if self.is_local:
             top = Path(self._prefix).parent
@@ -177,15 +176,15 @@ class Storage:
             # s3fs turns a failed condition into OSError 22, and a dozen real errors as well.
             if error_code(error) not in _CONDITION_FAILED:
                 raise
-            # A put that was carried out, but whose answer was lost, is sent again and is refused because of itself.
+            # A completed put with a lost answer is sent again, and is refused because of itself.
             return self.filesystem.writer_of(self.path(name)) == own
         return True
 
     @contextlib.contextmanager
     def _complete_file(self, name: str, data: bytes) -> Iterator[str]:
-        """A temporary file beside the named one, written and flushed to the disk, to be put in its place.
+        """Write a temporary file beside the named one, flush it to the disk, and yield it for a move or a link.
 
-        It is removed if it is still there at the end, and what was made of it then survives a power cut.
+        A file left at the end is removed; a moved or linked one then survives a power cut.
         """
         folder = Path(self.path(name)).parent
         top = _make_folder(folder, Path(self._prefix))
@@ -204,7 +203,7 @@ class Storage:
 
 
 def _make_folder(folder: Path, prefix: Path) -> Path:
-    """Make a folder; returns the highest folder whose entries may be new: another process may have just made one."""
+    """Make a folder; return the highest folder whose entries may be new: another process may have just made one."""
     top = folder
     while not top.exists():
         top = top.parent

@@ -1,4 +1,4 @@
-"""What steps of a long piece of work have found, kept, so that a job started again goes on."""
+"""Kept results of the steps of a long job, so that a restarted job continues."""
 
 import hashlib
 import json
@@ -14,47 +14,47 @@ from pipeline.storage.sealed_json import seal, unseal
 class KeptResults:
     """Results of steps, in one folder.
 
-    A result holds for the inputs that it was made from; with others, the step is done again.
+    A result holds for its inputs; with other inputs, the step is done again.
 
     Args:
-        storage: Of a line, or of a comparison.
-        folder: Below it.
+        storage: Storage of a line, or of a comparison.
+        folder: Folder below the storage.
     """
 
     storage: Storage
     folder: str
 
     def done(self, name: str, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a step, which is done if it has not been.
+        """Return the result of a step; do the step if no result is kept.
 
         Args:
             name: The step's name.
             inputs: All that the result depends on, as JSON.
-            work: Does the step; returns JSON.
+            work: Function that does the step; returns JSON.
         """
         found = self.found(name, inputs)
         return self.keep(name, inputs, work()) if found is None else found
 
     def keep(self, name: str, inputs: Any, result: Any) -> Any:
-        """Keep what a step has found for these inputs, as JSON; returns it."""
+        """Keep the result of a step for these inputs, as JSON; return it."""
         self.storage.write(self._path(name), seal({"inputs": _digest(inputs), "result": result}))
         return result
 
     def found(self, name: str, inputs: Any) -> Any | None:
-        """What a step has found for these inputs; None if it has not been done."""
+        """Return the kept result of a step for these inputs; None if there is none."""
         try:
             kept = unseal(self.storage.read(self._path(name)))
-        except (FileNotFoundError, ValueError):  # a damaged one is made again
+        except (FileNotFoundError, ValueError):  # a damaged result is made again
             return None
         return kept["result"] if kept["inputs"] == _digest(inputs) else None
 
     def accepted(self, name: str, inputs: Any, reason: str | None) -> str | None:
-        """Why somebody has accepted what a check found, for these inputs; a reason given now is kept.
+        """Return the reason for accepting a check's findings, for these inputs; keep a reason given now.
 
         Args:
             name: The check's name.
-            inputs: What was looked at, as JSON.
-            reason: Given now; None: nothing was said.
+            inputs: Inputs of the check, as JSON.
+            reason: Reason given now; None: no reason.
         """
         step = f"accept-{name}"
         return self.found(step, inputs) if reason is None else self.keep(step, inputs, reason)

@@ -1,8 +1,8 @@
-"""S3 for a run: a server that is away for a while is waited for, what it refuses is said at once and in one line.
+"""S3 for a run: waits for a server that is away for a while, and reports a refusal at once and in one line.
 
-s3fs alone gives up a refused connection at once and an answer of 500 within seconds, and where it does try again, it
-does so for each request anew. Here every request, with the body of its answer, is tried until it succeeds or the
-server has been away for `WAIT_S`, and all requests of a process share that clock.
+s3fs alone gives up a refused connection at once and an answer of 500 within seconds, and its retries count anew for
+each request. Here every request, with the body of its answer, is tried until it succeeds or the server has been away
+for `WAIT_S`. All requests of a process share that clock.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from features.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 WAIT_S = 90.0
-"""How long a server may be away, or answer that it cannot, before a request fails."""
+"""Time for which a server may be away, or answer that it cannot, before a request fails."""
 WRITER = "writer"
-"""The metadata by which a conditional put, or a multi-part one, that is sent again finds itself."""
+"""Metadata by which a conditional or multi-part put that is sent again recognises itself."""
 
-_QUIET_S = 2.0  # a kept connection that was dropped, or a single 500, is not worth a line in the log
+_QUIET_S = 2.0  # a dropped idle connection, or a single 500, is not worth a line in the log
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _READ_AHEAD = 64 << 10  # bytes; s3fs' own 50 MiB would read other ranks' shards along with this one's
 _WRITE_PART = 50 << 20  # bytes; S3 takes at most 10,000 parts
@@ -53,7 +53,7 @@ _PASSING_ERRORS = (
     TimeoutError,
 )
 _PASSING_STATUS = {429, 500, 502, 503, 504}
-# 4xx answers that ask for the same request again; a condition on a key that somebody is writing is not decided yet.
+# 4xx answers that ask for the same request again; a condition on a key in the course of writing is undecided.
 _PASSING_CODES = {
     "InternalError",
     "SlowDown",
@@ -66,10 +66,10 @@ _PASSING_CODES = {
 
 
 class _Outage:
-    """Since when requests fail, over all file systems of the process: one outage is waited for once.
+    """Start of the present outage, over all file systems of the process: one outage is waited for once.
 
-    Without it a process would wait anew in each step of its way out: for the write, for the removal of what it wrote,
-    for the record of how it ended.
+    Otherwise a process would wait anew in each step of its way out: for the write, for the removal of its files, for
+    the record of its end.
     """
 
     def __init__(self) -> None:
@@ -77,9 +77,9 @@ class _Outage:
         self._told = False
 
     def length(self, endpoint: str, reason: str) -> float:
-        """Note a failure; returns for how long requests have been failing, with no success in between."""
+        """Note a failure; return the time for which requests have been failing, with no success in between."""
         now = time.monotonic()
-        if now - self._newest > WAIT_S:  # nobody has asked since: this may well be another outage
+        if now - self._newest > WAIT_S:  # no request since: this may well be another outage
             self._began, self._told = now, False
         self._newest = now
         if now - self._began > _QUIET_S and not self._told:
@@ -96,12 +96,12 @@ class _Outage:
 
 
 class PatientS3FileSystem(S3FileSystem):
-    """s3fs with this project's settings, which are those of DCP's reader and writer as well when they are handed it.
+    """s3fs with this project's settings, for DCP's reader and writer as well.
 
     Endpoint and credentials come from the environment or the instance's role.
     """
 
-    retries = 1  # s3fs' own; the waiting is done here
+    retries = 1  # s3fs' own; this class waits
     connect_timeout = 10
     read_timeout = 30
     _outage = _Outage()
@@ -109,27 +109,27 @@ class PatientS3FileSystem(S3FileSystem):
     def __init__(self, **settings: Any) -> None:
         ours = {
             "use_listings_cache": False,  # other processes write here too
-            "max_concurrency": 1,  # spares a request for the size before each read
+            "max_concurrency": 1,  # saves a request for the size before each read
             "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}},
         }
         super().__init__(**(ours | settings))
-        self._uploads: dict[str, str] = {}  # the writer of each multi-part upload that is under way
+        self._uploads: dict[str, str] = {}  # writers of the multi-part uploads in progress
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **settings: Any) -> Any:
         return super()._open(path, mode, block_size or (_READ_AHEAD if "r" in mode else _WRITE_PART), **settings)
 
     async def _mkdir(self, path: str, acl: Any = False, create_parents: bool = True, **_: Any) -> None:
-        """S3 has no folders, and a bucket is never made because a name was misspelt."""
+        """Do nothing: S3 has no folders, and a misspelt name must not create a bucket."""
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """S3 has no folders."""
+        """Do nothing: S3 has no folders."""
 
     async def _children(self, path: str) -> list[str]:
-        """Paths directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
+        """Return paths directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
         return [entry["name"] for entry in await self._lsdir(path, refresh=True)]
 
     async def _writer_of(self, path: str) -> str | None:
-        """Who wrote an object, as its metadata has it; None if there is no object, or nobody has signed it."""
+        """Return the writer of an object from its metadata; None without an object or a signature."""
         bucket, key, _ = self.split_path(path)
         try:
             return (await self._call_s3("head_object", Bucket=bucket, Key=key))["Metadata"].get(WRITER)
@@ -142,7 +142,7 @@ class PatientS3FileSystem(S3FileSystem):
     makedirs = sync_wrapper(_makedirs)
 
     async def _call_s3(self, method: str, *parameters: Any, **request: Any) -> Any:
-        """One request, sent again until it is answered; everything that s3fs does comes through here."""
+        """Send one request until it is answered; all of s3fs' requests pass through here."""
         if method == "create_multipart_upload":
             request["Metadata"] = {WRITER: uuid.uuid4().hex} | request.get("Metadata", {})
         answer = await self._send_until_answered(method, *parameters, **request)
@@ -171,7 +171,7 @@ class PatientS3FileSystem(S3FileSystem):
             else:
                 self._outage.end()
                 return answer
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # ranks that failed together do not come back together
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # spreads the retries of ranks that failed together
             pause = min(1.7 * pause, _LONGEST_PAUSE_S)
 
     async def _send(self, method: str, *parameters: Any, **request: Any) -> Any:
@@ -183,7 +183,7 @@ class PatientS3FileSystem(S3FileSystem):
             finally:
                 body.close()
         refused = [entry for entry in answer.get("Errors", ()) if entry.get("Code") != "NoSuchKey"]
-        if method == "delete_objects" and refused:  # which s3fs passes over
+        if method == "delete_objects" and refused:  # s3fs ignores it
             raise translate_boto_error(ClientError({"Error": refused[0]}, "DeleteObjects"))
         return answer
 
@@ -203,7 +203,7 @@ class PatientS3FileSystem(S3FileSystem):
             ) from error
 
     async def _was_completed(self, method: str, request: dict[str, Any], error: Exception) -> bool:
-        """Whether a multi-part upload is unknown because it was completed, and the answer was lost."""
+        """Return True if a multi-part upload is unknown because it was completed, and the answer was lost."""
         if method != "complete_multipart_upload" or not isinstance(error, FileNotFoundError):
             return False
         path = f"{request['Bucket']}/{request['Key']}"
@@ -211,14 +211,14 @@ class PatientS3FileSystem(S3FileSystem):
 
 
 class _Body(io.BytesIO):
-    """The body of an answer that is all there, read as s3fs reads one that is not."""
+    """Body of an answer, complete in memory, with the interface of an incomplete one."""
 
     async def read(self, size: int = -1) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().read(size)
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """S3's answer to a request that it refused; s3fs keeps it as the cause of its own error."""
+    """Return S3's answer to a request that it refused; s3fs keeps it as the cause of its own error."""
     for candidate in (error, error.__cause__):
         if isinstance(candidate, ClientError):
             return candidate.response
@@ -226,7 +226,7 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def error_code(error: BaseException) -> str | None:
-    """S3's name for what was wrong with a request, e.g. `PreconditionFailed`; None if it did not answer."""
+    """Return S3's name of an error, e.g. `PreconditionFailed`; None if it did not answer."""
     return _response(error).get("Error", {}).get("Code")
 
 
@@ -252,7 +252,7 @@ def _place(request: dict[str, Any]) -> str:
 
 
 def _explain(error: Exception, method: str, request: dict[str, Any]) -> None:
-    """Raise an error that names the place and what to do, where s3fs' own does not."""
+    """Raise an error that names the place and the remedy, if s3fs' own does not."""
     place, bucket = _place(request), request.get("Bucket")
     if error_code(error) == "NoSuchBucket" or (method == "head_bucket" and isinstance(error, FileNotFoundError)):
         raise ConfigError(f"{place}: there is no bucket {bucket!r}: create it, or correct the url") from error

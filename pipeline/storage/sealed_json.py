@@ -1,4 +1,4 @@
-"""JSON that knows whether it is still what was written: a cursor with a flipped digit would load as another cursor."""
+"""JSON with a checksum of its content: a cursor with a flipped digit would load as another cursor."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ def seal(content: dict[str, Any]) -> bytes:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Read what `seal` wrote, without the checksum.
+    """Read JSON that `seal` wrote, without the checksum.
 
     Raises:
-        ValueError: It is not JSON, has no checksum, or is not what was written.
+        ValueError: The data are not JSON, have no checksum, or another one.
     """
     content = json.loads(data)
     if not isinstance(content, dict) or _SEAL not in content:

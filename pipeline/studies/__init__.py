@@ -1,1 +1,1 @@
-"""Many trainings held against each other: comparisons, experiments, groups of tasks."""
+"""Comparison of many trainings: comparisons, experiments, groups of tasks."""

@@ -1,4 +1,4 @@
-"""The settings that a comparison tries of each network, all with about as many parameters as the declared one."""
+"""Settings that a comparison tries for each network, all with about as many parameters as the declared one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from models.network_base import num_parameters
 from pipeline.config.project import Config
 
 SINGLE = "single"
-CLOSE = 0.1  # parameters within this ratio of each other are called equal
+CLOSE = 0.1  # parameters within this ratio of each other count as equal
 _WIDEST = 4096
 
 Shape = Callable[[int, Sequence[str]], dict[str, Any]]
@@ -28,7 +28,7 @@ class Setting:
 
     Args:
         network: A member of the union.
-        num_parameters: Of the network and its towers.
+        num_parameters: Number of parameters of the network and its towers.
     """
 
     network: Any
@@ -36,18 +36,18 @@ class Setting:
 
 
 def settings_of(model: str, config: Config, trials: int) -> list[Setting]:
-    """The settings to try of a model.
+    """Return the settings to try for a model.
 
-    The declared network is the first of its own kind. All others are made as wide as it takes to have as many
-    parameters; where widths are whole numbers that is seldom to the last one, so what they have is returned too.
+    The declared network is the first of its own kind. All others get the width that gives as many parameters. As widths
+    are whole numbers, the number is seldom exact, so it is returned too.
 
     Args:
-        model: A kind of network, or `single`: then of one task's model, which has as many as each of the others.
-        config: Whose network sets the number of parameters, and whose towers all of them have.
-        trials: How many.
+        model: A kind of network, or `single`: a model of one task, with as many parameters as each of the others.
+        config: Configuration whose network sets the number of parameters, and whose towers all models share.
+        trials: Number of settings.
 
     Raises:
-        ConfigError: There is no such model, or there are fewer settings of it.
+        ConfigError: The model does not exist, or has fewer settings.
     """
     declared = Setting(config.model.network, head_parameters(config))
     own = [declared] if config.model.network.kind == model else []
@@ -63,16 +63,16 @@ def settings_of(model: str, config: Config, trials: int) -> list[Setting]:
 
 
 def given(model: str, config: Config, network: Any) -> Setting:
-    """A model as it is given; `single` is one task's."""
+    """Return a model in its given size; `single` is a model of one task."""
     subject = with_tasks(config, config.log_schema.task_names[:1]) if model == SINGLE else config
     return Setting(network, head_parameters(with_network(subject, network)))
 
 
 def sized(model: str, config: Config, num_parameters: int) -> Setting:
-    """A network's first size, with about so many parameters for the tasks of a configuration.
+    """Return a network's first shape, sized to about so many parameters for the tasks of a configuration.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: The model does not exist.
     """
     shapes = _SHAPES.get(model)
     if shapes is None:
@@ -81,16 +81,16 @@ def sized(model: str, config: Config, num_parameters: int) -> Setting:
 
 
 def with_network(config: Config, network: Any) -> Config:
-    """A configuration with another network."""
+    """Return a configuration with another network."""
     return config.model_copy(update={"model": config.model.model_copy(update={"network": network})})
 
 
 def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
-    """A configuration with some of the tasks, each with its own tower, and its losses weighted by the schedule alone.
+    """Return a configuration with some of the tasks, each with its own tower, their losses weighted by the schedule.
 
     Args:
-        config: With all tasks.
-        tasks: Names, in the order of the declaration.
+        config: Configuration with all tasks.
+        tasks: Names of the tasks, in the order of the declaration.
     """
     schema, bias, weights = config.log_schema, config.model.slot_bias, config.loss_weights
     kept = [name for name in (bias.tasks if bias else ()) if name in tasks]
@@ -110,7 +110,7 @@ def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
 
 
 def head_parameters(config: Config) -> int:
-    """Parameters of the network and the towers; nothing is allocated."""
+    """Return the number of parameters of the network and the towers; nothing is allocated."""
     model = config.model
     with torch.device("meta"):
         ranker = build_ranker(config.log_schema, model.network, model.towers, 0.0, None, around=model)
@@ -118,12 +118,12 @@ def head_parameters(config: Config) -> int:
 
 
 def tower_names(config: Config) -> list[str]:
-    """What a network has a gate for: the tasks with a tower, and further towers where probabilities are composed."""
+    """Return the names of a network's gates: the tasks with a tower, and further towers of composed probabilities."""
     return [tower.name for tower in config.model.tower_heads(task_heads(config.log_schema.tasks))]
 
 
 def _sized(shape: Shape, config: Config, target: int) -> Setting:
-    """The width of a shape with which it comes nearest to a number of parameters."""
+    """Return the width of a shape that comes nearest to a number of parameters."""
     names = tower_names(config)
 
     def at(width: int) -> Setting:
@@ -142,7 +142,7 @@ def _layers(kind: str, *ratios: int, **others: Any) -> Shape:
 
 
 def _asymmetric(*ratios: int, fuse: str) -> Shape:
-    """The first task reads its own bottom, every other one that and its own: figure 1b of the PLE paper."""
+    """Return the shape in which the first task reads its own bottom, all others both: figure 1b of the PLE paper."""
 
     def shape(width: int, tasks: Sequence[str]) -> dict[str, Any]:
         reads = {task: [tasks[0], task] for task in tasks[1:]}

@@ -1,4 +1,4 @@
-"""What a comparison runs: every model in its sizes and seeds, on the same rows in the same order."""
+"""Comparison: every model in its sizes and seeds, on the same rows in the same order."""
 
 import logging
 import statistics
@@ -21,18 +21,19 @@ _Entrant = tuple[str, Setting]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPlan:
-    """What is compared.
+    """Plan of a comparison.
 
     Args:
-        name: Of its folder.
+        name: Name of its folder.
         models: Kinds of networks, and `single`.
         train_days: ISO dates in order, for the figures that are reported.
         test_days: ISO dates, measured together, once.
-        choose_days: ISO dates, the last of the training days: sizes are chosen on them, trained on the days before.
-        seeds: How many, from the config's seed on.
-        trials: Sizes of each model to choose from; 1: nothing is chosen.
-        keep_checkpoints: Otherwise a line is removed once it has been measured.
-        networks: By model, the network that it is compared as, whatever its size; others are made of one size.
+        choose_days: ISO dates, the last of the training days: sizes are chosen on them, after training on the days
+            before.
+        seeds: Number of seeds, from the config's seed on.
+        trials: Number of sizes of each model to choose from; 1: no choice.
+        keep_checkpoints: True to keep a line after it has been measured.
+        networks: Network of a model by name, in any size; others are built to one size.
     """
 
     name: str
@@ -46,10 +47,10 @@ class ComparisonPlan:
     networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse what cannot be carried out.
+        """Check that the plan can be carried out.
 
         Raises:
-            ConfigError: Says what, and what to do.
+            ConfigError: The plan cannot be carried out; says why and what to do.
         """
         if self.seeds < 1 or self.trials < 1:
             raise ConfigError(f"{self.seeds} seeds and {self.trials} trials: ask for 1 of each, at least")
@@ -59,7 +60,7 @@ class ComparisonPlan:
         if self.trials > 1 and (not self.choose_days or not early):
             raise ConfigError("with several trials, sizes are chosen on the last training days: say how many of them")
         if self.choose_days and self.train_days[len(early) :] != self.choose_days:
-            raise ConfigError(f"sizes are chosen on the last training days, and {list(self.choose_days)} are others")
+            raise ConfigError(f"sizes are chosen on the last training days, and {list(self.choose_days)} are not")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,13 @@ class Outcome:
     """One model, trained with one seed.
 
     Args:
-        model: As it was asked for.
-        seed: Of all its randomness.
+        model: Name of the model as requested.
+        seed: Seed of all its randomness.
         setting: The network, as a config file has it.
-        parameters: Of network and towers; of a single-task model, of one of them.
-        tasks: What `evaluate` says of each task.
-        rows_per_s: Rows trained per second of training, start-up left out; single-task models one after the other.
-        expert_use: By module of gates, mean and deviation of each expert's weight, per gate.
+        parameters: Number of parameters of network and towers; for single-task models, of one of them.
+        tasks: Result of `evaluate` for each task.
+        rows_per_s: Rows trained per second of training, start-up left out; single-task models are trained in turn.
+        expert_use: Mean and deviation of each expert's weight, per gate, by module of gates.
         towers: Names of the towers, in the order of their gates.
     """
 
@@ -88,12 +89,12 @@ class Outcome:
 
 
 class Comparison:
-    """Runs a plan.
+    """Runner of a plan.
 
     Args:
-        config: Whose logs, schema, towers and optimizers all models share.
-        plan: What is compared.
-        folder: Below the root; absent: one of the plan's name among the comparisons.
+        config: Configuration whose logs, schema, towers and optimizers all models share.
+        plan: Plan of the comparison.
+        folder: Folder below the root; absent: one of the plan's name among the comparisons.
     """
 
     def __init__(self, config: Config, plan: ComparisonPlan, folder: str | None = None) -> None:
@@ -111,17 +112,17 @@ class Comparison:
 
     @property
     def seeds(self) -> range:
-        """The seeds of the plan."""
+        """Seeds of the plan."""
         return range(self._config.seed, self._config.seed + self._plan.seeds)
 
     def variants(self, seed: int) -> list[Variant]:
-        """All that is trained with a seed, where every model has one setting."""
+        """Return all variants to train with a seed, if every model has one setting."""
         days = self._plan.train_days
         entrants = [(model, setting) for model, (setting,) in self._settings.items()]
         return [part for model, setting in entrants for part in self._variants(model, setting, seed, days)]
 
     def run(self) -> list[Outcome]:
-        """Run what is missing.
+        """Run the missing trainings.
 
         Returns:
             All outcomes, seed by seed.
@@ -139,7 +140,7 @@ class Comparison:
             ]
 
     def _chosen(self) -> list[_Entrant]:
-        """Each model in the setting that does best on the days to choose on, by the mean quality of the main tasks."""
+        """Return each model in its best setting on the days to choose on, by the mean quality of the main tasks."""
         plan = self._plan
         tried = [(model, setting) for model, settings in self._settings.items() for setting in settings]
         if len(tried) == len(self._settings):
@@ -177,7 +178,7 @@ class Comparison:
         return outcomes
 
     def _variants(self, model: str, setting: Setting, seed: int, days: Sequence[str]) -> list[Variant]:
-        """What is trained of a model: one variant, or one per task."""
+        """Return the variants of a model: one, or one per task."""
         config = with_network(self._config, setting.network).model_copy(update={"seed": seed})
         if model != SINGLE:
             return [Variant(model, config, tuple(days))]

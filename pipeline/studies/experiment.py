@@ -1,4 +1,4 @@
-"""An experiment: several comparisons on one base, declared in a file, so that what a page reports can be run again."""
+"""Experiment: several comparisons on one base, declared in a file, so that a page's figures can be reproduced."""
 
 import json
 import logging
@@ -35,12 +35,12 @@ class CaseConfig(Declaration):
     """One comparison of an experiment.
 
     Args:
-        name: Of the case, and of its folder.
+        name: Name of the case, and of its folder.
         set: Settings that replace those of the base: dotted.key=value.
-        tasks: Of the base, the only ones that it has; absent: all. Losses are then weighted by the schedule alone, and
-            every task has a tower of its own.
-        models: Instead of the experiment's.
-        seeds: Instead of the experiment's.
+        tasks: Names of the only tasks of the base to keep; absent: all. Losses are then weighted by the schedule alone,
+            and every task has a tower of its own.
+        models: Models instead of the experiment's.
+        seeds: Number of seeds instead of the experiment's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$")
@@ -54,16 +54,16 @@ class ExperimentConfig(Declaration):
     """An experiment.
 
     Args:
-        name: Of its folder below ROOT/experiments.
-        config: The base's file, from the project's root.
-        set: Settings that replace those of the file in all cases, as `--set` has them.
+        name: Name of its folder below ROOT/experiments.
+        config: File of the base, relative to the project's root.
+        set: Settings that replace those of the file in all cases, in the form of `--set`.
         models: Kinds of networks, and `single`.
-        networks: By model, what it is, whatever its size; others are made as large as the base's network.
+        networks: Network of a model by name, in any size; others are sized like the base's network.
         train_days: A day, or a first and a last one: trained in one pass.
-        test_days: Measured together.
-        choose_days: The last of the training days; sizes are chosen on them where there are several trials.
-        seeds: How many, from the base's on.
-        trials: Sizes of each model to choose from.
+        test_days: Days that are measured together.
+        choose_days: The last of the training days, on which sizes are chosen if there are several trials.
+        seeds: Number of seeds, from the base's on.
+        trials: Number of sizes of each model to choose from.
         cases: The comparisons.
     """
 
@@ -93,10 +93,10 @@ class Case:
     """One comparison, ready to be run.
 
     Args:
-        name: Of the case.
+        name: Name of the case.
         config: The base with the case's settings and tasks.
-        plan: What is compared.
-        read: The same with all of the base's tasks: what rows can be read with for this case and others.
+        plan: Plan of the comparison.
+        read: The same with all of the base's tasks: the configuration that reads rows for this case and others.
     """
 
     name: str
@@ -106,19 +106,19 @@ class Case:
 
     @property
     def rows(self) -> str:
-        """What the rows follow from: cases that have it in common are trained and measured together."""
+        """Key of the rows: cases with the same key are trained and measured together."""
         sections = declared(self.read)
         return json.dumps([sections[name] for name in (*OF_ROWS, "schema", "evaluation")], sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What a case has found.
+    """Result of a case.
 
     Args:
         case: The case.
         storage: The experiment's folder.
-        outcomes: By model and seed.
+        outcomes: Outcomes by model and seed.
         rows: The models.
     """
 
@@ -132,7 +132,7 @@ def load_experiment(path: str) -> ExperimentConfig:
     """Read an experiment.
 
     Raises:
-        ConfigError: It is missing, or not one.
+        ConfigError: The file is missing, or not an experiment.
     """
     try:
         return ExperimentConfig.model_validate(yaml.safe_load(Path(path).read_text()))
@@ -153,12 +153,12 @@ def cases_of(experiment: ExperimentConfig, overrides: Sequence[str] = (), names:
     """Prepare an experiment's cases.
 
     Args:
-        experiment: As its file declares it.
+        experiment: The declared experiment.
         overrides: Settings for all of its cases, stronger than theirs.
-        names: Of the only cases that are wanted; none: all.
+        names: Names of the only cases to run; none: all.
 
     Raises:
-        ConfigError: A configuration is wrong, or there is no such case.
+        ConfigError: A configuration is wrong, or a case does not exist.
     """
     known = [case.name for case in experiment.cases]
     unknown = [name for name in names if name not in known]
@@ -195,7 +195,7 @@ def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, 
 
 
 def run_cases(cases: Sequence[Case]) -> list[CaseResult]:
-    """Run what is missing of cases, which share their trainings where they are the same.
+    """Run the missing trainings of cases, which share those that are the same.
 
     Raises:
         ConfigError: A case cannot be carried out; nothing has been trained.
@@ -213,7 +213,7 @@ def run_cases(cases: Sequence[Case]) -> list[CaseResult]:
 
 
 def _run_together(cases: Sequence[tuple[Case, Comparison]]) -> None:
-    """Train and measure what cases with the same rows need, seed by seed; each of them then finds its own there."""
+    """Train and measure the needs of cases with the same rows, seed by seed; each case then finds its own results."""
     groups: dict[tuple[str, int], list[tuple[Case, Comparison]]] = {}
     for case, comparison in cases:
         for seed in comparison.seeds if case.plan.trials == 1 else ():
@@ -230,10 +230,10 @@ def _folder(case: Case) -> str:
 
 
 def mean_gains(results: Sequence[CaseResult]) -> dict[str, dict[str, Spread]]:
-    """Gains by model and task: of each seed the mean over cases, then their mean and deviation over seeds.
+    """Return gains by model and task: for each seed the mean over cases, then mean and deviation over seeds.
 
     Args:
-        results: Of cases with the same tasks, seeds and models that gain; otherwise there is nothing to say.
+        results: Results of cases with the same tasks, seeds and models with gains; otherwise the result is empty.
     """
     alike = {
         (tuple(result.rows[0].metrics), result.case.plan.seeds, tuple(row.model for row in result.rows if row.gains))

@@ -1,4 +1,4 @@
-"""What a comparison says: metrics with their spread, MTL gain (Eq. 11 of PLE), and a verdict on every task."""
+"""Results of a comparison: metrics with their spread, MTL gain (Eq. 11 of PLE), and a verdict on every task."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pipeline.studies.candidates import SINGLE
 from pipeline.studies.comparison import Outcome
 
 _LESS_IS_BETTER = ("mse",)
-COLLAPSED = 0.01  # an expert with less of a gate's mean weight is not used
+COLLAPSED = 0.01  # an expert below this mean weight of a gate counts as unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Spread:
     """Mean and standard deviation over seeds; the deviation is None for one seed.
 
     Args:
-        mean: None where the metric is not defined with any seed.
-        deviation: Of the sample.
-        values: By seed, in order; None where it is not defined.
+        mean: None if the metric is undefined for all seeds.
+        deviation: Standard deviation of the sample.
+        values: Values by seed, in order; None for an undefined one.
     """
 
     mean: float | None
@@ -29,13 +29,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> "Spread":
-        """Sum up values."""
+        """Return the spread of values."""
         known = [value for value in values if value is not None]
         mean = statistics.mean(known) if known else None
         return cls(mean, statistics.stdev(known) if len(known) > 1 else None, tuple(values))
 
     def __str__(self) -> str:
-        """Four digits, and the spread where there is one."""
+        """Four digits, and the spread if known."""
         if self.mean is None:
             return "undefined"
         return f"{self.mean:.4f}" + ("" if self.deviation is None else f" ± {self.deviation:.4f}")
@@ -46,13 +46,13 @@ class ModelRow:
     """One model over all seeds.
 
     Args:
-        model: Its name.
-        parameters: Of network and towers.
+        model: Name of the model.
+        parameters: Number of parameters of network and towers.
         setting: The network, as a config file has it.
         rows_per_s: Median over seeds.
-        metrics: By task.
-        gains: MTL gain by task: M - M_single, or M_single - M where less is better, with the same seed. None without a
-            single-task model, and for it.
+        metrics: Main metric by task.
+        gains: MTL gain by task: M - M_single, or M_single - M if less is better, with the same seed. None without a
+            single-task model, and for that model.
     """
 
     model: str
@@ -64,7 +64,7 @@ class ModelRow:
 
 
 def model_rows(outcomes: Sequence[Outcome]) -> list[ModelRow]:
-    """Sum up outcomes by model, in the order in which the models were asked for."""
+    """Summarise outcomes by model, in the requested order of models."""
     by_model: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_model.setdefault(outcome.model, []).append(outcome)
@@ -91,7 +91,7 @@ def _model_row(outcomes: Sequence[Outcome], single: Sequence[Outcome] | None) ->
 
 
 def metric(outcome: Outcome, name: str) -> float | None:
-    """What a task is judged by in the papers: AUC, MSE or accuracy, in its own sample space."""
+    """Return a task's main metric in the papers: AUC, MSE or accuracy, in its own sample space."""
     (task,) = [task for task in outcome.tasks if task["task"] == name]
     return task["model"].get(metric_of(task["kind"]))
 
@@ -105,10 +105,9 @@ def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
 
 
 def verdicts(rows: Sequence[ModelRow]) -> dict[str, str]:
-    """What to do with each task, by the model that gains most on it; empty without a single-task model.
+    """Return advice for each task, by the model that gains most on it; empty without a single-task model.
 
-    A gain counts that is beyond its own spread over seeds; with one seed nothing is known of the spread, and it says
-    so.
+    A gain counts beyond its own spread over seeds. With one seed the spread is unknown, and the advice says so.
     """
     shared = [row for row in rows if row.gains is not None]
     return {name: _verdict(name, shared) for name in (shared[0].metrics if shared else ())}
@@ -130,7 +129,7 @@ def _verdict(task: str, rows: Sequence[ModelRow]) -> str:
 
 
 def collapsed(outcome: Outcome) -> list[str]:
-    """Experts that a gate may use and does not: their mean weight is under 1 %.
+    """Return experts that a gate may use and does not: their mean weight is under 1 %.
 
     A weight of exactly 0 on all rows is an expert that the gate may not choose.
     """

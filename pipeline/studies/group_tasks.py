@@ -1,4 +1,4 @@
-"""Groups of tasks on somebody's own logs: each task and each pair is trained briefly; a config for every group."""
+"""Task grouping on a project's own logs: each task and each pair is trained briefly; a config for every group."""
 
 import logging
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupingPlan:
-    """What is asked for.
+    """Plan of a grouping.
 
     Args:
-        name: Of its folder below ROOT/groupings.
+        name: Name of its folder below ROOT/groupings.
         model: Kind of the network of every group.
         train_days: ISO dates in order: few, as each pair of tasks is trained on them.
         test_days: ISO dates, measured together.
-        budget: Models that may be served.
+        budget: Maximum number of served models.
     """
 
     name: str
@@ -36,17 +36,17 @@ class GroupingPlan:
     budget: int
 
     def check(self, config: Config) -> None:
-        """Refuse what cannot be carried out.
+        """Check that the plan can be carried out.
 
         Raises:
-            ConfigError: Says what, and what to do.
+            ConfigError: The plan cannot be carried out; says why and what to do.
         """
         if self.budget < 1:
             raise ConfigError(f"a budget of {self.budget} models predicts nothing: ask for 1 or more")
         if set(self.test_days) & set(self.train_days):
             raise ConfigError(f"the test days {list(self.test_days)} are among those that are trained: choose others")
         if config.model.entire_space is not None:
-            raise ConfigError("model.entire_space: tasks whose probabilities are composed cannot be taken apart")
+            raise ConfigError("model.entire_space: tasks with composed probabilities cannot be trained apart")
 
 
 def group_tasks(config: Config, plan: GroupingPlan) -> dict[str, Any]:
@@ -84,13 +84,13 @@ def group_tasks(config: Config, plan: GroupingPlan) -> dict[str, Any]:
 
 
 def _of_group(config: Config, model: str, group: Sequence[str], num_parameters: int) -> Config:
-    """The configuration of a group's model, as large as the declared one is for all tasks."""
+    """Return the configuration of a group's model, with the size of the declared model for all tasks."""
     of_group = with_tasks(config, group)
     return with_network(of_group, sized(model, of_group, num_parameters).network)
 
 
 def _loss(task: dict[str, Any]) -> float:
-    """What a task is trained by, as it was measured."""
+    """Return a task's measured training loss."""
     loss = task["model"].get("mse" if task["kind"] == "regression" else "log_loss")
     if loss is None:
         raise ConfigError(f"task {task['task']} has no rows in its space on the test days: measure more of them")
@@ -98,7 +98,7 @@ def _loss(task: dict[str, Any]) -> float:
 
 
 def relative_losses(losses: dict[Group, dict[str, float]]) -> dict[Group, dict[str, float]]:
-    """Losses over those of the single-task models: under 1 where a task gains."""
+    """Return losses over those of the single-task models: under 1 for a task that gains."""
     return {group: {task: loss / losses[(task,)][task] for task, loss in of.items()} for group, of in losses.items()}
 
 
@@ -117,6 +117,6 @@ def _figures(chosen: Grouping, relative: dict[Group, dict[str, float]]) -> dict[
 
 
 def _as_yaml(config: Config, name: str) -> bytes:
-    """A configuration that `jobs.train` accepts, on a line of the group's own."""
+    """Return a configuration that `jobs.train` accepts, on a line of the group's own."""
     named = config.model_copy(update={"name": f"{config.name}-{name}", "line": name.replace("+", "-")})
     return yaml.safe_dump(named.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=False).encode()

@@ -1,10 +1,10 @@
-"""Which tasks to train together: groups under a budget of models, from pairs that were trained briefly.
+"""Choice of tasks to train together: groups under a budget of models, from briefly trained pairs.
 
 Source: Standley et al., "Which Tasks Should Be Learned Together in Multi-task Learning?", ICML 2020. Decisions, [R]
-each: a loss is divided by the single-task model's, since losses of different kinds are added up; every model costs 1,
-a single-task model too, since what is paid for is a served model with its tables; groups of three and more are not
-trained but predicted from pairs (the higher-order approximation). The authors' search prunes without a bound; here it
-has one, and finds the optimum.
+each: a loss is divided by the single-task model's, since losses of different kinds are added up. Every model costs 1, a
+single-task model too, since the cost is that of a served model with its tables. Groups of three and more are not
+trained but predicted from pairs (the higher-order approximation). The authors' search prunes without a bound; this one
+has a bound, and finds the optimum.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ class Grouping:
     """Models that together predict every task.
 
     Args:
-        groups: The tasks that each model is trained on.
+        groups: Tasks of each model.
         serves: For each task the group that predicts it best.
-        loss: Sum over tasks of the loss over the single-task model's: the number of tasks if nothing is gained.
+        loss: Sum over tasks of the loss over the single-task model's: the number of tasks without any gain.
     """
 
     groups: tuple[Group, ...]
@@ -33,13 +33,13 @@ class Grouping:
 
 
 def higher_order(tasks: Sequence[str], measured: Losses) -> dict[Group, dict[str, float]]:
-    """Losses of every group: as measured of one and two tasks, predicted of more.
+    """Return losses of every group: as measured for one and two tasks, predicted for more.
 
     L(G, t) = mean over u in G without t of L({t, u}, t).
 
     Args:
-        tasks: In the order of the declaration, which is that of every group.
-        measured: Of each task alone and of each pair.
+        tasks: Names in the order of the declaration, also that of every group.
+        measured: Losses of each task alone and of each pair.
     """
     found = {group: dict(losses) for group, losses in measured.items()}
     for size in range(3, len(tasks) + 1):
@@ -54,16 +54,16 @@ def _mean_of_pairs(group: Group, task: str, measured: Losses) -> float:
 
 
 def best_grouping(tasks: Sequence[str], losses: Losses, budget: float) -> Grouping:
-    """The groups of least total loss within a budget, found by branch and bound.
+    """Return the groups of least total loss within a budget, found by branch and bound.
 
-    A branch is left where even its bound is no better than what is known: the sum over tasks of the least of what the
-    branch has chosen and of any candidate that it can still afford. That bound is true, so the result is the optimum;
-    of equal ones the first in the order of the candidates, smaller groups first.
+    A branch is left if even its bound is no better than the best so far: the sum over tasks of the least loss among the
+    branch's groups and all candidates that it can still afford. This lower bound is valid, so the result is the
+    optimum; among equal ones the first in the order of the candidates, smaller groups first.
 
     Args:
-        tasks: All of them.
-        losses: Of every candidate group, of each of its tasks.
-        budget: Models, at least 1.
+        tasks: Names of all tasks.
+        losses: Losses of each task in every candidate group.
+        budget: Number of models, at least 1.
 
     Raises:
         ValueError: No candidates within the budget predict all tasks.
@@ -81,7 +81,7 @@ class _Search:
         self.best: Grouping | None = None
 
     def extend(self, chosen: tuple[Group, ...], least: dict[str, float], first: int, left: float) -> None:
-        """Try all that can be added to what is chosen, from a candidate on."""
+        """Try all candidates from an index on as additions to the chosen ones."""
         total = sum(least.values())
         if self.best is None or total < self.best.loss:
             self._keep(chosen, total)
@@ -112,6 +112,6 @@ class _Search:
 
 
 def groups_to_measure(tasks: Sequence[str]) -> Iterator[Group]:
-    """Each task alone, then each pair."""
+    """Yield each task alone, then each pair."""
     for size in (1, 2):
         yield from combinations(tasks, size)

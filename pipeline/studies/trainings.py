@@ -1,7 +1,7 @@
-"""Many trainings of one project, each on a line of its own, measured once; only what is missing is run.
+"""Many trainings of one project, each on a line of its own, measured once; only missing ones are run.
 
-Below ROOT/FOLDER: a training goes on where it was cut off, and a measurement is kept with what it was made from, so
-whoever is started again does what is left.
+Below ROOT/FOLDER, a training continues after an interruption, and a measurement is kept with its inputs, so a restarted
+command does the rest.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ from pipeline.trainer.train_line import train_together
 
 logger = logging.getLogger(__name__)
 
-_ELSEWHERE = ("name", "root", "line", "checkpoint", "evaluation", "daily", "ray")  # they change no bit of a model
+_ELSEWHERE = ("name", "root", "line", "checkpoint", "evaluation", "daily", "ray")  # no bit of a model depends on them
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is trained.
+    """One training.
 
     Args:
-        name: Of its line, to which a digest of all that it is made from is added.
-        config: With the features of the others; its tasks are theirs or some of them.
+        name: Name of its line, to which a digest of all its inputs is added.
+        config: Configuration with the features of the others, and their tasks or some of them.
         days: ISO dates in order, trained in one pass.
     """
 
@@ -62,12 +62,12 @@ class _Work:
 
 
 class Trainings:
-    """Trains and measures variants of a configuration.
+    """Training and measurement of variants of a configuration.
 
     Args:
-        config: Whose features and logs all of them share.
-        folder: Below the root.
-        keep_checkpoints: Otherwise a line is removed once it has been measured.
+        config: Configuration whose features and logs all variants share.
+        folder: Folder below the root.
+        keep_checkpoints: True to keep a line after it has been measured.
     """
 
     def __init__(self, config: Config, folder: str, *, keep_checkpoints: bool) -> None:
@@ -76,15 +76,15 @@ class Trainings:
         self._steps = KeptResults(self.storage, "results")
 
     def measured(self, variants: Sequence[Variant], test_days: Sequence[str]) -> list[dict[str, Any]]:
-        """Train variants and measure them together, or find that it has been done; within a Ray session.
+        """Train variants and measure them together, unless it has been done; within a Ray session.
 
         Args:
-            variants: Of the configuration.
+            variants: Variants of the configuration.
             test_days: ISO dates, measured together.
 
         Returns:
-            For each: what `evaluate` says of its `tasks`; `rows` trained and `seconds` of that, start-up left out;
-            `parameters` of network and towers; by module of gates the mean and deviation of each expert's weight.
+            For each variant: the result of `evaluate` for its `tasks`; `rows` trained and their `seconds`, start-up
+            left out; `parameters` of network and towers; mean and deviation of each expert's weight by module of gates.
 
         Raises:
             DataError: The logs do not fit the configuration.
@@ -99,7 +99,7 @@ class Trainings:
             for work, one, measurement in zip(missing, trained, self._measure(subjects, test_days), strict=True):
                 results[work.line] = self._steps.keep(work.line, work.inputs, one | _figures(measurement))
         for work in works if not self._keep else ():  # not before the measurements are kept
-            self.storage.remove(f"lines/{work.line}")  # all of it: without a checkpoint a line cannot go on
+            self.storage.remove(f"lines/{work.line}")  # the whole folder: a line without a checkpoint cannot continue
         return [results[work.line] for work in works]
 
     def _work(self, variant: Variant, test_days: Sequence[str]) -> _Work:
@@ -112,7 +112,7 @@ class Trainings:
         return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
 
     def _trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:
-        """Train what has the same days and seed together, unless each line would read other rows."""
+        """Train lines with the same days and seed together, unless each line would read other rows."""
         for work in works:
             logger.info("%s: %d days, seed %d", work.line, len(work.days), work.config.seed)
             if work.place.newest() is None:
@@ -130,7 +130,7 @@ class Trainings:
         return measure_together(self._config, subjects, whole_days(listed_days(self._config, test_days)))
 
     def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
-        """Statistics of the training days: features are the same for all models, so they are collected once."""
+        """Collect statistics of the training days once: all models have the same features."""
         schema, logs = self._config.log_schema, Storage(config.logs.path)
         inputs = {"features": declared(self._config)["schema"]["features"], "days": list(days), "logs": logs.url}
 
@@ -145,7 +145,7 @@ class Trainings:
 
 
 def _grouped(works: Sequence[_Work], *, alone: bool) -> dict[tuple[Any, ...], list[_Work]]:
-    """By days and seed, and by line where each is trained alone."""
+    """Group by days and seed, and by line if each is trained alone."""
     groups: dict[tuple[Any, ...], list[_Work]] = {}
     for work in works:
         groups.setdefault((work.days, work.config.seed, work.line if alone else None), []).append(work)

@@ -1,1 +1,1 @@
-"""A training worker, top to bottom; the days that a group of workers trains; what is published of them."""
+"""Training worker, top to bottom; the days that a group of workers trains; publication of the result."""

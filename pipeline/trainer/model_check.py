@@ -1,4 +1,4 @@
-"""Assembly of the configured model on the meta device, before a cluster is asked for."""
+"""Assembly of the configured model on the meta device, before a cluster is requested."""
 
 import torch
 

@@ -42,18 +42,18 @@ def build_dense_optimizer(config: DenseOptimizerConfig, parameters: Any) -> torc
 
 
 class StepOptimizer:
-    """What a train pipeline calls around every backward pass.
+    """Optimizer of a train pipeline, called around every backward pass.
 
-    Dense gradients are views of one flat buffer, so that a step needs one all-reduce whose order of addition is the
-    same in every step and after every restart.
+    Dense gradients are views of one flat buffer, so that a step needs one all-reduce with the same order of addition in
+    every step and after every restart.
 
     Args:
         config: The declared optimizers.
-        tables: The sharded tables' fused optimizer; it updates during backward, here only its rate is set.
+        tables: The sharded tables' fused optimizer; it updates in the backward pass, and this class sets its rate.
         dense: Named parameters of the dense part.
         replicated: Named data-parallel tables, whose gradients TorchRec reduces itself.
         group: Process group of the training thread.
-        rate_factors: By the names of dense parameters, what their learning rate is multiplied by; 1 for the others.
+        rate_factors: Factors of the learning rate by names of dense parameters; 1 for the others.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class StepOptimizer:
 
     @torch.no_grad()
     def begin_day(self) -> None:
-        """What happens between two days: accumulators shrink, and the dense part warms up again."""
+        """Shrink the accumulators, and restart the dense part's warm-up, between two days."""
         self.day_began_at = self.num_steps
         kept = self._config.tables.keep_per_day
         if self.num_steps == 0 or kept == 1.0:
@@ -96,18 +96,18 @@ class StepOptimizer:
         return fused_class(self._config.tables)(parameters, **fused_arguments(self._config.tables))
 
     def materialise(self) -> None:
-        """Allocate the dense optimizers' state, which they do at their first step, so that it can be loaded into."""
+        """Allocate the dense optimizers' state, which is otherwise allocated at the first step, for loading."""
         for optimizer in (self.dense, self.replicated):
             if optimizer is not None:
                 optimizer.init_state()
-        self._bind_gradients()  # init_state has put zeros of its own in the place of every gradient
+        self._bind_gradients()  # init_state has replaced every gradient by its own zeros
 
     def tensors(self) -> dict[str, Any]:
-        """The state of all optimizers, by part, parameter and name; views of the live tensors.
+        """Return the state of all optimizers, by part, parameter and name; views of the live tensors.
 
-        A data-parallel table's state goes by the names and has the shape that it has where the table is sharded, so
-        that a checkpoint can be loaded under another sharding. What is empty is left out: DCP would take it for an
-        object to be saved or loaded, which the ranks that hold no table, or another optimizer, do not agree on.
+        A data-parallel table's state has the names and the shape of the sharded form, so that a checkpoint can be
+        loaded under another sharding. Empty entries are left out: DCP would treat them as objects, on which ranks
+        without a table, or with another optimizer, do not agree.
         """
         tables = dict(self.tables.state_dict()["state"])
         if self.replicated is not None:
@@ -124,7 +124,7 @@ class StepOptimizer:
             first += parameter.numel()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Before the forward pass: clear gradients and set the step's learning rates."""
+        """Clear gradients and set the step's learning rates, before the forward pass."""
         self._buffer.zero_()
         for parameter in self._replicated_parameters:
             parameter.grad = None
@@ -137,7 +137,7 @@ class StepOptimizer:
         self.tables.zero_grad()
 
     def step(self) -> None:
-        """After the backward pass: reduce, clip and apply the dense gradients."""
+        """Reduce, clip and apply the dense gradients, after the backward pass."""
         dist.all_reduce(self._buffer, group=self._group)
         self._buffer.div_(self._group.size())
         if self._config.clip_norm is not None:
@@ -149,17 +149,17 @@ class StepOptimizer:
 
 
 def _as_fused(table: str, state: dict[str, Any]) -> dict[str, Tensor]:
-    """FBGEMM's form of RowWiseAdagrad's state: one accumulator a row; steps are not counted, as no rate decays."""
+    """Return RowWiseAdagrad's state in FBGEMM's form: one accumulator per row; without steps, as no rate decays."""
     return {f"{table}.momentum1": state["sum"].view(-1)} if "sum" in state else {}
 
 
 def _local_tensors(value: Any) -> list[Tensor]:
-    """What this rank holds of a tensor, as views."""
+    """Return this rank's pieces of a tensor, as views."""
     return [shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value]
 
 
 def _by_factor(parameters: Any, factors: Mapping[int, float]) -> Any:
-    """Parameters in groups of one factor of the learning rate; without factors, as they are."""
+    """Return parameters in groups of one factor of the learning rate; without factors, as they are."""
     if not factors:
         return parameters
     groups: dict[float, list[nn.Parameter]] = {}
@@ -175,6 +175,6 @@ def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:
 
 
 def _gradient_buffer(parameters: list[nn.Parameter]) -> Tensor:
-    """One zeroed buffer for the gradients of all parameters."""
+    """Return one zeroed buffer for the gradients of all parameters."""
     size = sum(parameter.numel() for parameter in parameters)
     return torch.zeros(size, dtype=parameters[0].dtype, device=parameters[0].device)

@@ -1,4 +1,4 @@
-"""Sharding: which rank holds which rows of which table, planned by TorchRec, confined to what keeps training honest."""
+"""Sharding of table rows over ranks, planned by TorchRec, confined to layouts that train the declared model."""
 
 import logging
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder of bags, which does not offer row-wise on CPU although it works there."""
+    """TorchRec's sharder of bags, with row-wise sharding on CPU, which works there although it is not offered."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types = super().sharding_types(compute_device_type)
@@ -62,19 +62,19 @@ def shard_model(
     """Shard the model's tables over the ranks of a group; collective.
 
     Args:
-        model: Its tables are in collections on the meta device.
-        schema: Declares the tables.
-        config: Which shardings are allowed.
+        model: Model with its tables in collections on the meta device.
+        schema: Schema that declares the tables.
+        config: Allowed shardings.
         tables: The tables' optimizer, fused into their backward pass.
         group: Process group of the training thread.
-        device: Where this rank computes.
+        device: Device of this rank.
     """
     for name, parameter in model.named_parameters():
         table = table_of(name)
         if table is not None and config.tables.get(table) != "data_parallel":
             apply_optimizer_in_backward(fused_class(tables), [parameter], fused_arguments(tables))
     constraints = {table.name: _constraint(config, table, group.size()) for table in schema.tables}
-    # The one of sequences offers row-wise everywhere.
+    # The sharder of sequences offers row-wise everywhere.
     sharders: list[Any] = [_BagSharder(), EmbeddingCollectionSharder()]
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=get_local_size()),
@@ -96,7 +96,7 @@ def shard_model(
 def _constraint(config: ShardingConfig, table: TableConfig, num_ranks: int) -> ParameterConstraints:
     chosen = config.tables.get(table.name)
     kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
-    # The planner cuts no piece narrower than 128, so most tables that are declared column-wise would stay whole.
+    # The planner cuts no piece narrower than 128, so most tables declared column-wise would stay whole.
     width = _piece_width(table.dim, num_ranks) if chosen == "column_wise" else None
     return ParameterConstraints(
         sharding_types=[chosen] if chosen else list(config.types), min_partition=width, compute_kernels=kernels
@@ -104,12 +104,12 @@ def _constraint(config: ShardingConfig, table: TableConfig, num_ranks: int) -> P
 
 
 def _piece_width(dim: int, num_ranks: int) -> int:
-    """Columns of a piece, where a table is cut into as many equal pieces as there are ranks, or a few less."""
+    """Return the columns of a piece, for a table cut into as many equal pieces as there are ranks, or a few less."""
     return min(width for width in range(4, dim + 1, 4) if dim % width == 0 and dim // width <= num_ranks)
 
 
 def table_shardings(model: DistributedModelParallel) -> dict[str, dict[str, object]]:
-    """The plan as it was carried out: sharding type, compute kernel and ranks of each table, for logs and manifests."""
+    """Return the executed plan: sharding type, compute kernel and ranks of each table, for logs and manifests."""
     found: dict[str, dict[str, object]] = {}
     for module_plan in model.plan.plan.values():
         for table, sharding in module_plan.items():  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,7 +122,7 @@ def table_shardings(model: DistributedModelParallel) -> dict[str, dict[str, obje
 
 
 def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, tables: TableOptimizerConfig) -> None:
-    """Log every table's real optimizer, which must be the declared one: TorchRec drops a fused one silently."""
+    """Log every table's real optimizer, and check that it is the declared one: TorchRec drops a fused one silently."""
     for module in model.modules():
         if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
             if module.optimizer != fused_type(tables):
@@ -136,7 +136,7 @@ def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, t
 
 @torch.no_grad()
 def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int) -> None:
-    """Give every row its start value, which depends on (seed, table, row) and not on the sharding."""
+    """Give every row its initial value, which depends on (seed, table, row) and not on the sharding."""
     declared = {table.name: table for table in schema.tables}
     for name, tensor in model.state_dict().items():
         table = declared.get(table_of(name) or "")
@@ -150,15 +150,15 @@ def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int
 
 @torch.no_grad()
 def reset_rows(tensors: Mapping[str, Any], schema: Schema, seed: int, rows: Mapping[str, np.ndarray]) -> None:
-    """Let rows of tables start anew: weights as `initialise_tables` gives them, optimizer state zero.
+    """Reset rows of tables: weights as from `initialise_tables`, optimizer state zero.
 
-    Every rank has to be asked for the same rows and touches those that it holds; none waits for another.
+    Every rank must get the same rows; it changes those that it holds, and waits for no other.
 
     Args:
-        tensors: Of all parts, as `TrainState.tensors` gives them: views of the live ones.
-        schema: Declares the tables.
+        tensors: Tensors of all parts, as in `TrainState.tensors`: views of the live ones.
+        schema: Schema that declares the tables.
         seed: The run's seed.
-        rows: By table, increasing row numbers.
+        rows: Increasing row numbers by table.
     """
     declared = {table.name: table for table in schema.tables}
     for name, weight in tensors["model"].items():
@@ -176,13 +176,13 @@ def reset_rows(tensors: Mapping[str, Any], schema: Schema, seed: int, rows: Mapp
 
 
 def _held(rows: np.ndarray | None, first_row: int, local: torch.Tensor) -> torch.Tensor:
-    """Which of a table's rows a block holds, int64, increasing."""
+    """Return the rows of a table that a block holds, int64, increasing."""
     found = torch.from_numpy(np.asarray([] if rows is None else rows, np.int64))
     return found[(found >= first_row) & (found < first_row + len(local))]
 
 
 def local_blocks(tensor: object) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-    """The parts of a table that this rank holds, as views, with the row and column where each begins."""
+    """Return this rank's parts of a table, as views, with their first row and column."""
     if isinstance(tensor, torch.Tensor) and not hasattr(tensor, "local_shards"):
         return [(tensor, (0, 0))]
     blocks = []

@@ -29,7 +29,7 @@ from pipeline.storage.files import Storage
 from pipeline.trainer.train import train_worker
 from pipeline.trainer.train_job import TrainJob
 
-OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, what the rows of a run follow from
+OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, all that the rows of a run depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class HeldLine:
 
     Args:
         config: The model's configuration.
-        line: Where its checkpoints go.
-        run: The run that holds the line.
+        line: Line of its checkpoints.
+        run: Id of the run that holds the line.
     """
 
     config: Config
@@ -53,18 +53,18 @@ def train_days(
     """Train days to their end, publishing nothing; see `train_together`.
 
     Args:
-        read: What rows are read with.
-        lines: Of the models.
+        read: Configuration that reads the rows.
+        lines: Lines of the models.
         days: ISO dates in order.
-        passes: Passes over all of them.
+        passes: Number of passes over all of them.
 
     Returns:
-        Of each model the last day's checkpoint, and whether anything was left to train.
+        The last day's checkpoint of each model, and True if anything was left to train.
 
     Raises:
         ConfigError: A configuration cannot be carried out.
         DataError: The logs, or what a line has trained already, do not fit.
-        Interrupted: SIGTERM came; the workers have saved where they were.
+        Interrupted: SIGTERM came; the workers have saved their state.
     """
     _check_alike(read, lines, days)
     starts = [start_of(declared(held.config), held.line, days, passes) for held in lines]
@@ -80,7 +80,7 @@ def train_days(
 def _train_left(
     read: Config, left: Sequence[tuple[HeldLine, Manifest | None]], days: Sequence[str], passes: int
 ) -> list[Manifest]:
-    """Train what is left of models, from the checkpoints that are given with their lines."""
+    """Train the rest of the models, from the checkpoints given with their lines."""
     lines, (first, start) = [held for held, _ in left], left[0]
     statistics = [_frozen_statistics(held.config, held.line, start) for held, start in left]
     _check_same_statistics(lines, statistics)
@@ -101,7 +101,7 @@ def _train_left(
             reported = run_workers(read, plan, train_worker, jobs, board)
         except BaseException as error:
             reason = " ".join(str(error).split())[:500]
-            with contextlib.suppress(OSError, DataError):  # a storage that is away may be why
+            with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
                 _end_attempts(lines, days, passes, {"result": "failed", "reason": reason})
             raise
     return _finished(lines, days, passes, reported)
@@ -113,10 +113,10 @@ def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest
 
 
 def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
-    """Refuse models that would not read the same rows.
+    """Check that all models would read the same rows.
 
     Raises:
-        ConfigError: Says what differs.
+        ConfigError: A model would not; names the difference.
     """
     schema = read.log_schema
     if len(lines) > 1 and (schema.vocabularies or late_days(schema, days)):
@@ -131,10 +131,10 @@ def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -
 
 
 def _check_same_statistics(lines: Sequence[HeldLine], statistics: Sequence[Statistics | None]) -> None:
-    """Refuse a model that would be given rows standardised as another's.
+    """Check that all models standardise rows alike.
 
     Raises:
-        ConfigError: Names its line.
+        ConfigError: A model does not; names its line.
     """
     numbers = [own.numbers if own else None for own in statistics]
     other = next((held for held, own in zip(lines, numbers, strict=True) if own != numbers[0]), None)
@@ -148,7 +148,7 @@ def _check_same_statistics(lines: Sequence[HeldLine], statistics: Sequence[Stati
 def _admission(
     config: Config, line: Line, start: Manifest | None, run: dict[str, Any], parts: Sequence[Part]
 ) -> Admission:
-    """Which ids have which rows in this run: as its own checkpoint says, or yesterday's with the days' new ids."""
+    """Return the vocabularies of this run: those of its own checkpoint, or yesterday's with the days' new ids."""
     logs = [part.log for part in parts if part.is_last]
     if start is None or not config.log_schema.vocabularies:
         return admit(config, {}, logs)
@@ -159,10 +159,10 @@ def _admission(
 
 
 def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Part, ...]:
-    """What is read for days; of the late labels, those of days that the line has trained, or trains now.
+    """Return the parts to read for days; late labels only of days that the line has trained, or trains now.
 
     Raises:
-        DataError: A log is missing, damaged, or has not the declared columns.
+        DataError: A log is missing, damaged, or lacks declared columns.
     """
     schema = config.log_schema
     late, known = late_days(schema, days), set(days)
@@ -175,12 +175,12 @@ def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Par
 
 
 def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, reported: dict[str, Any]) -> list[Manifest]:
-    """Write down how the workers ended, and what they finished.
+    """Record the end of the workers' attempts, and return their finished checkpoints.
 
     Raises:
-        DataError: They refused to go on.
-        Interrupted: They were asked to end.
-        RunFailed: What they finished is not there.
+        DataError: The workers refused to continue.
+        Interrupted: The workers were asked to end.
+        RunFailed: A finished checkpoint is missing.
     """
     begun = [held for held, reached in zip(lines, reported["reached"], strict=True) if reached]
     if reported.get("refused"):
@@ -208,7 +208,7 @@ def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, repor
 
 
 def _end_attempts(lines: Sequence[HeldLine], days: Sequence[str], passes: int, record: dict[str, Any]) -> None:
-    """Write down how a run of several models ended before its end; those that came to theirs are done."""
+    """Record the early end of a run of several models; models that reached their end are done."""
     for held in lines:
         newest = held.line.newest() if len(lines) > 1 else None  # reads a checkpoint to its end: not for one model
         is_done = newest is not None and is_last(newest, days, passes)

@@ -1,4 +1,4 @@
-"""A training run as the command sees it: hold the line, train, publish, say what came out."""
+"""Training run of a command: hold the line, train, publish, report the result."""
 
 import contextlib
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from pipeline.trainer.train_days import HeldLine, train_days
 
 
 def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
-    """Train days, from where the line is, and publish them without a gate.
+    """Train days, starting at the line's newest checkpoint, and publish them without a gate.
 
     Args:
         config: The project's configuration.
         days: ISO dates in order.
-        passes: Passes over all of them.
+        passes: Number of passes over all of them.
 
     Returns:
         The figures of the command's JSON line.
@@ -29,30 +29,31 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
     Raises:
         ConfigError: The configuration cannot be carried out.
         DataError: The logs, or what the line has trained already, do not fit; or another job holds the line.
-        Interrupted: SIGTERM came; the workers have saved where they were.
+        Interrupted: SIGTERM came; the workers have saved their state.
     """
     return train_together(config, [config], days, passes)[0]
 
 
 def train_together(read: Config, configs: Sequence[Config], days: Sequence[str], passes: int) -> list[dict[str, Any]]:
-    """Train models one after the other in one group of workers, each to the bits that it would have alone.
+    """Train models in turn in one group of workers, each to the same bits as alone.
 
-    A model costs no start of Ray Train and of its workers then, which take longer than a small log does.
+    So a model needs no start of Ray Train and of its workers, which takes longer than a small log.
 
     Args:
-        read: What rows are read with: the features, seed and reading that all of the models have, and all their tasks.
-        configs: The models, on lines of their own. Where ids have vocabularies, or labels come late, what is read
-            follows from a line: one model, then.
+        read: Configuration that reads the rows: the features, seed and reading that all models share, and all their
+            tasks.
+        configs: Configurations of the models, on lines of their own. Only one model if ids have vocabularies or labels
+            come late, since the rows then depend on the line.
         days: ISO dates in order.
-        passes: Passes over all of them.
+        passes: Number of passes over all of them.
 
     Returns:
-        Of each model the figures of `train`.
+        The figures of `train` for each model.
 
     Raises:
         ConfigError: A configuration cannot be carried out.
         DataError: The logs, or what a line has trained already, do not fit; or another job holds a line.
-        Interrupted: SIGTERM came; the workers have saved where they were.
+        Interrupted: SIGTERM came; the workers have saved their state.
     """
     results = [_nothing_to_do(config, days, passes) for config in configs]
     places = [place for place, result in enumerate(results) if result is None]
@@ -66,7 +67,7 @@ def train_together(read: Config, configs: Sequence[Config], days: Sequence[str],
 
 
 def _nothing_to_do(config: Config, days: Sequence[str], passes: int) -> dict[str, Any] | None:
-    """The result for a line whose days are trained and published."""
+    """Return the result for a line whose days are trained and published; None otherwise."""
     line = Line.of(config.root, config.line)
     start, latest = start_of(declared(config), line, days, passes), line.latest()
     if start is None or latest is None or start.checkpoint != latest["checkpoint"] or latest["day"] != days[-1]:

@@ -21,29 +21,29 @@ class TrainState:
 
     Args:
         model: The sharded model.
-        optimizer: Its optimizers.
+        optimizer: Optimizers of the model.
     """
 
     model: DistributedModelParallel
     optimizer: StepOptimizer
 
     def tensors(self) -> dict[str, Any]:
-        """By part and name; tables and their optimizer state as sharded tensors, views of the live ones."""
+        """Return tensors by part and name, views of the live ones; tables and their optimizer state are sharded."""
         return {"model": self.model.state_dict()} | self.optimizer.tensors()
 
     def not_finite(self) -> list[str]:
-        """Names of the tensors of which this rank holds a NaN or an infinite number."""
+        """Return the names of tensors in which this rank holds a NaN or an infinite number."""
         return sorted({name for name, tensor in _locals("", self.tensors()) if not bool(torch.isfinite(tensor).all())})
 
     def load(self, line: Storage, name: str, group: dist.ProcessGroup, schema: Schema | None = None) -> None:
-        """Load a checkpoint into the live tensors, whatever the ranks and shardings that wrote it; collective.
+        """Load a checkpoint into the live tensors, for any ranks and shardings that wrote it; collective.
 
         Args:
             line: The folder of its line.
-            name: The checkpoint, below it.
+            name: Name of the checkpoint, below that folder.
             group: A process group that only checkpoints use.
-            schema: Its tables that keep a vocabulary may have more rows than in the checkpoint: their first rows are
-                loaded, the others, with their optimizer state, stay as they are. None: no table may.
+            schema: Schema whose tables with a vocabulary may have more rows than in the checkpoint: their first rows
+                are loaded, the others, with their optimizer state, stay as they are. None: no table may.
 
         Raises:
             DataError: One of these has fewer rows.
@@ -53,7 +53,7 @@ class TrainState:
 
 
 def _locals(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a tree that this rank holds, with their dotted names."""
+    """Yield this rank's tensors of a tree, with their dotted names."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _locals(f"{name}.{key}" if name else str(key), inner)
@@ -64,14 +64,14 @@ def _locals(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_finite(found: Iterable[list[str]], day: str) -> None:
-    """Refuse tensors that no day can be trained from.
+    """Check that the next day can be trained from these tensors.
 
     Args:
-        found: What `TrainState.not_finite` returned, of each rank.
+        found: Results of `TrainState.not_finite` of all ranks.
         day: The day that ends with them.
 
     Raises:
-        DataError: Names them.
+        DataError: A tensor is not finite; names the tensors.
     """
     bad = sorted({name for names in found for name in names})
     if bad:

@@ -1,4 +1,4 @@
-"""What every worker builds before it reads: process groups, device, and the sharded model with its optimizers."""
+"""Setup of every worker before it reads: process groups, device, and the sharded model with its optimizers."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def quiet_logs(rank: int) -> None:
-    """Let our own log through, on rank 0, and of the libraries only what is a warning."""
+    """Show our own log, on rank 0, and only warnings of the libraries."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -44,11 +44,11 @@ class Groups:
     """One process group per thread of control and purpose: two users of one group add each other's numbers up.
 
     Args:
-        training: Gradients and embeddings.
-        counts: The small vector of every step, on gloo.
-        control: Cursors and reasons, on gloo; the training thread's too.
-        saving: Checkpoints, on gloo, with a time-out of their own: the thread that writes them, and before it is first
-            started the training thread, which restores one.
+        training: Group of gradients and embeddings.
+        counts: Group of the small vector of every step, on gloo.
+        control: Group of cursors and reasons, on gloo; also of the training thread.
+        saving: Group of checkpoints, on gloo, with a time-out of its own: of the thread that writes them, and before
+            its start of the training thread, which restores one.
     """
 
     training: dist.ProcessGroup
@@ -65,14 +65,14 @@ class Groups:
         return cls(dist.group.WORLD, *gloo)
 
     def gather(self, mine: Any) -> list[Any]:
-        """What every rank has, by rank; over the control group, so of the training thread."""
+        """Return every rank's value, by rank; over the control group, so from the training thread."""
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine, group=self.control)
         return gathered
 
 
 def begin_worker(config: Config) -> tuple[Groups, torch.device]:
-    """What a worker of Ray Train begins with: its log, its process groups, and where it computes."""
+    """Set up a worker of Ray Train: its log, its process groups, and its device."""
     context = ray.train.get_context()
     quiet_logs(context.get_world_rank())
     groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
@@ -80,9 +80,9 @@ def begin_worker(config: Config) -> tuple[Groups, torch.device]:
 
 
 def set_device(config: Config, local_rank: int) -> torch.device:
-    """Choose where this rank computes, and how its matrix products are done.
+    """Choose this rank's device, and the precision of its matrix products.
 
-    CUDA and NCCL are chosen by the config; they have not been run on the machines that this was written on.
+    CUDA and NCCL are chosen by the config; they have not been run on the machines on which this was written.
     """
     torch.set_num_threads(config.workers.threads)
     pin_arithmetic(config.workers.deterministic)
@@ -96,23 +96,23 @@ def set_device(config: Config, local_rank: int) -> torch.device:
 
 
 def pin_arithmetic(deterministic: bool) -> None:
-    """Let every kernel add in a fixed order, and fail where it has none; or choose the fastest."""
+    """Let every kernel add in a fixed order, and fail if it has none; or choose the fastest."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     torch.backends.cudnn.benchmark = not deterministic
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Throw a step's dice (dropout) anew, so that they do not depend on how often a run was started."""
+    """Reseed the RNG for this step, so that dropout does not depend on restarts."""
     torch.manual_seed(salt_of(f"{seed}/step/{step}/{rank}"))
 
 
 def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) -> TrainState:
-    """Build and shard the model, with every parameter at its start value; collective.
+    """Build and shard the model, with every parameter at its initial value; collective.
 
-    Start values depend on the seed alone, not on the number of ranks.
+    Initial values depend on the seed alone, not on the number of ranks.
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
@@ -127,7 +127,7 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
 
 
 def build_optimizer(config: Config, sharded: DistributedModelParallel, group: dist.ProcessGroup) -> StepOptimizer:
-    """The optimizers of a sharded model."""
+    """Return the optimizers of a sharded model."""
     parameters = dict(sharded.named_parameters())
     tables = {name for name in parameters if table_of(name) is not None}
     replicated_tables = {name for name, kind in config.sharding.tables.items() if kind == "data_parallel"}
@@ -138,14 +138,14 @@ def build_optimizer(config: Config, sharded: DistributedModelParallel, group: di
 
 
 def _rate_factors(sharded: DistributedModelParallel, dense: dict[str, nn.Parameter]) -> dict[str, float]:
-    """What the network asks for, by the names that its parameters have in the whole model."""
+    """Return the network's rate factors, by the names of its parameters in the whole model."""
     (network,) = (module.network for module in sharded.modules() if isinstance(module, Head))
     names = {id(parameter): name for name, parameter in dense.items()}
     return {names[id(network.get_parameter(name))]: factor for name, factor in network.rate_factors().items()}
 
 
 def build_train_pipeline(config: Config, state: TrainState, device: torch.device) -> TrainPipelineBase:
-    """TorchRec's train pipeline, as the config names it; both give the same bits."""
+    """Return TorchRec's train pipeline of the config; both kinds give the same bits."""
     if config.sharding.train_pipeline == "base":
         return TrainPipelineBase(state.model, state.optimizer, device)  # pyright: ignore[reportArgumentType]
     return TrainPipelineSparseDist(  # pyright: ignore[reportReturnType]
