@@ -14,6 +14,7 @@ from features.errors import DataError
 from pipeline.checkpoint.write import write_checkpoint
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.lineage.line import Line
+from pipeline.lineage.records import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +43,19 @@ class Saver:
         self,
         tensors: dict[str, Any],
         name: str,
-        manifest: dict[str, Any],
+        manifest: Manifest | None,
         extra_files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Copy the tensors and write them in the background; waits for the write before it. Collective.
+        """Copy the tensors and write them in the background, after the write before it. Collective.
 
         Args:
-            tensors: As `TrainState.tensors` gives them.
-            name: Of the checkpoint.
-            manifest: What it says of itself.
-            extra_files: Further files by name.
+            tensors: Tensors of all parts, as from `TrainState.tensors`.
+            name: Name of the checkpoint.
+            manifest: Its manifest, on rank 0; None on the others.
+            extra_files: Further files by name; those of rank 0 are written.
 
         Raises:
-            Exception: What the write before it met.
+            Exception: The error of the write before it.
         """
         self.wait()
         self.num_saved += 1
@@ -86,14 +87,14 @@ class Saver:
         self.check()
 
     def _write(
-        self, tensors: dict[str, Any], name: str, manifest: dict[str, Any], extra_files: Mapping[str, bytes] | None
+        self, tensors: dict[str, Any], name: str, manifest: Manifest | None, extra_files: Mapping[str, bytes] | None
     ) -> None:
-        holds = functools.partial(self._line.check_holder, manifest["attempt"])
+        holds = functools.partial(self._line.check_holder, manifest.attempt) if manifest else None
         try:
             write_checkpoint(tensors, self._line.storage, name, manifest, self._group, holds, extra_files)
-            if self._group.rank() == 0:
+            if manifest is not None:
                 logger.info("saved %s", name)
-                if not manifest["complete"]:
+                if not manifest.complete:
                     self._retire(name)
         except Exception as error:  # noqa: BLE001 - it is raised where the run looks next
             self._failed = error

@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from features.errors import DataError
 from pipeline.checkpoint.plain_errors import plain_errors
+from pipeline.lineage.records import FileMark, Manifest
 from pipeline.lineage.stored_checkpoint import MANIFEST
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def write_checkpoint(
     tensors: dict[str, Any],
     line: Storage,
     name: str,
-    manifest: dict[str, Any],
+    manifest: Manifest | None,
     group: dist.ProcessGroup,
     before_commit: Callable[[], None] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
@@ -38,7 +38,7 @@ def write_checkpoint(
         tensors: Tensors to write, as in `TrainState.tensors`.
         line: The folder of the line.
         name: Name of the checkpoint, below that folder; nothing else ever writes there.
-        manifest: Content of the manifest; files and checksums are added here.
+        manifest: The manifest, on rank 0, to which files and checksums are added here; None on the others.
         group: A process group that only checkpoints use.
         before_commit: Function called on rank 0 just before the manifest is written; may refuse.
         extra_files: Further files by name, the same on all ranks; rank 0 writes them.
@@ -53,9 +53,9 @@ def write_checkpoint(
     gathered: list[Any] = [None] * group.size()
     dist.all_gather_object(gathered, hashing.files, group=group)
     outcome: list[Exception | None] = [None]
-    if group.rank() == 0:
+    if manifest is not None:
         files = {file: entry for found in gathered for file, entry in found.items()}
-        outcome = [_commit(line, name, manifest | {"files": files}, before_commit, extra_files or {})]
+        outcome = [_commit(line, name, manifest.model_copy(update={"files": files}), before_commit, extra_files or {})]
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if outcome[0] is not None:
         raise outcome[0]
@@ -64,7 +64,7 @@ def write_checkpoint(
 def _commit(
     line: Storage,
     name: str,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     before_commit: Callable[[], None] | None,
     extra_files: Mapping[str, bytes],
 ) -> Exception | None:
@@ -72,11 +72,11 @@ def _commit(
     try:
         for file, data in extra_files.items():
             line.write(f"{name}/{file}", data)
-            manifest["files"][file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest.files[file] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         if before_commit is not None:
             before_commit()
         line.sync(name)
-        line.write(f"{name}/{MANIFEST}", seal(manifest))
+        line.write(f"{name}/{MANIFEST}", manifest.to_bytes())
     except DataError as error:
         return error
     except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain exception can be pickled
@@ -90,7 +90,7 @@ class _HashingFileSystem(FileSystem):
     def __init__(self, line: Storage) -> None:
         super().__init__()
         self.fs = line.filesystem  # waits for a server that is away
-        self.files: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, FileMark] = {}
 
     @contextlib.contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
@@ -98,7 +98,7 @@ class _HashingFileSystem(FileSystem):
             hashed = _HashingStream(stream)
             yield hashed
         name = str(path).rsplit("/", 1)[-1]
-        self.files[name] = {"bytes": hashed.num_bytes, "sha256": hashed.digest.hexdigest()}
+        self.files[name] = FileMark(bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
 
     def rename(self, path: Any, new_path: Any) -> None:
         super().rename(path, new_path)

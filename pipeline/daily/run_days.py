@@ -1,8 +1,8 @@
 """The daily job: for each day preflight, predict, train, gate and publish, on one line, whatever was cut off before.
 
 Nothing is decided by what a process remembers: every step looks at the line. A result is kept with what it was made
-from (`Steps`), the training in its checkpoints, the publication in the ledger and then in LATEST. So a job that was
-killed anywhere and is started again does what is left, and ends with the same ledger.
+from (`KeptResults`), the training in its checkpoints, the publication in the ledger and then in LATEST. So a job that
+was killed anywhere and is started again does what is left, and ends with the same ledger.
 """
 
 import itertools
@@ -25,11 +25,12 @@ from pipeline.daily.ray_work import Work
 from pipeline.evaluation.evaluate import Measurement
 from pipeline.ingest.parts import before
 from pipeline.ingest.units import DayLog
-from pipeline.lineage.day_entry import described
+from pipeline.lineage.day_entry import trained_entry
 from pipeline.lineage.lease import lease
-from pipeline.lineage.ledger import Ledger, LedgerEntry
+from pipeline.lineage.ledger import Ledger
+from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.records import Manifest
 from pipeline.storage.kept_results import KeptResults
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def run_days(
     """
     if not missing_days(line, work, days, max_catch_up):
         latest = line.latest()
-        return {"result": "nothing to do", "line": line.name, "latest": latest["day"] if latest else None}
+        return {"result": "nothing to do", "line": line.name, "latest": latest.day if latest else None}
     published = []
     with lease(line, f"jobs.daily {days[0]}..{days[-1]}", config.daily.lease_s) as run:
         for day in missing_days(line, work, days, max_catch_up):
@@ -133,7 +134,7 @@ def _check_done(ledger: Ledger, work: Work, day: str) -> None:
             f"line {name!r} is at {newest.day if newest else None} and has not trained {day}: days are not put in "
             f"between; train it on a line of its own with --branch NAME"
         )
-    if "skipped" in entry.content:
+    if entry.skipped is not None:
         return
     try:
         then, now = _files_read(ledger, day), work.logs(day)[day].files
@@ -152,11 +153,11 @@ def _check_done(ledger: Ledger, work: Work, day: str) -> None:
 def _files_read(ledger: Ledger, day: str) -> dict[str, str]:
     """The files of a day as they were read last: with late labels a day is read twice, and written again between."""
     for entry in ledger.chain():
-        late = entry.content.get("late", {}).get(day)
+        late = entry.late.get(day)
         if late is not None:
-            return late["logs"]
+            return late.logs
         if entry.day == day:
-            return entry.content["logs"]
+            return entry.logs
     return {}
 
 
@@ -196,15 +197,15 @@ class DayJob:
         """
         ledger = Ledger(self.line)
         parent = ledger.newest()
-        entry = self._entered(ledger, self.line.state()["serial"])
-        if entry is not None and self.accepted.skip is not None and "skipped" not in entry.content:
+        entry = self._entered(ledger, self.line.state().serial)
+        if entry is not None and self.accepted.skip is not None and entry.skipped is None:
             raise DataError(
                 f"{self.day} is trained and entered in the ledger already: publish it with the same command without "
                 "--skip-day, and take it back with --rollback"
             )
         if entry is None:
             entry = self._skip(ledger, parent) if self.accepted.skip is not None else self._enter(ledger, parent)
-        self.line.publish(entry.content, entry.content["serial"], self.run)
+        self.line.publish(entry.published, entry.serial, self.run)
         logger.info("published %s, generation %d: %s", entry.day, entry.generation, entry.checkpoint)
         self.line.tidy(self.day)
         if self.config.checkpoint.keep_days is not None:
@@ -213,7 +214,7 @@ class DayJob:
 
     def _retire(self, ledger: Ledger, keep: int) -> None:
         """Remove the checkpoints of days long past; their entries stay."""
-        own = (entry for entry in ledger.chain() if entry.content["line"] == self.line.name)
+        own = (entry for entry in ledger.chain() if entry.line == self.line.name)
         kept = {entry.checkpoint for entry in itertools.islice(own, keep)}  # a day that was skipped has another's
         for entry in own:
             if self.line.read_manifest(entry.checkpoint) is None:
@@ -224,7 +225,7 @@ class DayJob:
     def _entered(self, ledger: Ledger, serial: int) -> LedgerEntry | None:
         """The day's entry, if a job was cut off between it and LATEST."""
         known = ledger.generations(self.day)
-        if not known or known[-1].content["serial"] != serial:
+        if not known or known[-1].serial != serial:
             return None
         manifest = self.line.read_manifest(known[-1].checkpoint)
         return known[-1] if manifest is not None and self.line.damage(manifest) is None else None
@@ -234,15 +235,15 @@ class DayJob:
         files = {day: log.files for day, log in logs.items()}
         self._forget_what_was_read_before(files)
         state = self.line.state()
-        steps, base = self._steps(state["serial"]), state.get("checkpoint")
+        steps, base = self._steps(state.serial), state.checkpoint
         preflight = self._preflight(ledger, steps, logs[self.day])
         predicted = self._predict(steps, base, files)
         manifest = self._train(files[self.day])
         gate = self._gate(ledger, steps, base, manifest, predicted)
         self.line.check_run(self.run)
-        content = described(self.line, manifest, self.run) | preflight | gate | {"kind": "daily", "before": predicted}
-        content |= {"seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
-        return ledger.enter(content, parent, state["serial"])
+        entry = trained_entry(self.line, manifest, self.run, "daily")
+        found = preflight | gate | {"before": predicted, "seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
+        return ledger.enter(entry.model_copy(update=found), parent, state.serial)
 
     def _steps(self, serial: int) -> KeptResults:
         """The day's steps under LATEST's serial: after a publication or a rollback all of them begin anew."""
@@ -252,16 +253,22 @@ class DayJob:
         state = self.line.state()
         if parent is None:
             raise ConfigError(f"{self.day} cannot be skipped: nothing is published, so begin with a later day")
-        content = {"day": self.day, "checkpoint": state["checkpoint"], "skipped": self.accepted.skip, "run": self.run}
-        content |= {"kind": "skip", "at": datetime.now(UTC).isoformat()}
-        return ledger.enter(content, parent, state["serial"])
+        entry = LedgerEntry(
+            kind="skip",
+            day=self.day,
+            checkpoint=state.checkpoint or "",
+            skipped=self.accepted.skip,
+            run=self.run,
+            at=datetime.now(UTC).isoformat(),
+        )
+        return ledger.enter(entry, parent, state.serial)
 
     def _forget_what_was_read_before(self, files: Mapping[str, dict[str, str]]) -> None:
         """Begin again if the day's log has been written anew since its training began."""
         begun, latest = self.line.newest(), self.line.latest()
-        if begun is None or begun.day != self.day or (latest is not None and begun.checkpoint == latest["checkpoint"]):
+        if begun is None or begun.day != self.day or (latest is not None and begun.checkpoint == latest.checkpoint):
             return
-        if begun.content["files_of_log"] != files.get(begun.content["log_day"]):
+        if begun.files_of_log != files.get(begun.log_day):
             logger.warning("the log of %s has changed since %s: it is begun again", self.day, begun.checkpoint)
             self.line.restart(self.run)
 
@@ -280,13 +287,13 @@ class DayJob:
         config = self.config.daily.preflight
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
         found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
-        known = (entry.content["profile"] for entry in ledger.chain() if "profile" in entry.content)
+        known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
         earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
         problems = check_profile(config, self.config.log_schema, DayProfile.from_json(found), earlier)
         reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
         if problems and reason is None:
             raise self._refused("preflight", problems)
-        verdict = {"problems": problems} | ({"accepted": reason} if problems else {})
+        verdict = Verdict(problems=tuple(problems), accepted=reason if problems else None)
         return {"profile": found, "preflight": verdict}
 
     def _predict(self, steps: KeptResults, base: str | None, files: Any) -> dict[str, Any] | None:
@@ -302,7 +309,7 @@ class DayJob:
         started = time.monotonic()
         manifest = self.work.train(self.day, self.run)
         self.seconds["train"] = round(time.monotonic() - started, 1)
-        if manifest.content["files_of_log"] != files:
+        if manifest.files_of_log != files:
             self.line.restart(self.run)
             raise RunFailed(f"the log of {self.day} was written while it was trained: start the same command again")
         return manifest
@@ -315,19 +322,19 @@ class DayJob:
         checkpoints = [manifest.checkpoint, *([base] if base else [])]
         measured: list[dict[str, Any]] = []
         if self.config.holdout is not None:
-            inputs = {"checkpoints": checkpoints, "files": manifest.content["files_of_log"]}
+            inputs = {"checkpoints": checkpoints, "files": manifest.files_of_log}
             measure = lambda: _kept(self.work.measure(checkpoints, self.day, "held_out"))  # noqa: E731
             measured = self._timed("gate", steps, inputs, measure)["checkpoints"]
         new, parent = ([one["tasks"] for one in measured] + [None, None])[:2]
-        known = (entry.content["before"] for entry in ledger.chain() if entry.content.get("before"))
+        known = (entry.before for entry in ledger.chain() if entry.before)
         usual = [entry for _, entry in zip(range(config.window), known, strict=False)]
         problems = check_model(config, predicted, usual, new, parent)
         reason = steps.accepted("gate", checkpoints, self.accepted.gate)
         if problems and reason is None:
             raise self._refused("gate", problems)
-        verdict = {"problems": problems} | ({"accepted": reason} if problems else {})
+        verdict = Verdict(problems=tuple(problems), accepted=reason if problems else None)
         use = measured[0]["expert_use"] if measured else {}
-        return {"gate": verdict, "holdout": {"new": new, "parent": parent}, "expert_use": use}
+        return {"gate": verdict, "holdout": HoldoutMetrics(new=new, parent=parent), "expert_use": use}
 
     def _timed(self, name: str, steps: KeptResults, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         started = time.monotonic()
@@ -352,7 +359,7 @@ class DayJob:
             self.day,
             step,
             f"{self.day} is refused by {step}: {'; '.join(problems)}. {done}, LATEST stays at "
-            f"{latest['day'] if latest else 'nothing'}, later days wait: {again}; or "
+            f"{latest.day if latest else 'nothing'}, later days wait: {again}; or "
             f"{accept[step] if can_be_accepted else ''}leave the day out with --skip-day REASON",
         )
 
@@ -372,10 +379,8 @@ def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 def summary(entry: LedgerEntry) -> dict[str, Any]:
     """What a command says of an entry."""
-    content = entry.content
-    said = {key: content[key] for key in ("day", "generation", "checkpoint", "rows", "skipped") if key in content}
-    tasks = content.get("before") or {}
-    return said | {"before": {task: quality(metrics) for task, metrics in tasks.items()}}
+    said = entry.model_dump(include={"day", "generation", "checkpoint", "rows", "skipped"}, exclude_none=True)
+    return said | {"before": {task: quality(metrics) for task, metrics in (entry.before or {}).items()}}
 
 
 def _tell(config: Config, line: Line, day: str, refusal: DataError) -> None:

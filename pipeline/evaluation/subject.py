@@ -2,10 +2,9 @@
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
-from features.statistics import Statistics
 from pipeline.config.project import Config
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.records import Manifest
 from pipeline.log_passes.admission import read_vocabularies
 
 
@@ -18,7 +17,7 @@ def published(line: Line) -> str:
     latest = line.latest()
     if latest is None:
         raise ConfigError(f"{line.storage.url} has nothing published: train first, or name a checkpoint")
-    return str(latest["checkpoint"])
+    return latest.checkpoint
 
 
 def complete_manifest(line: Line, checkpoint: str) -> Manifest:
@@ -47,6 +46,4 @@ def encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:
     """
     schema = config.log_schema
     known = read_vocabularies(*line.place(manifest.checkpoint), schema)
-    frozen = manifest.content["statistics"]
-    statistics = Statistics.model_validate(frozen) if frozen else None
-    return Encoder(schema, statistics, with_truth=True, measuring=True, vocabularies=known)
+    return Encoder(schema, manifest.statistics, with_truth=True, measuring=True, vocabularies=known)

@@ -4,18 +4,95 @@ It rides on the batch and is advanced with the batch that was stepped; a reader'
 model by whatever is prefetched.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from features.errors import DataError
 from pipeline.ingest.units import DayLog, Unit, audit_sum
 
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 
-CursorJson = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class StoredCursor:
+    """Cursor of a log by the keys of its units, as a checkpoint keeps it.
+
+    Args:
+        units: By unit key: rows stepped, and the sum modulo 2^64 of hash(unit, row number) over them.
+        in_space: Rows stepped in each task's sample space, in task order; empty before the first.
+        quarantined: By unit key: why the unit could not be read.
+        held_out: Rows stepped that are held out.
+    """
+
+    units: dict[str, tuple[int, int]] = field(default_factory=dict)
+    in_space: list[int] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    held_out: int = 0
+
+    @classmethod
+    def from_format_3(cls, content: dict[str, Any]) -> "StoredCursor":
+        """Read the cursor of a manifest of format 3, whose sums were decimal strings."""
+        units = {key: (count, int(total)) for key, (count, total) in content["units"].items()}
+        return cls(units, content.get("in_space", []), content.get("quarantined", {}), content.get("held_out", 0))
+
+    def to_arrow(self) -> bytes:
+        """Return an Arrow file with a row per unit that was stepped or is quarantined."""
+        keys = [*self.units, *(key for key in self.quarantined if key not in self.units)]
+        found = [self.units.get(key, (0, 0)) for key in keys]
+        columns = {
+            "unit": pa.array(keys, pa.string()),
+            "rows": pa.array([rows for rows, _ in found], pa.int64()),
+            "sum": pa.array([total for _, total in found], pa.uint64()),
+            "quarantined": pa.array([self.quarantined.get(key) for key in keys], pa.string()),
+        }
+        figures = {"in_space": json.dumps(self.in_space), "held_out": str(self.held_out)}
+        return to_arrow_file(pa.table(columns).replace_schema_metadata(figures))
+
+    @classmethod
+    def from_arrow(cls, data: bytes) -> "StoredCursor":
+        """Read what `to_arrow` wrote."""
+        table = pa.ipc.open_file(data).read_all()
+        keys, rows, sums, reasons = (table[name].to_pylist() for name in ("unit", "rows", "sum", "quarantined"))
+        units = {key: (count, total) for key, count, total in zip(keys, rows, sums, strict=True) if count}
+        quarantined = {key: reason for key, reason in zip(keys, reasons, strict=True) if reason is not None}
+        figures = table.schema.metadata
+        return cls(units, json.loads(figures[b"in_space"]), quarantined, int(figures[b"held_out"]))
+
+
+def to_arrow_file(table: pa.Table) -> bytes:
+    """Return a table as a compressed Arrow file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def lanes_to_arrow(lanes: Sequence[Sequence[str]]) -> bytes:
+    """Return an Arrow file of lanes: a row per unit, rank by rank, each in its order.
+
+    Args:
+        lanes: Unit keys per rank.
+    """
+    ranks = [rank for rank, lane in enumerate(lanes) for _ in lane]
+    columns = {
+        "rank": pa.array(ranks, pa.int32()),
+        "unit": pa.array([key for lane in lanes for key in lane], pa.string()),
+    }
+    return to_arrow_file(pa.table(columns).replace_schema_metadata({"ranks": str(len(lanes))}))
+
+
+def lanes_from_arrow(data: bytes) -> tuple[tuple[str, ...], ...]:
+    """Read what `lanes_to_arrow` wrote."""
+    table = pa.ipc.open_file(data).read_all()
+    lanes: list[list[str]] = [[] for _ in range(int(table.schema.metadata[b"ranks"]))]
+    for rank, key in zip(table["rank"].to_pylist(), table["unit"].to_pylist(), strict=True):
+        lanes[rank].append(key)
+    return tuple(map(tuple, lanes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +155,7 @@ class DayCursor:
         """Count the rows of a batch that was stepped."""
         for span in stepped.spans:
             self.seen[span.unit] = self.seen.get(span.unit, 0) + len(span.rows)
-            self.sums[span.unit] = (self.sums.get(span.unit, 0) + audit_sum(span.salt, span.rows)) & _MASK
+            self.sums[span.unit] = (self.sums.get(span.unit, 0) + audit_sum(span.salt, span.rows)) & MASK
         self._add_in_space(stepped.in_space.tolist())
         self.held_out += stepped.held_out
 
@@ -100,24 +177,25 @@ class DayCursor:
         """Rows of quarantined units that were never stepped."""
         return sum(units[index].num_rows - self.seen.get(index, 0) for index in self.quarantined)
 
-    def to_json(self, units: Sequence[Unit]) -> CursorJson:
-        """By unit key: rows stepped and their sum (a decimal string: JSON numbers lose 64-bit integers)."""
-        listed = {units[index].key: [count, str(self.sums[index])] for index, count in sorted(self.seen.items())}
-        quarantined = {units[index].key: reason for index, reason in sorted(self.quarantined.items())}
-        counts = {"in_space": self.in_space, "held_out": self.held_out}
-        return {"units": listed, "quarantined": quarantined} | counts
+    def to_stored(self, units: Sequence[Unit]) -> StoredCursor:
+        """Return the cursor by the keys of the log's units."""
+        return StoredCursor(
+            units={units[index].key: (count, self.sums[index]) for index, count in sorted(self.seen.items())},
+            in_space=list(self.in_space),
+            quarantined={units[index].key: reason for index, reason in sorted(self.quarantined.items())},
+            held_out=self.held_out,
+        )
 
     @classmethod
-    def from_json(cls, data: CursorJson, units: Sequence[Unit]) -> "DayCursor":
-        """Read what `to_json` wrote.
+    def from_stored(cls, stored: StoredCursor, units: Sequence[Unit]) -> "DayCursor":
+        """Find the units of a stored cursor in a log.
 
         Raises:
             DataError: The log no longer has a unit that was trained.
         """
         places = {unit.key: index for index, unit in enumerate(units)}
-        cursor = cls(in_space=list(data.get("in_space", [])), held_out=data.get("held_out", 0))
-        quarantined = data.get("quarantined", {})
-        trained = data.get("units", {}) | {key: (0, 0) for key in quarantined if key not in data.get("units", {})}
+        cursor = cls(in_space=list(stored.in_space), held_out=stored.held_out)
+        trained = stored.units | {key: (0, 0) for key in stored.quarantined if key not in stored.units}
         for key, (count, total) in trained.items():
             if key not in places or count > units[places[key]].num_rows:
                 raise DataError(
@@ -126,8 +204,8 @@ class DayCursor:
                 )
             if count:
                 cursor.seen[places[key]] = count
-                cursor.sums[places[key]] = int(total)
-        cursor.quarantined = {places[key]: reason for key, reason in quarantined.items()}
+                cursor.sums[places[key]] = total
+        cursor.quarantined = {places[key]: reason for key, reason in stored.quarantined.items()}
         return cursor
 
 
@@ -137,7 +215,7 @@ def union(cursors: Iterable[DayCursor]) -> DayCursor:
     for cursor in cursors:
         for index, count in cursor.seen.items():
             result.seen[index] = result.seen.get(index, 0) + count
-            result.sums[index] = (result.sums.get(index, 0) + cursor.sums[index]) & _MASK
+            result.sums[index] = (result.sums.get(index, 0) + cursor.sums[index]) & MASK
         result.quarantined |= cursor.quarantined
         result.held_out += cursor.held_out
         result._add_in_space(cursor.in_space)

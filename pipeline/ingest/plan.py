@@ -19,7 +19,7 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingest.cursor import CursorJson, DayCursor
+from pipeline.ingest.cursor import DayCursor, StoredCursor
 from pipeline.ingest.datasource import PlannedParcel, ReadPlan, UnitDatasource, group_entries
 from pipeline.ingest.deal import Lanes, deal, rounds, unit_order
 from pipeline.ingest.pacing import PacedLoop
@@ -41,7 +41,7 @@ class ResumePoint:
         pass_index: Pass that was being trained.
         day: Day that was being trained.
         log_day: Day whose log was being read for it.
-        seen: The day's cursor, as `DayCursor.to_json` wrote it.
+        seen: Rows that the model had seen of the log.
         lanes: The day's lanes, as unit keys per rank.
         complete: Whether all rows of the log have been stepped.
         seed: Of the run that wrote it.
@@ -53,7 +53,7 @@ class ResumePoint:
     pass_index: int
     day: str
     log_day: str
-    seen: CursorJson
+    seen: StoredCursor
     lanes: Sequence[Sequence[str]]
     complete: bool
     seed: int
@@ -83,7 +83,7 @@ class Header:
         day: ISO date of the day that is trained.
         log_day: Of the day whose log is read.
         lanes: Indices of units per rank.
-        seen: Rows that the model had seen when the stream was planned, as `DayCursor.to_json`.
+        seen: Rows that the model had seen when the stream was planned.
         checkpoint: What to restore before the first batch; only in a model's first segment.
         attempt: The fencing number of this start of the workers.
         model: Whose segment it is, of the models that a run works on one after the other.
@@ -93,10 +93,20 @@ class Header:
     day: str
     log_day: str
     lanes: Lanes
-    seen: CursorJson = field(default_factory=dict)
+    seen: StoredCursor = field(default_factory=StoredCursor)
     checkpoint: str | None = None
     attempt: str | None = None
     model: int = 0
+
+    def to_json(self) -> str:
+        """Return the header as the text of a parcel."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Header":
+        """Read what `to_json` wrote."""
+        content = json.loads(text)
+        return cls(**content | {"seen": StoredCursor(**content["seen"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +173,13 @@ class RunPlan:
     def _resumed(self, resume: ResumePoint, part: Part, num_ranks: int) -> Header:
         day = part.log
         self._check_unchanged(resume, day)
-        missing = DayCursor.from_json(resume.seen, day.units).missing(day.units)
+        missing = DayCursor.from_stored(resume.seen, day.units).missing(day.units)
         if len(resume.lanes) == num_ranks:
             places = {unit.key: index for index, unit in enumerate(day.units)}
             lanes = [[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes]
         else:
             lanes = deal(day.units, num_ranks, self._order(resume.pass_index, day), missing)
-        return Header(resume.pass_index, part.day, day.day, lanes, dict(resume.seen))
+        return Header(resume.pass_index, part.day, day.day, lanes, resume.seen)
 
     def _check_unchanged(self, resume: ResumePoint, day: DayLog) -> None:
         """Refuse to go on within a day where "the first n rows of a unit" are no longer those that were trained."""
@@ -179,8 +189,7 @@ class RunPlan:
                 f"{resume.shuffle_rows}, the config has {self.seed} and {self.ingest.shuffle.rows}: restore them until "
                 "the day is done"
             )
-        then = {key for lane in resume.lanes for key in lane} | set(resume.seen["units"])
-        then |= set(resume.seen.get("quarantined", {}))
+        then = {key for lane in resume.lanes for key in lane} | set(resume.seen.units) | set(resume.seen.quarantined)
         changed = sorted(then ^ {unit.key for unit in day.units})
         what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
         rewritten = sorted(file for file, mark in resume.files.items() if day.files.get(file, mark) != mark)
@@ -197,9 +206,9 @@ class RunPlan:
         """The parcels of all ranks in the order in which the splitter deals them out."""
         entries = [] if segments else [PlannedParcel("blank", 0)] * num_ranks  # Ray Data wants something to read
         for segment, (part, header) in enumerate(segments):
-            text = json.dumps(asdict(header))
+            text = header.to_json()
             entries += [PlannedParcel("start", segment, text=text)] * num_ranks
-            seen = DayCursor.from_json(header.seen, part.log.units).seen
+            seen = DayCursor.from_stored(header.seen, part.log.units).seen
             rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)}
             slack = 2 * max(rows.values())
             for turn in rounds(header.lanes, rows, slack):

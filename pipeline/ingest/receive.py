@@ -1,6 +1,5 @@
 """The receiving end of the stream: a rank's blocks, cut into segments."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,4 +72,4 @@ def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[
         raise AssertionError("a lane begins with the start of a segment")
     while waiting:
         bad: dict[int, str] = {}
-        yield Segment(Header(**json.loads(waiting.pop().text)), parcels(bad), bad)
+        yield Segment(Header.from_json(waiting.pop().text), parcels(bad), bad)

@@ -37,7 +37,7 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     """
     line = Line.of(config.root, config.line)
     latest = line.latest()
-    name = checkpoint or (latest["checkpoint"] if latest else None)
+    name = checkpoint or (latest.checkpoint if latest else None)
     newest = line.read_manifest(name) if name else None
     if newest is None:
         what = f"{name} has no intact manifest" if name else "nothing is published"
@@ -45,30 +45,28 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     lineage = list(line.lineage(newest))
     problems = list(_doubled(lineage))
     logs = Storage(config.logs.path)
-    read_last = {manifest.content["log_day"]: manifest for manifest in reversed(lineage)}
+    read_last = {manifest.log_day: manifest for manifest in reversed(lineage)}
     written_again = []
     for manifest in reversed(lineage):
-        if read_last[manifest.content["log_day"]].content["files_of_log"] != manifest.content["files_of_log"]:
+        if read_last[manifest.log_day].files_of_log != manifest.files_of_log:
             logger.info("%s: its log was written again after it was trained, and read again since", manifest.day)
-            written_again.append(manifest.content["log_day"])
+            written_again.append(manifest.log_day)
             continue
-        found = list(_differing(manifest, logs))
-        where = f"{manifest.content['log_day']}, trained on {manifest.day}, pass {manifest.content['pass']}"
-        logger.info(
-            "%s: %d rows, %s", where, manifest.content["rows"], f"{len(found)} differ" if found else "each once"
-        )
+        found = list(_differing(line, manifest, logs))
+        where = f"{manifest.log_day}, trained on {manifest.day}, pass {manifest.pass_index}"
+        logger.info("%s: %d rows, %s", where, manifest.rows, f"{len(found)} differ" if found else "each once")
         problems += found
     if problems:
         raise DataError(f"{len(problems)} things are not as they should be, the first: {problems[0]}")
-    gone = lineage[-1].content["parent"]  # of the first day that could be looked at
+    gone = lineage[-1].parent  # of the first day that could be looked at
     return {
         "result": f"every row once since {lineage[-1].day}; {gone} is gone" if gone else "every row once",
         "checkpoint": newest.checkpoint,
         "written_again": sorted(set(written_again)),
-        "days": [one.day for one in reversed(lineage) if one.content["log_day"] == one.day],
-        "rows": sum(manifest.content["rows"] for manifest in lineage),
-        "held_out": sum(manifest.content["held_out"] for manifest in lineage),
-        "quarantined": sum(len(manifest.content["cursor"]["quarantined"]) for manifest in lineage),
+        "days": [one.day for one in reversed(lineage) if one.is_own_log],
+        "rows": sum(manifest.rows for manifest in lineage),
+        "held_out": sum(manifest.held_out for manifest in lineage),
+        "quarantined": sum(len(line.cursor(manifest).quarantined) for manifest in lineage),
     }
 
 
@@ -76,26 +74,26 @@ def _doubled(lineage: list[Manifest]) -> Iterator[str]:
     """Days that a chain of parents has twice in one pass, for the same tasks."""
     seen = set()
     for manifest in lineage:
-        trained = (manifest.content["log_day"], manifest.content["pass"], str(manifest.content["tasks"]))
+        trained = (manifest.log_day, manifest.pass_index, str(manifest.tasks))
         if trained in seen:
             yield f"{manifest.day} is trained twice: {manifest.checkpoint} has itself among its parents"
         seen.add(trained)
 
 
-def _differing(manifest: Manifest, logs: Storage) -> Iterator[str]:
+def _differing(line: Line, manifest: Manifest, logs: Storage) -> Iterator[str]:
     """What of a day is not as its manifest says, one line a unit."""
-    ingest = manifest.content["config"]["ingest"]
+    ingest = manifest.config["ingest"]
     try:
-        (day,) = list_days(logs, [manifest.content["log_day"]], ingest["unit"]["max_rows"])
-        cursor = DayCursor.from_json(manifest.content["cursor"], day.units)
+        (day,) = list_days(logs, [manifest.log_day], ingest["unit"]["max_rows"])
+        cursor = DayCursor.from_stored(line.cursor(manifest), day.units)
     except DataError as error:
         yield str(error)
         return
-    if day.files != manifest.content["files_of_log"]:
+    if day.files != manifest.files_of_log:
         yield f"{manifest.day}: the files of the log are not those that {manifest.checkpoint} was trained on"
     for index, unit in enumerate(day.units):
         seen = cursor.seen.get(index, 0)
-        if manifest.content["complete"] and seen != unit.num_rows and index not in cursor.quarantined:
+        if manifest.complete and seen != unit.num_rows and index not in cursor.quarantined:
             yield f"{unit.key}: {seen} rows trained of {unit.num_rows}"
         elif cursor.sums.get(index, 0) != _expected_sum(manifest, day, index, seen):
             yield f"{unit.key}: {seen} rows trained, but not each of them once"
@@ -106,7 +104,7 @@ def _expected_sum(manifest: Manifest, day: DayLog, index: int, seen: int) -> int
     unit = day.units[index]
     if seen == unit.num_rows:
         return audit_sum(unit.salt, np.arange(seen))
-    config = manifest.content["config"]
+    config = manifest.config
     shuffle = config["ingest"]["shuffle"]["rows"]
-    order = row_order(unit, seed=config["seed"], pass_index=manifest.content["pass"], shuffle=shuffle)
+    order = row_order(unit, seed=config["seed"], pass_index=manifest.pass_index, shuffle=shuffle)
     return audit_sum(unit.salt, order[:seen])

@@ -11,7 +11,7 @@ from typing import Any
 from features.errors import DataError
 from pipeline.ingest.plan import StreamStart
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.records import Manifest, RunScope
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,23 +22,25 @@ class Beginning:
         declared: The configuration, as manifests have it.
         line: The line.
         days: ISO dates in order.
-        record: What the attempt's record says: the run, and its passes over the days.
+        run: Run that the attempts belong to.
+        passes: Passes over the days.
         trusted: A checkpoint that was found intact a moment ago.
     """
 
     declared: dict[str, Any]
     line: Line
     days: tuple[str, ...]
-    record: dict[str, Any]
+    run: str
+    passes: int
     trusted: str | None
 
     def __call__(self) -> StreamStart:
         """Take the line for an attempt, and choose where it starts."""
-        attempt, start = self.line.begin_attempt(self.days, self.record, self._choose, held=True)
-        return StreamStart(attempt, start.resume_point() if start else None)
+        attempt, start = self.line.begin_attempt(self.days, self.run, self._choose, passes=self.passes, held=True)
+        return StreamStart(attempt, self.line.resume_point(start) if start else None)
 
     def _choose(self, known: str | None) -> Manifest | None:
-        return start_of(self.declared, self.line, self.days, self.record["passes"], known or self.trusted)
+        return start_of(self.declared, self.line, self.days, self.passes, known or self.trusted)
 
 
 def start_of(
@@ -60,22 +62,22 @@ def start_of(
     if newest is None:
         return None
     _check_fits(declared, newest)
-    content, latest = newest.content, line.latest()
-    if content["run"] == {"days": list(days), "passes": passes}:
+    run, latest = newest.run, line.latest()
+    if run == RunScope(days=tuple(days), passes=passes):
         return newest
-    after = max(newest.day, latest["day"]) if latest else newest.day
-    if after < days[0] and is_last(newest, content["run"]["days"], content["run"]["passes"]):
+    after = max(newest.day, latest.day) if latest else newest.day
+    if after < days[0] and is_last(newest, run.days, run.passes):
         return newest
     raise DataError(
         f"line {line.name!r} has trained up to {newest.day} (step {newest.step}, "
-        f"{'complete' if content['complete'] else 'within the day'}), asked for are {days[0]}..{days[-1]}: ask for "
-        f"later days, finish {content['run']['days'][0]}..{content['run']['days'][-1]}, forget what is not published "
+        f"{'complete' if newest.complete else 'within the day'}), asked for are {days[0]}..{days[-1]}: ask for "
+        f"later days, finish {run.days[0]}..{run.days[-1]}, forget what is not published "
         "with jobs.daily --discard REASON, or name another line"
     )
 
 
 def _check_fits(declared: dict[str, Any], manifest: Manifest) -> None:
-    if manifest.content["config"] == declared:
+    if manifest.config == declared:
         return
     from pipeline.config.project import Config
     from pipeline.lineage.compatible import check_same_schema
@@ -91,5 +93,4 @@ def is_last(manifest: Manifest, days: Sequence[str], passes: int) -> bool:
 
 def ends_day(manifest: Manifest, passes: int) -> bool:
     """Whether a checkpoint is the end of a day, of its own rows and in the last pass."""
-    content = manifest.content
-    return content["complete"] and content["pass"] == passes - 1 and content["log_day"] == content["day"]
+    return manifest.complete and manifest.pass_index == passes - 1 and manifest.is_own_log

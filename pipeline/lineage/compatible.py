@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from features.errors import DataError
 from pipeline.config.project import Config, ModelConfig
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.records import Manifest
 
 
 def check_same_schema(config: Config, manifest: Manifest) -> None:
@@ -16,33 +16,33 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
     Raises:
         DataError: Names the table, or what else differs, and what to do.
     """
-    held, holds = manifest.content["config"].get("holdout"), config.holdout
+    held, holds = manifest.config.get("holdout"), config.holdout
     if held is not None and holds is not None and held != holds.model_dump(mode="json"):
         raise DataError(
             f"checkpoint {manifest.checkpoint} was trained with another holdout ({held}): rows that are held out now "
             "have been trained: restore it, leave the section out, or begin a new line"
         )
-    if not _same_model(manifest.content["config"]["model"], config.model):
+    if not _same_model(manifest.config["model"], config.model):
         raise DataError(
             f"checkpoint {manifest.checkpoint} was trained with another model section: restore the old config, or take "
             "it to the new one with jobs.migrate"
         )
-    then = manifest.content["config"].get("loss_balancing", {"kind": "schedule"})["kind"]  # older ones have no other
+    then = manifest.config.get("loss_balancing", {"kind": "schedule"})["kind"]  # older ones have no other
     if then != config.loss_balancing.kind:
         raise DataError(
             f"checkpoint {manifest.checkpoint} was trained with loss_balancing {then}, the config has "
             f"{config.loss_balancing.kind}: restore the old config, or take it to the new one with jobs.migrate"
         )
     for part in ("tables", "dense"):
-        old, new = manifest.content["config"]["optimizer"][part]["kind"], getattr(config.optimizer, part).kind
+        old, new = manifest.config["optimizer"][part]["kind"], getattr(config.optimizer, part).kind
         if old != new:
             raise DataError(
                 f"checkpoint {manifest.checkpoint} was trained with optimizer.{part}.kind {old}, the config has {new}: "
                 "restore the old config or start a new root"
             )
-    if manifest.content["schema_fingerprint"] == config.log_schema.fingerprint():
+    if manifest.schema_fingerprint == config.log_schema.fingerprint():
         return
-    then = manifest.content["config"]["schema"]
+    then = manifest.config["schema"]
     now = config.log_schema.model_dump(mode="json")
     found = {table["name"]: table for table in then["tables"]}
     for table in now["tables"]:

@@ -18,12 +18,11 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from features.errors import DataError
 from pipeline.lineage.line import Line
+from pipeline.lineage.records import LeaseRecord, ProcessIdentity
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,10 @@ def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[st
         DataError: Somebody who is alive holds one of them: says who.
     """
     runs = [uuid.uuid4().hex for _ in lines]
-    record = {"what": what, "seconds": seconds, "process": _this_process()}
-    holdings = [_Holding(line.storage, {"run": run} | record) for line, run in zip(lines, runs, strict=True)]
+    mine = LeaseRecord(what=what, seconds=seconds, process=_this_process())
+    holdings = [
+        _Holding(line.storage, mine.model_copy(update={"run": run})) for line, run in zip(lines, runs, strict=True)
+    ]
     try:
         waiting = holdings
         while waiting := [holding for holding in waiting if not holding.look()]:
@@ -83,8 +84,8 @@ def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[st
 class _Holding:
     """A lease that is being taken, renewed by a thread, and given back."""
 
-    def __init__(self, storage: Storage, record: dict[str, Any]) -> None:
-        self._storage, self._record, self._beat = storage, record, 0
+    def __init__(self, storage: Storage, record: LeaseRecord) -> None:
+        self._storage, self._record = storage, record
         self._version: str | None = None
         self._first: tuple[str, float] | None = None  # what the file was at first, and since when
         self.pause = 0.0
@@ -100,7 +101,7 @@ class _Holding:
         found, first = self._storage.read_versioned(LEASE), self._first
         held = _read(found[0]) if found else None
         version = found[1] if found else None
-        if held is None or _is_gone(held["process"]) or (first and first[0] == version and _over(first[1], held)):
+        if held is None or _is_gone(held.process) or (first and first[0] == version and _over(first[1], held)):
             if held is not None:
                 logger.warning("%s: taking over from %s, which has died", self._storage.url, _described(held))
             if self._write(version):
@@ -116,7 +117,7 @@ class _Holding:
                 f"{self._storage.url} is held by {_described(held)}: wait until it has ended, or end it and start "
                 "this again"
             )
-        self.pause = held["seconds"] / _LOOKS
+        self.pause = held.seconds / _LOOKS
         return False
 
     def release(self) -> None:
@@ -126,18 +127,18 @@ class _Holding:
         self._thread.join()
         with contextlib.suppress(OSError):
             if self._version is not None:
-                self._storage.replace(LEASE, seal({"released": self._record["run"]}), self._version)
+                self._storage.replace(LEASE, LeaseRecord(released=self._record.run).to_bytes(), self._version)
 
     def _write(self, version: str | None) -> bool:
-        self._beat += 1
-        data = seal(self._record | {"beat": self._beat})
+        self._record = self._record.model_copy(update={"beat": self._record.beat + 1})
+        data = self._record.to_bytes()
         written = self._storage.replace(LEASE, data, version)
         now = self._storage.read_versioned(LEASE)
         self._version = now[1] if now and now[0] == data else None
         return written or self._version is not None
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._record["seconds"] / 3):
+        while not self._ended.wait(self._record.seconds / 3):
             try:
                 if not self._write(self._version):
                     logger.error(
@@ -148,39 +149,38 @@ class _Holding:
                 logger.warning("the lease of %s was not renewed: %s", self._storage.url, error)
 
 
-def _read(data: bytes) -> dict[str, Any] | None:
-    """Who holds it; None where it was given back."""
+def _read(data: bytes) -> LeaseRecord | None:
+    """Read who holds a lease; None where it was given back."""
     try:
-        content = unseal(data)
+        record = LeaseRecord.from_bytes(data)
     except ValueError:  # whoever it is: its silence is what counts
-        return {"what": "a job whose LEASE is damaged", "seconds": 60.0, "process": {}}
-    return None if "released" in content else content
+        return LeaseRecord(what="a job whose LEASE is damaged")
+    return None if record.released is not None else record
 
 
-def _over(since: float, held: dict[str, Any]) -> bool:
-    return time.monotonic() - since > held["seconds"]
+def _over(since: float, held: LeaseRecord) -> bool:
+    return time.monotonic() - since > held.seconds
 
 
-def _described(held: dict[str, Any]) -> str:
-    process = held["process"]
-    return f"{held['what']} (process {process.get('pid')} on {process.get('host')})"
+def _described(held: LeaseRecord) -> str:
+    return f"{held.what} (process {held.process.pid} on {held.process.host})"
 
 
-def _this_process() -> dict[str, Any]:
-    """What tells a process from every other, on its machine and in its container."""
+def _this_process() -> ProcessIdentity:
+    """Return the identity of this process."""
     pid = os.getpid()
-    return {"pid": pid, "started": _started(pid)} | _machine()
+    return _machine().model_copy(update={"pid": pid, "started": _started(pid)})
 
 
-def _machine() -> dict[str, str | None]:
-    """This machine since it was started, and the container whose process numbers these are."""
+def _machine() -> ProcessIdentity:
+    """Return this machine since it was started, and the container whose process numbers these are."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {"host": socket.gethostname(), "boot": boot, "pids": os.readlink("/proc/self/ns/pid")}
-    return {"host": socket.gethostname(), "boot": None, "pids": None}
+        return ProcessIdentity(host=socket.gethostname(), boot=boot, pids=os.readlink("/proc/self/ns/pid"))
+    return ProcessIdentity(host=socket.gethostname())
 
 
-def _started(pid: int) -> int | None:
+def _started(pid: int | None) -> int | None:
     """When a process was started, in ticks since the machine was, which no clock can change; None: it is no more."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -189,8 +189,8 @@ def _started(pid: int) -> int | None:
     return None if state in "ZX" else int(rest[18])
 
 
-def _is_gone(process: dict[str, Any]) -> bool:
-    """Whether a process is certainly no more: it was on this machine, in this container's view, and is not there."""
-    here = _machine()
-    known = here["boot"] is not None and all(process.get(key) == value for key, value in here.items())
-    return known and _started(process["pid"]) != process["started"]
+def _is_gone(process: ProcessIdentity) -> bool:
+    """Return whether a process is certainly no more: it was on this machine, in this container's view, and ended."""
+    here, then = _machine(), process.model_copy(update={"pid": None, "started": None})
+    known = here.boot is not None and then == here and process.pid is not None
+    return known and _started(process.pid) != process.started

@@ -11,39 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.errors import DataError
+from pipeline.lineage.ledger_entry import LedgerEntry
 from pipeline.lineage.line import Line
-from pipeline.storage.sealed_json import seal, unseal
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
-    """What the ledger says of one training of a day.
-
-    Args:
-        content: The entry's JSON. `parent` has line, day and generation of the entry before it, or is null.
-    """
-
-    content: dict[str, Any]
-
-    @property
-    def day(self) -> str:
-        """ISO date."""
-        return self.content["day"]
-
-    @property
-    def generation(self) -> int:
-        """The how-manieth training of the day on its line, from 1."""
-        return self.content["generation"]
-
-    @property
-    def checkpoint(self) -> str:
-        """Its checkpoint, as its own line names it."""
-        return self.content["checkpoint"]
-
-    @property
-    def reference(self) -> dict[str, Any]:
-        """What the next entry calls its parent."""
-        return {key: self.content[key] for key in ("line", "day", "generation")}
+from pipeline.lineage.records import EntryReference
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +39,27 @@ class Ledger:
         """
         name = f"ledger/{day}/{generation}.json"
         try:
-            return LedgerEntry(unseal(self.line.storage.read(name)))
+            return LedgerEntry.from_bytes(self.line.storage.read(name))
         except FileNotFoundError as error:
             raise DataError(f"{self.line.storage.url}/{name} is missing: restore it from a backup") from error
         except ValueError as error:
-            raise DataError(f"{self.line.storage.url}/{name} is damaged ({error}): restore it from a backup") from error
+            raise DataError(
+                f"{self.line.storage.url}/{name} is damaged ({' '.join(str(error).split())}): restore it from a backup"
+            ) from error
 
     def newest(self) -> LedgerEntry | None:
         """The entry that LATEST names; None where nothing is published."""
         state = self.line.state()
-        if "checkpoint" not in state:
-            return None
-        if "branch" in state:  # forked, and nothing of its own is published yet
-            return self._of(state["branch"])
-        return self.read(state["day"], state["generation"])
+        if state.branch is not None:  # forked, and nothing of its own is published yet
+            return self._of(state.branch)
+        return self.read(state.published.day, state.published.generation) if state.published else None
 
     def chain(self) -> Iterator[LedgerEntry]:
         """What is published, the newest day first, through parents and across the lines that it was forked from."""
         entry = self.newest()
         while entry is not None:
             yield entry
-            parent = entry.content["parent"]
-            entry = self._of(parent) if parent else None
+            entry = self._of(entry.parent) if entry.parent else None
 
     def find(self, day: str) -> LedgerEntry | None:
         """The published entry of a day, if it is done."""
@@ -99,37 +68,28 @@ class Ledger:
                 return entry if entry.day == day else None
         return None
 
-    def _of(self, reference: Mapping[str, Any]) -> LedgerEntry:
+    def _of(self, reference: EntryReference) -> LedgerEntry:
         line = self.line
-        if reference["line"] != line.name:
-            line = Line(line.storage.sibling(reference["line"]))
-        return Ledger(line).read(reference["day"], reference["generation"])
+        if reference.line != line.name:
+            line = Line(line.storage.sibling(reference.line))
+        return Ledger(line).read(reference.day, reference.generation)
 
-    def enter(self, content: Mapping[str, Any], parent: LedgerEntry | None, serial: int) -> LedgerEntry:
+    def enter(self, entry: LedgerEntry, parent: LedgerEntry | None, serial: int) -> LedgerEntry:
         """Write the next generation of a day, or find the entry that a try wrote which was cut off after it.
 
         Args:
-            content: All but line, generation, parent and serial; day and checkpoint are needed.
-            parent: The entry that it follows.
-            serial: Of LATEST when it was begun.
+            entry: The entry, whose line, generation, parent and serial are filled in here.
+            parent: Entry that it follows.
+            serial: Serial of LATEST when it was begun.
         """
         while True:
-            known = self.generations(content["day"])
+            known = self.generations(entry.day)
             newest = known[-1] if known else None
-            if newest and (newest.content["serial"], newest.checkpoint) == (serial, content["checkpoint"]):
+            if newest and (newest.serial, newest.checkpoint) == (serial, entry.checkpoint):
                 return newest
-            entry = LedgerEntry(
-                dict(content)
-                | {
-                    "line": self.line.name,
-                    "day": content["day"],
-                    "generation": newest.generation + 1 if newest else 1,
-                    "parent": parent.reference if parent else None,
-                    "serial": serial,
-                }
-            )
-            name = f"ledger/{entry.day}/{entry.generation}.json"
-            if self.line.storage.create(name, seal(entry.content)):
+            place = {"line": self.line.name, "generation": newest.generation + 1 if newest else 1, "serial": serial}
+            entry = entry.model_copy(update=place | {"parent": parent.reference if parent else None})
+            if self.line.storage.create(f"ledger/{entry.day}/{entry.generation}.json", entry.to_bytes()):
                 return entry
 
 

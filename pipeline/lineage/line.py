@@ -4,23 +4,34 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from features.errors import DataError
-from pipeline.lineage.stored_checkpoint import MANIFEST, Manifest, damage, is_pinned, pin, read_manifest
+from pipeline.ingest.cursor import StoredCursor
+from pipeline.ingest.plan import ResumePoint
+from pipeline.lineage.records import Attempt, AttemptResult, EntryReference, Latest, Manifest, Published
+from pipeline.lineage.stored_checkpoint import (
+    MANIFEST,
+    damage,
+    is_pinned,
+    pin,
+    read_cursor,
+    read_manifest,
+    resume_point,
+)
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal, unseal
+from pipeline.storage.record import Record
 
 logger = logging.getLogger(__name__)
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 LATEST = "LATEST"
 _PIN_S = 7 * 24 * 3600.0
 _FOREVER = 1e18
 _REBUILD = "make it again from the ledger with jobs.daily --rollback DAY REASON, DAY being the newest that is right"
-_PUBLISHED = ("day", "generation", "checkpoint")
-_NOTHING = {"fence": 0, "holder": "", "serial": 0}  # what LATEST says before it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +58,37 @@ class Line:
         """Make a run the line's holder: no other can complete a checkpoint from its next attempt on, or publish.
 
         Args:
-            run: Names the command; whoever held the line before has lost it.
+            run: Name of the command; the run that held the line before has lost it.
         """
         while True:
             current, version = self._current()
-            if self._replaced(current | {"holder": _holder(run)}, version):
+            if self._replaced(current.model_copy(update={"holder": _holder(run)}), version):
                 return
 
     def begin_attempt(
         self,
         days: Sequence[str],
-        record: dict[str, Any],
-        choose: Callable[[str | None], "Manifest | None"],
+        run: str,
+        choose: Callable[[str | None], Manifest | None],
         *,
+        passes: int | None = None,
+        migrates: str | None = None,
         held: bool = False,
-    ) -> tuple[str, "Manifest | None"]:
-        """Take the line over: from now on this attempt's checkpoints count, and those of earlier ones no more.
+    ) -> tuple[str, Manifest | None]:
+        """Begin an attempt: from now on its checkpoints count, and those of earlier attempts no more.
 
         An earlier attempt may be alive still (the workers of a run whose Ray head was killed step for a minute more).
-        Its number is no longer LATEST's fence, so it can neither complete a checkpoint nor publish; and what it
-        completed after `choose` has looked has more steps than this attempt's start, and is passed over for that.
+        Its number is no longer LATEST's fence, so it can neither complete a checkpoint nor publish. A checkpoint that
+        it completed after `choose` has looked has more steps than this attempt's start, and is passed over for that.
 
         Args:
             days: ISO dates that the attempt will train.
-            record: What is known of the attempt when it begins; `run` names the command that it belongs to.
+            run: Run that the attempt belongs to.
             choose: Finds the checkpoint to start from, given one that was found intact a moment ago, if there is one.
-                Called again once the line is taken: until then an attempt that lives on may retire what was chosen.
-            held: The run has taken the line, and goes on only while it holds it.
+                Called again once the attempt has begun: until then an earlier one may retire what was chosen.
+            passes: Passes over the days.
+            migrates: Checkpoint that the attempt migrates.
+            held: Whether the run has taken the line, and goes on only while it holds it.
 
         Returns:
             The attempt's name, e.g. `0003`, which no other has or will have, and the checkpoint to start from.
@@ -83,51 +98,59 @@ class Line:
         """
         while True:
             current, version = self._current()
-            own = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == record["run"]]
-            if (own or held) and not _holds(record["run"], current):  # its workers are started again
+            own = [attempt.attempt for attempt in self.attempts(days) if attempt.run == run]
+            if (own or held) and not current.is_held_by(run):  # its workers are started again
                 raise self._lost(f"attempt {own[-1]:04d}" if own else "this run", current)
-            start, number = choose(None), current["fence"] + 1
-            if self._replaced(current | {"fence": number, "holder": _holder(record["run"])}, version):
+            start, number = choose(None), current.fence + 1
+            if self._replaced(current.model_copy(update={"fence": number, "holder": _holder(run)}), version):
                 break
         start = choose(start.checkpoint if start else None)
-        begun = {"attempt": number, "days": list(days), "start": start.checkpoint if start else None}
-        begun |= {"start_step": start.step if start else 0, "serial": current["serial"]}
-        for day in days:
-            self.storage.write(f"attempts/{day}/{number:04d}.json", seal(record | begun))
+        begun = Attempt(
+            run=run,
+            attempt=number,
+            days=tuple(days),
+            passes=passes,
+            start=start.checkpoint if start else None,
+            start_step=start.step if start else 0,
+            serial=current.serial,
+            migrates=migrates,
+        )
+        self._write_attempt(begun)
         return f"{number:04d}", start
 
-    def end_attempts(self, days: Sequence[str], run: str, record: dict[str, Any]) -> None:
+    def end_attempts(self, days: Sequence[str], run: str, result: AttemptResult, reason: str | None = None) -> None:
         """Add to the records of a run's attempts how they ended; all but the last were restarted."""
-        mine = [attempt for attempt in self._attempts(days) if attempt["run"] == run and "result" not in attempt]
+        mine = [attempt for attempt in self.attempts(days) if attempt.run == run and attempt.result is None]
         for attempt in mine:
-            ended = record if attempt is mine[-1] else {"result": "restarted"}
-            for day in attempt["days"]:
-                self.storage.write(f"attempts/{day}/{attempt['attempt']:04d}.json", seal(attempt | ended))
+            is_last = attempt is mine[-1]
+            ended = {"result": result, "reason": reason} if is_last else {"result": "restarted"}
+            self._write_attempt(attempt.model_copy(update=ended))
 
     def attempt_of(self, days: Sequence[str], run: str) -> str:
-        """The newest attempt of a run."""
-        mine = [attempt["attempt"] for attempt in self._attempts(days) if attempt["run"] == run]
+        """Return the newest attempt of a run."""
+        mine = [attempt.attempt for attempt in self.attempts(days) if attempt.run == run]
         return f"{mine[-1]:04d}"
 
-    def _attempts(self, days: Sequence[str]) -> list[dict[str, Any]]:
-        """Records of the attempts at some days, by number."""
+    def attempts(self, days: Sequence[str]) -> list[Attempt]:
+        """Return the attempts at some days, by number."""
         records = {}
         for day in days:
             for name in self.storage.names(f"attempts/{day}"):
-                record = self._unsealed(f"attempts/{day}/{name}", self.storage.read(f"attempts/{day}/{name}"))
-                records[record["attempt"]] = record
+                file = f"attempts/{day}/{name}"
+                record = self._intact(Attempt, file, self.storage.read(file))
+                records[record.attempt] = record
         return [records[number] for number in sorted(records)]
 
-    def state(self) -> dict[str, Any]:
-        """LATEST as it is: fence, holder and serial, and once something is published day, generation and checkpoint.
+    def _write_attempt(self, attempt: Attempt) -> None:
+        for day in attempt.days:
+            self.storage.write(f"attempts/{day}/{attempt.attempt:04d}.json", attempt.to_bytes())
 
-        The serial is raised by every move of LATEST: what was trained, or entered in the ledger, under another serial
-        than the present one does not follow what is published now.
-        """
+    def state(self) -> Latest:
+        """Return LATEST as it is."""
         return self._current()[0]
 
-    def _current(self) -> tuple[dict[str, Any], str | None]:
-        """LATEST as it is, and its version.
+    def _current(self) -> tuple[Latest, str | None]:
+        """Return LATEST as it is, and its version in the storage.
 
         Raises:
             DataError: It is damaged, or gone although the line has been trained.
@@ -135,22 +158,21 @@ class Line:
         found = self.storage.read_versioned(LATEST)
         if found is None and self.storage.names("attempts"):
             raise DataError(f"{self.storage.url}/LATEST is gone, and the line has been trained: {_REBUILD}")
-        return (self._unsealed(LATEST, found[0]), found[1]) if found else (dict(_NOTHING), None)
+        return (self._intact(Latest, LATEST, found[0]), found[1]) if found else (Latest(), None)
 
-    def rebuild(self, entry: Mapping[str, Any], serial: int) -> None:
+    def rebuild(self, entry: Published, serial: int) -> None:
         """Write LATEST anew where it is damaged or gone.
 
         Args:
-            entry: Of the ledger, to which it is to move.
+            entry: Entry of the ledger that it names from now on.
             serial: Above that of every entry.
         """
         days = self.storage.names("attempts")
-        fence = max((attempt["attempt"] for attempt in self._attempts(days)), default=0) + 1
-        record = _NOTHING | {"fence": fence, "serial": serial} | {key: entry[key] for key in _PUBLISHED}
-        self.storage.write(LATEST, seal(record))
+        fence = max((attempt.attempt for attempt in self.attempts(days)), default=0) + 1
+        self.storage.write(LATEST, Latest(fence=fence, serial=serial, **entry.model_dump()).to_bytes())
 
-    def _replaced(self, record: dict[str, Any], version: str | None) -> bool:
-        return self.storage.replace(LATEST, seal(record), version)
+    def _replaced(self, record: Latest, version: str | None) -> bool:
+        return self.storage.replace(LATEST, record.to_bytes(), version)
 
     def check_holder(self, attempt: str) -> None:
         """Hold an attempt that wants to complete or publish something against the newest one.
@@ -159,7 +181,7 @@ class Line:
             DataError: Another attempt has begun since.
         """
         state = self.state()
-        if state["fence"] != int(attempt):
+        if state.fence != int(attempt):
             raise self._lost(f"attempt {attempt}", state)
 
     def check_run(self, run: str) -> None:
@@ -169,21 +191,26 @@ class Line:
             DataError: Another run has taken the line over since.
         """
         state = self.state()
-        if not _holds(run, state):
+        if not state.is_held_by(run):
             raise self._lost("this run", state)
 
-    def _lost(self, who: str, state: dict[str, Any]) -> DataError:
+    def _lost(self, who: str, state: Latest) -> DataError:
         return DataError(
             f"{who} no longer holds {self.storage.url}: another has taken it over since (its newest attempt is "
-            f"{state['fence']:04d}). This one stops; nothing that it did after that counts, and nothing has to be done"
+            f"{state.fence:04d}). This one stops; nothing that it did after that counts, and nothing has to be done"
         )
 
-    def _unsealed(self, name: str, data: bytes) -> dict[str, Any]:
+    def _intact(self, kind: type[AnyRecord], name: str, data: bytes) -> AnyRecord:
+        """Read a record of the line.
+
+        Raises:
+            DataError: It is damaged, or of a later version.
+        """
         try:
-            return unseal(data)
+            return kind.from_bytes(data)
         except ValueError as error:
             what = _REBUILD if name == LATEST else "restore it from a backup, or use a new line"
-            raise DataError(f"{self.storage.url}/{name} is damaged ({error}): {what}") from error
+            raise DataError(f"{self.storage.url}/{name} is damaged ({' '.join(str(error).split())}): {what}") from error
 
     def manifests(self, since: str = "") -> Iterator[Manifest]:
         """Manifests of complete checkpoints of days not before `since`, in no order."""
@@ -211,12 +238,20 @@ class Line:
         storage, name = self.place(checkpoint)
         return read_manifest(storage, name, checkpoint)
 
+    def cursor(self, manifest: Manifest) -> StoredCursor:
+        """Read the cursor of a checkpoint."""
+        return read_cursor(*self.place(manifest.checkpoint), manifest)
+
+    def resume_point(self, manifest: Manifest) -> ResumePoint:
+        """Return where the model of a checkpoint is, as the stream needs it."""
+        return resume_point(*self.place(manifest.checkpoint), manifest)
+
     def lineage(self, newest: Manifest) -> Iterator[Manifest]:
         """A checkpoint and, through their parents, the finished days before it; ends where one has been removed."""
         manifest: Manifest | None = newest
         while manifest is not None:
             yield manifest
-            parent = manifest.content["parent"]
+            parent = manifest.parent
             manifest = self.read_manifest(qualified(manifest.checkpoint, parent)) if parent else None
 
     def remove(self, checkpoint: str) -> None:
@@ -241,7 +276,7 @@ class Line:
     def is_pinned(self, checkpoint: str) -> bool:
         """Whether LATEST names a checkpoint or somebody reads it."""
         latest = self.latest()
-        if latest is not None and latest["checkpoint"] == checkpoint:
+        if latest is not None and latest.checkpoint == checkpoint:
             return True
         return is_pinned(self.storage, checkpoint)
 
@@ -260,32 +295,32 @@ class Line:
         """
         state = self.state()
         newest = self._newest_intact(state, trusted)
-        if newest is None and _published(state) is not None:
+        if newest is None and state.published is not None:
             raise DataError(
-                f"{self.storage.url}/LATEST names {state['checkpoint']}, which is damaged or gone: restore its files, "
+                f"{self.storage.url}/LATEST names {state.checkpoint}, which is damaged or gone: restore its files, "
                 "or go back to an earlier day with jobs.daily --rollback DAY REASON"
             )
         return newest
 
-    def _newest_intact(self, state: dict[str, Any], trusted: str | None) -> Manifest | None:
+    def _newest_intact(self, state: Latest, trusted: str | None) -> Manifest | None:
         def age(manifest: Manifest) -> tuple[int, bool, int]:
-            return manifest.step, manifest.content["complete"], manifest.attempt
+            return manifest.step, manifest.complete, manifest.attempt_number
 
-        published, since = state.get("checkpoint"), state.get("day", "")
-        attempts = self._attempts([day for day in self.storage.names("attempts") if day >= since])
+        published, since = state.checkpoint, state.day or ""
+        attempts = self.attempts([day for day in self.storage.names("attempts") if day >= since])
         # A migrated checkpoint counts once it is published, and not as what was trained since.
-        trained = [attempt for attempt in attempts if "migrates" not in attempt]
-        current = [attempt for attempt in trained if attempt["serial"] == state["serial"]]
-        numbers = {attempt["attempt"] for attempt in current}
-        found = [manifest for manifest in self.manifests(since) if manifest.attempt in numbers]
+        trained = [attempt for attempt in attempts if attempt.migrates is None]
+        current = [attempt for attempt in trained if attempt.serial == state.serial]
+        numbers = {attempt.attempt for attempt in current}
+        found = [manifest for manifest in self.manifests(since) if manifest.attempt_number in numbers]
         base = self.read_manifest(published) if published else None
         for manifest in [*sorted(found, key=age, reverse=True), *([base] if base else [])]:
-            later = [attempt for attempt in current if attempt["attempt"] > manifest.attempt]
-            if manifest is not base and any(manifest.step > attempt["start_step"] for attempt in later):
+            later = [attempt for attempt in current if attempt.attempt > manifest.attempt_number]
+            if manifest is not base and any(manifest.step > attempt.start_step for attempt in later):
                 logger.warning(
                     "checkpoint %s is passed over: attempt %04d had begun from an earlier one when it was completed",
                     manifest.checkpoint,
-                    later[0]["attempt"],
+                    later[0].attempt,
                 )
                 continue
             problem = None if manifest.checkpoint == trusted else self.damage(manifest)
@@ -298,49 +333,50 @@ class Line:
         """What is wrong with a checkpoint's files, by size and checksum; None if nothing is."""
         return damage(*self.place(manifest.checkpoint), manifest)
 
-    def latest(self) -> dict[str, Any] | None:
+    def latest(self) -> Published | None:
         """The newest published (day, generation, checkpoint); None where nothing is published."""
-        return _published(self.state())
+        return self.state().published
 
-    def publish(self, entry: Mapping[str, Any], serial: int, run: str) -> None:
+    def publish(self, entry: Published, serial: int, run: str) -> None:
         """Move LATEST to an entry of the ledger, by compare-and-swap.
 
         Args:
-            entry: Its day, generation and checkpoint.
-            serial: Of LATEST when what is published was begun.
-            run: The run that holds the line.
+            entry: The entry's day, generation and checkpoint.
+            serial: Serial of LATEST when the training that is published was begun.
+            run: Run that holds the line.
 
         Raises:
             DataError: LATEST has been moved since, or another run holds the line.
         """
-        target = {key: entry[key] for key in _PUBLISHED}
         current, version = self._current()
-        if _published(current) == target:
+        if current.published == entry:
             return
-        if not _holds(run, current):
+        if not current.is_held_by(run):
             raise self._lost("this run", current)
-        record = {key: value for key, value in current.items() if key != "branch"} | target | {"serial": serial + 1}
-        if current["serial"] != serial or not self._replaced(record, version):
+        moved = current.model_copy(update=entry.model_dump() | {"branch": None, "serial": serial + 1})
+        if current.serial != serial or not self._replaced(moved, version):
             self.check_run(run)
-            if self.latest() != target:  # else it was moved, and the answer was lost
+            if self.latest() != entry:  # else it was moved, and the answer was lost
                 raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
 
-    def fork(self, entry: Mapping[str, Any]) -> None:
+    def fork(self, origin: EntryReference, checkpoint: str) -> None:
         """Let this line, which has nothing yet, go on from an entry of another one.
 
         Args:
-            entry: Its line, day, generation and checkpoint, which is kept from now on.
+            origin: The entry.
+            checkpoint: Its checkpoint as its own line names it, which is kept from now on.
         """
-        owner, name = Line(self.storage.sibling(entry["line"])).place(entry["checkpoint"])
+        owner, name = Line(self.storage.sibling(origin.line)).place(checkpoint)
         pin(owner, name, f"line {self.name}", _FOREVER, self.name)
-        record = {key: entry[key] for key in _PUBLISHED} | {"checkpoint": f"{Line(owner).name}:{name}"}
-        branch = {key: entry[key] for key in ("line", "day", "generation")}
-        self.storage.create(LATEST, seal(_NOTHING | record | {"branch": branch}))
+        forked = Latest(
+            day=origin.day, generation=origin.generation, checkpoint=f"{Line(owner).name}:{name}", branch=origin
+        )
+        self.storage.create(LATEST, forked.to_bytes())
 
     def tidy(self, day: str) -> None:
         """Remove the checkpoints within a day that is published; nobody starts from them any more."""
         for manifest in list(self.manifests(day)):
-            if manifest.day == day and not manifest.content["complete"] and not self.is_pinned(manifest.checkpoint):
+            if manifest.day == day and not manifest.complete and not self.is_pinned(manifest.checkpoint):
                 self.remove(manifest.checkpoint)
 
     def restart(self, run: str) -> int:
@@ -353,10 +389,11 @@ class Line:
             The serial that LATEST has now.
         """
         current, version = self._current()
-        if not _holds(run, current):
+        if not current.is_held_by(run):
             raise self._lost("this run", current)
-        serial = current["serial"] + 1
-        if not self._replaced(current | {"serial": serial}, version) and self.state()["serial"] != serial:
+        serial = current.serial + 1
+        moved = current.model_copy(update={"serial": serial})
+        if not self._replaced(moved, version) and self.state().serial != serial:
             self.check_run(run)
             raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
         return serial
@@ -375,11 +412,3 @@ def qualified(checkpoint: str, parent: str) -> str:
 
 def _holder(run: str) -> str:
     return f"{run}/{uuid.uuid4().hex}"  # unique: a put whose answer was lost recognises itself
-
-
-def _holds(run: str, state: dict[str, Any]) -> bool:
-    return state["holder"].startswith(f"{run}/")
-
-
-def _published(record: dict[str, Any]) -> dict[str, Any] | None:
-    return {key: record[key] for key in _PUBLISHED} if "checkpoint" in record else None

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import LATEST, Line
-from pipeline.storage.sealed_json import seal
+from pipeline.lineage.records import EntryReference, Latest, MoveByHand
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +40,9 @@ def branch(line: Line, name: str, day: str, *, from_nothing: bool) -> Line:
     entry = next((entry for entry in Ledger(line).chain() if entry.day < day), None)
     if entry is None:
         raise ConfigError(f"line {line.name!r} has trained nothing before {day}: add --from-nothing")
-    origin = Line(line.storage.sibling(entry.content["line"]))
+    origin = Line(line.storage.sibling(entry.line))
     logger.info("line %s is forked from %s of line %s", name, entry.day, origin.name)
-    forked.fork(entry.content)
+    forked.fork(entry.reference, entry.checkpoint)
     return forked
 
 
@@ -64,17 +63,17 @@ def rollback(config: Config, line: Line, day: str, reason: str) -> dict[str, Any
         _rebuild(line, day)
     with lease(line, f"jobs.daily --rollback {day}", config.daily.lease_s) as run:
         state, entry = line.state(), Ledger(line).find(day)
-        if entry is None or entry.content["line"] != line.name:
-            done = [entry.day for entry in Ledger(line).chain() if entry.content["line"] == line.name]
+        if entry is None or entry.line != line.name:
+            done = [entry.day for entry in Ledger(line).chain() if entry.line == line.name]
             raise DataError(f"line {line.name!r} has no done day {day}, it has {', '.join(done[:10]) or 'none'}")
         manifest = line.read_manifest(entry.checkpoint)
         problem = "its manifest is gone" if manifest is None else line.damage(manifest)
         if problem:
             raise DataError(f"{entry.checkpoint} of {day} cannot be gone back to: {problem}: choose another day")
-        if entry.day == state["day"] and not lost:
+        if entry.day == state.day and not lost:
             return {"result": "nothing to do", "line": line.name, "latest": day, "checkpoint": entry.checkpoint}
-        _record_move(line, state, {"to": entry.reference, "reason": reason, "run": run})
-        line.publish(entry.content, state["serial"], run)
+        _record_move(line, state, reason, run, entry.reference)
+        line.publish(entry.published, state.serial, run)
     return {"result": "rolled back", "line": line.name, "latest": day, "checkpoint": entry.checkpoint}
 
 
@@ -92,12 +91,10 @@ def _rebuild(line: Line, day: str) -> None:
     for entry in reversed(ledger.generations(day)):
         manifest = line.read_manifest(entry.checkpoint)
         if manifest is not None and line.damage(manifest) is None:
-            serials = [
-                one.content["serial"] for name in line.storage.names("ledger") for one in ledger.generations(name)
-            ]
+            serials = [one.serial for name in line.storage.names("ledger") for one in ledger.generations(name)]
             moves = [int(name.removesuffix(".json")) for name in line.storage.names("moves")]
             logger.warning("LATEST of line %s is made again, at %s, generation %d", line.name, day, entry.generation)
-            line.rebuild(entry.content, max([*serials, *moves]) + 2)
+            line.rebuild(entry.published, max([*serials, *moves]) + 2)
             return
     raise DataError(f"the ledger of line {line.name!r} has no training of {day} whose checkpoint is intact")
 
@@ -114,14 +111,15 @@ def discard(config: Config, line: Line, reason: str) -> dict[str, Any]:
         DataError: Another job holds the line.
     """
     with lease(line, "jobs.daily --discard", config.daily.lease_s) as run:
-        _record_move(line, line.state(), {"discarded": True, "reason": reason, "run": run})
+        _record_move(line, line.state(), reason, run)
         line.restart(run)
     latest = line.latest()
-    return {"result": "discarded", "line": line.name, "latest": latest["day"] if latest else None}
+    return {"result": "discarded", "line": line.name, "latest": latest.day if latest else None}
 
 
-def _record_move(line: Line, state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Write down why LATEST is about to be moved by hand."""
-    was = {key: state.get(key) for key in ("day", "generation", "checkpoint")}
-    content = {"from": was, "at": datetime.now(UTC).isoformat(), **record}
-    line.storage.write(f"moves/{state['serial'] + 1}.json", seal(content))
+def _record_move(line: Line, state: Latest, reason: str, run: str, to: EntryReference | None = None) -> None:
+    """Write down why LATEST is about to be moved by hand; without an entry to move to, what is unpublished goes."""
+    move = MoveByHand(
+        was=state.published, at=datetime.now(UTC).isoformat(), to=to, discarded=to is None, reason=reason, run=run
+    )
+    line.storage.write(f"moves/{state.serial + 1}.json", move.to_bytes())

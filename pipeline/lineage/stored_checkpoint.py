@@ -6,90 +6,78 @@ import logging
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
+from pipeline.ingest.cursor import StoredCursor, lanes_from_arrow
 from pipeline.ingest.plan import ResumePoint
+from pipeline.lineage.records import FileMark, Manifest, Pin
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal, unseal
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # of manifests
+CURSOR, LANES = "cursor.arrow", "lanes.arrow"
 _CHUNK_BYTES = 1 << 22
 _DIGEST_THREADS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a complete checkpoint says of itself.
-
-    Args:
-        checkpoint: Its name below the line, `checkpoints/<day>/<attempt>/<step>`.
-        content: The manifest's JSON.
-    """
-
-    checkpoint: str
-    content: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Steps that the model has made on its line."""
-        return self.content["step"]
-
-    @property
-    def attempt(self) -> int:
-        """The attempt that wrote it."""
-        return int(self.content["attempt"])
-
-    @property
-    def day(self) -> str:
-        """ISO date of the newest day that it has rows of."""
-        return self.content["day"]
-
-    def resume_point(self) -> ResumePoint:
-        """Where the model is, as the stream needs it."""
-        content = self.content
-        return ResumePoint(
-            checkpoint=self.checkpoint,
-            pass_index=content["pass"],
-            day=content["day"],
-            log_day=content["log_day"],
-            seen=content["cursor"],
-            lanes=content["lanes"],
-            complete=content["complete"],
-            seed=content["config"]["seed"],
-            shuffle_rows=content["config"]["ingest"]["shuffle"]["rows"],
-            files=content["files_of_log"],
-        )
-
-
 def read_manifest(storage: Storage, name: str, checkpoint: str) -> Manifest | None:
-    """The manifest of a checkpoint; None where it is not complete, damaged, or of another format.
+    """Read the manifest of a checkpoint; None where it is not complete, damaged, or of another format.
 
     Args:
-        storage: The folder of its line.
-        name: Of its folder below that.
-        checkpoint: What it is called where it is asked for.
+        storage: Folder of its line.
+        name: Its folder below that.
+        checkpoint: Name by which it is asked for.
     """
     try:
-        content = unseal(storage.read(f"{name}/{MANIFEST}"))
+        manifest = Manifest.from_bytes(storage.read(f"{name}/{MANIFEST}"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        logger.warning("checkpoint %s is passed over: its manifest is damaged (%s)", checkpoint, error)
+        logger.warning(
+            "checkpoint %s is passed over: its manifest is damaged (%s)", checkpoint, " ".join(str(error).split())
+        )
         return None
-    found = content.get("format")
-    if found != FORMAT:
-        logger.warning("checkpoint %s is passed over: format %s, this version reads %s", checkpoint, found, FORMAT)
-        return None
-    return Manifest(checkpoint, content)
+    return manifest.model_copy(update={"checkpoint": checkpoint})
+
+
+def read_cursor(storage: Storage, name: str, manifest: Manifest) -> StoredCursor:
+    """Read the cursor of a checkpoint.
+
+    Args:
+        storage: Folder of its line.
+        name: Its folder below that.
+        manifest: Its manifest.
+    """
+    if manifest.cursor is not None:  # format 3
+        return manifest.cursor
+    return StoredCursor.from_arrow(storage.read(f"{name}/{CURSOR}"))
+
+
+def read_lanes(storage: Storage, name: str, manifest: Manifest) -> tuple[tuple[str, ...], ...]:
+    """Read the lanes of a checkpoint: unit keys per rank; arguments as for `read_cursor`."""
+    return lanes_from_arrow(storage.read(f"{name}/{LANES}")) if manifest.lanes is None else manifest.lanes
+
+
+def resume_point(storage: Storage, name: str, manifest: Manifest) -> ResumePoint:
+    """Return where the model is, as the stream needs it; arguments as for `read_cursor`."""
+    at_end = manifest.complete  # nothing is left of the log
+    return ResumePoint(
+        checkpoint=manifest.checkpoint,
+        pass_index=manifest.pass_index,
+        day=manifest.day,
+        log_day=manifest.log_day,
+        seen=StoredCursor() if at_end else read_cursor(storage, name, manifest),
+        lanes=() if at_end else read_lanes(storage, name, manifest),
+        complete=at_end,
+        seed=manifest.config["seed"],
+        shuffle_rows=manifest.config["ingest"]["shuffle"]["rows"],
+        files=manifest.files_of_log,
+    )
 
 
 def damage(storage: Storage, name: str, manifest: Manifest) -> str | None:
     """What is wrong with a checkpoint's files, by size and checksum; None if nothing is."""
-    files = manifest.content["files"]
+    files = manifest.files
     with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
         problems = pool.map(lambda file: _problem(storage, name, file, files[file]), files)
         return next((problem for problem in problems if problem), None)
@@ -109,7 +97,7 @@ def pin(storage: Storage, checkpoint: str, holder: str, until: float, name: str 
         The file.
     """
     file = f"{_pins(checkpoint)}/{name or uuid.uuid4().hex}.json"
-    storage.write(file, seal({"holder": holder, "until": until}))
+    storage.write(file, Pin(holder=holder, until=until).to_bytes())
     return file
 
 
@@ -117,19 +105,19 @@ def is_pinned(storage: Storage, checkpoint: str) -> bool:
     """Whether somebody keeps a checkpoint."""
     for name in storage.names(_pins(checkpoint)):
         with contextlib.suppress(FileNotFoundError, ValueError):  # it is just being removed, or was cut off
-            if unseal(storage.read(f"{_pins(checkpoint)}/{name}"))["until"] > time.time():
+            if Pin.from_bytes(storage.read(f"{_pins(checkpoint)}/{name}")).until > time.time():
                 return True
     return False
 
 
-def _problem(storage: Storage, folder: str, name: str, expected: dict[str, Any]) -> str | None:
+def _problem(storage: Storage, folder: str, name: str, expected: FileMark) -> str | None:
     try:
         size, digest = _digest(storage, f"{folder}/{name}")
     except FileNotFoundError:
         return f"{name} is missing"
-    if (size, digest) == (expected["bytes"], expected["sha256"]):
+    if (size, digest) == (expected.bytes, expected.sha256):
         return None
-    wanted = f"{expected['bytes']}, sha256 {expected['sha256'][:12]}"
+    wanted = f"{expected.bytes}, sha256 {expected.sha256[:12]}"
     return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {wanted}"
 
 

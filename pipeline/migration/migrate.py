@@ -6,11 +6,10 @@ day, and the day's next generation in the ledger.
 
 import contextlib
 import functools
-import importlib.metadata
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray.train
@@ -27,14 +26,18 @@ from pipeline.checkpoint.write import write_checkpoint
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config, ModelConfig
+from pipeline.ingest.cursor import lanes_to_arrow
 from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
-from pipeline.lineage.day_entry import described
+from pipeline.lineage.day_entry import trained_entry
 from pipeline.lineage.lease import lease
-from pipeline.lineage.ledger import Ledger, LedgerEntry
+from pipeline.lineage.ledger import Ledger
+from pipeline.lineage.ledger_entry import LedgerEntry
 from pipeline.lineage.line import Line, qualified
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.manifest import declared, library_versions
+from pipeline.lineage.records import Manifest
+from pipeline.lineage.stored_checkpoint import CURSOR, LANES, read_cursor, read_lanes, read_manifest
 from pipeline.log_passes.admission import read_vocabularies, vocabulary_files
 from pipeline.log_passes.statistics import collect_statistics
 from pipeline.migration.inheritance import Declared, check_stored, compare, inherit, kept_tables
@@ -63,7 +66,7 @@ class MigrateJob:
     parent: str
     old: Declared
     name: str
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def migrate(config: Config, checkpoint: str | None, statistics_days: Sequence[str] = ()) -> dict[str, Any]:
@@ -91,11 +94,11 @@ def migrate(config: Config, checkpoint: str | None, statistics_days: Sequence[st
     missing = _missing_statistics(config, parent, statistics_days)
     days = _days_of_statistics(config, missing, statistics_days)
     with lease(line, "jobs.migrate", config.daily.lease_s) as run, ray_session(config):
-        serial = line.state()["serial"]
+        serial = line.state().serial
         statistics = _statistics(config, parent, missing, days)
         written = _write(config, line, parent, old, statistics, run)
         entry = _enter(line, written, parent, run, serial)
-        line.publish(entry.content, serial, run)
+        line.publish(entry.published, serial, run)
     figures = {"checkpoint": written.checkpoint, "from": name, "day": entry.day, "generation": entry.generation}
     return {"result": "migrated"} | figures | asdict(compare(old, new))
 
@@ -105,10 +108,10 @@ def _published(line: Line, asked: str | None) -> Manifest:
     latest = line.latest()
     if latest is None:
         raise ConfigError(f"{line.storage.url} has nothing published: train first")
-    name = latest["checkpoint"]
+    name = latest.checkpoint
     if asked is not None and asked != name:
         raise DataError(
-            f"{asked} is not what is published, which is {name} of {latest['day']}: migrate that, or go back to "
+            f"{asked} is not what is published, which is {name} of {latest.day}: migrate that, or go back to "
             "another day first with jobs.daily --rollback DAY REASON"
         )
     manifest = line.read_manifest(name)
@@ -121,7 +124,7 @@ def _published(line: Line, asked: str | None) -> Manifest:
 
 
 def _declared(manifest: Manifest) -> Declared:
-    config = manifest.content["config"]
+    config = manifest.config
     schema, model = (json.dumps(config[section]) for section in ("schema", "model"))
     balancing = config.get("loss_balancing", {"kind": "schedule"})  # older configs have no other
     try:
@@ -188,8 +191,8 @@ def _known_statistics(config: Config, parent: Manifest) -> dict[str, Any]:
     """Return the line's statistics of features with an unchanged meaning."""
     then = {feature.name: _meaning(feature) for feature in _declared(parent).log_schema.features}
     now = {feature.name: _meaning(feature) for feature in config.log_schema.features}
-    frozen = parent.content["statistics"] or {"numbers": {}}
-    return {name: found for name, found in frozen["numbers"].items() if name in now and then[name] == now[name]}
+    frozen = parent.statistics.numbers if parent.statistics else {}
+    return {name: found for name, found in frozen.items() if name in now and then[name] == now[name]}
 
 
 def _days_of_statistics(config: Config, missing: Sequence[FeatureConfig], days: Sequence[str]) -> list[DayLog]:
@@ -214,7 +217,8 @@ def _statistics(
     config: Config, parent: Manifest, missing: Sequence[FeatureConfig], days: Sequence[DayLog]
 ) -> Statistics | None:
     """Return the line's statistics with those of new features, and without those of removed features."""
-    schema, frozen = config.log_schema, parent.content["statistics"]
+    schema = config.log_schema
+    frozen = parent.statistics.model_dump(mode="json") if parent.statistics else None
     fitted: dict[str, Any] = {"days": [], "rows": 0, "numbers": {}, "distinct_ids": {}, "missing_ids": {}}
     if missing:
         logs, part = Storage(config.logs.path), _schema_of(schema, missing)
@@ -248,10 +252,9 @@ def _write(
     empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
     encoder = Encoder(config.log_schema, statistics, vocabularies=empty)
     plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, starts=(StreamStart,))
-    record = {"run": run, "migrates": parent.checkpoint}
-    attempt, _ = line.begin_attempt([parent.day], record, lambda _: parent, held=True)
+    attempt, _ = line.begin_attempt([parent.day], run, lambda _: parent, migrates=parent.checkpoint, held=True)
     name = f"checkpoints/{parent.day}/{attempt}/{parent.step:010d}-migrated"
-    manifest = _manifest(config, parent, statistics) | {"attempt": attempt}
+    manifest = _manifest(config, parent, statistics, attempt)
     job, board = MigrateJob(config, line, parent.checkpoint, old, name, manifest), ProgressBoard.remote()
     try:
         reported = run_workers(config.model_copy(update={"workers": once}), plan, migrate_worker, job, board)
@@ -260,9 +263,9 @@ def _write(
     except BaseException as error:
         reason = " ".join(str(error).split())[:500]
         with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
-            line.end_attempts([parent.day], run, {"result": "failed", "reason": reason})
+            line.end_attempts([parent.day], run, "failed", reason)
         raise
-    line.end_attempts([parent.day], run, {"result": "done"})
+    line.end_attempts([parent.day], run, "done")
     written = line.read_manifest(name)
     assert written is not None
     return written
@@ -273,35 +276,42 @@ def _enter(line: Line, written: Manifest, parent: Manifest, run: str, serial: in
     ledger = Ledger(line)
     old = ledger.newest()
     assert old is not None
-    grandparent = next((entry for entry in ledger.chain() if entry.reference == old.content["parent"]), None)
-    content = (
-        {key: value for key, value in old.content.items() if key != "skipped"}
-        | described(line, written, run)
-        | {"day": old.day, "kind": "migrate", "migrated_from": parent.checkpoint}
-    )
-    return ledger.enter(content, grandparent, serial)
+    grandparent = next((entry for entry in ledger.chain() if entry.reference == old.parent), None)
+    trained = trained_entry(line, written, run, "migrate")
+    changed = {name: getattr(trained, name) for name in trained.model_fields_set}
+    changed |= {"day": old.day, "migrated_from": parent.checkpoint, "skipped": None}
+    return ledger.enter(old.model_copy(update=changed), grandparent, serial)
 
 
-def _manifest(config: Config, parent: Manifest, statistics: Statistics | None) -> dict[str, Any]:
-    """Return the parent's manifest for the new tensors: the same trained rows, with the new config's meaning.
+def _manifest(config: Config, parent: Manifest, statistics: Statistics | None, attempt: str) -> Manifest:
+    """Return the parent's manifest with the new configuration: what was trained is unchanged.
 
-    `config.ingest` stays the parent's: it describes the reading of the day, which the audit repeats.
+    `config.ingest` stays the parent's: it says how the day was read, and the audit reads it so again.
     """
-    content, schema = parent.content, config.log_schema
-    before = dict(content["rows_in_space"])
-    in_space = {name: before.get(name, 0) for name in schema.task_names}
-    declared = config.model_dump(mode="json", by_alias=True)
-    older = content["parent"]
-    return {key: value for key, value in content.items() if key != "files"} | {
-        "parent": qualified(parent.checkpoint, older) if older else None,
-        "cursor": content["cursor"] | {"in_space": list(in_space.values())},
-        "rows_in_space": in_space,
-        "config": declared | {"ingest": content["config"]["ingest"]},
+    schema = config.log_schema
+    changed = {
+        "attempt": attempt,
+        "parent": qualified(parent.checkpoint, parent.parent) if parent.parent else None,
+        "rows_in_space": {name: parent.rows_in_space.get(name, 0) for name in schema.task_names},
+        "config": declared(config) | {"ingest": parent.config["ingest"]},
         "schema_fingerprint": schema.fingerprint(),
-        "statistics": statistics.model_dump(mode="json") if statistics else None,
-        "libraries": {name: importlib.metadata.version(name) for name in content["libraries"]},
+        "statistics": statistics,
+        "libraries": library_versions(),
         "migrated_from": parent.checkpoint,
+        "files": {},
+        "cursor": None,
+        "lanes": None,
     }
+    return parent.model_copy(update=changed)
+
+
+def _position_files(job: MigrateJob) -> dict[str, bytes]:
+    """Return cursor and lanes of the parent as files, with the rows in space of the new tasks."""
+    place = job.line.place(job.parent)
+    parent = read_manifest(*place, job.parent)
+    assert parent is not None
+    cursor = replace(read_cursor(*place, parent), in_space=list(job.manifest.rows_in_space.values()))
+    return {CURSOR: cursor.to_arrow(), LANES: lanes_to_arrow(read_lanes(*place, parent))}
 
 
 def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
@@ -314,9 +324,10 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
         raise AssertionError("a migration reads no rows")
     state = build_state(config, groups.training, device)
     inherit(state, job.old, Declared.by(config), old_place, old_name, groups.saving)
-    manifest = job.manifest | {"sharding": table_shardings(state.model)}
-    holds = functools.partial(job.line.check_holder, job.manifest["attempt"])
-    files = vocabulary_files(_vocabularies(job)) if groups.saving.rank() == 0 else {}
+    manifest = job.manifest.model_copy(update={"sharding": table_shardings(state.model)})
+    holds = functools.partial(job.line.check_holder, manifest.attempt)
+    is_first = groups.saving.rank() == 0
+    files = vocabulary_files(_vocabularies(job)) | _position_files(job) if is_first else {}
     try:
         write_checkpoint(state.tensors(), storage, job.name, manifest, groups.saving, holds, files)
     except DataError as error:  # on all ranks: the line was taken over

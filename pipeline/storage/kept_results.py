@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal, unseal
+from pipeline.storage.record import Record
+
+
+class KeptResult(Record):
+    """Result of a step.
+
+    Args:
+        inputs: Checksum of all that the result depends on.
+        result: The result, as JSON.
+    """
+
+    inputs: str
+    result: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +49,16 @@ class KeptResults:
 
     def keep(self, name: str, inputs: Any, result: Any) -> Any:
         """Keep the result of a step for these inputs, as JSON; return it."""
-        self.storage.write(self._path(name), seal({"inputs": _digest(inputs), "result": result}))
+        self.storage.write(self._path(name), KeptResult(inputs=_digest(inputs), result=result).to_bytes())
         return result
 
     def found(self, name: str, inputs: Any) -> Any | None:
         """Return the kept result of a step for these inputs; None if there is none."""
         try:
-            kept = unseal(self.storage.read(self._path(name)))
+            kept = KeptResult.from_bytes(self.storage.read(self._path(name)))
         except (FileNotFoundError, ValueError):  # a damaged result is made again
             return None
-        return kept["result"] if kept["inputs"] == _digest(inputs) else None
+        return kept.result if kept.inputs == _digest(inputs) else None
 
     def accepted(self, name: str, inputs: Any, reason: str | None) -> str | None:
         """Return the reason for accepting a check's findings, for these inputs; keep a reason given now.

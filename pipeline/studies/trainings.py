@@ -15,7 +15,7 @@ from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import Measurement, Subject, listed_days, measure_together
 from pipeline.ingest.parts import late_days, whole_days
 from pipeline.ingest.units import check_days
-from pipeline.lineage.day_entry import of_run
+from pipeline.lineage.day_entry import parts_of_run
 from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
@@ -155,11 +155,11 @@ def _grouped(works: Sequence[_Work], *, alone: bool) -> dict[tuple[Any, ...], li
 def _trained_figures(work: _Work, checkpoint: str) -> dict[str, Any]:
     manifest = work.place.read_manifest(checkpoint)
     assert manifest is not None
-    parts = list(of_run(work.place, manifest))
+    parts = list(parts_of_run(work.place, manifest))
     return {
         "checkpoint": checkpoint,
-        "rows": sum(part.content["rows"] for part in parts),
-        "seconds": sum(part.content["seconds"] for part in parts),
+        "rows": sum(part.rows for part in parts),
+        "seconds": sum(part.seconds for part in parts),
         "parameters": head_parameters(work.config),
     }
 

@@ -24,6 +24,7 @@ from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at, table_of
 from pipeline.config.optimizer import TableOptimizerConfig
 from pipeline.config.sharding import ShardingConfig
+from pipeline.lineage.records import TableSharding
 from pipeline.trainer.optimizer import fused_arguments, fused_class, fused_type
 
 logger = logging.getLogger(__name__)
@@ -108,16 +109,16 @@ def _piece_width(dim: int, num_ranks: int) -> int:
     return min(width for width in range(4, dim + 1, 4) if dim % width == 0 and dim // width <= num_ranks)
 
 
-def table_shardings(model: DistributedModelParallel) -> dict[str, dict[str, object]]:
+def table_shardings(model: DistributedModelParallel) -> dict[str, TableSharding]:
     """Return the executed plan: sharding type, compute kernel and ranks of each table, for logs and manifests."""
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, TableSharding] = {}
     for module_plan in model.plan.plan.values():
         for table, sharding in module_plan.items():  # pyright: ignore[reportAttributeAccessIssue]
-            found[table] = {
-                "sharding_type": sharding.sharding_type,
-                "compute_kernel": sharding.compute_kernel,
-                "ranks": sharding.ranks,
-            }
+            found[table] = TableSharding(
+                sharding_type=sharding.sharding_type,
+                compute_kernel=sharding.compute_kernel,
+                ranks=None if sharding.ranks is None else tuple(sharding.ranks),
+            )
     return found
 
 
@@ -128,7 +129,7 @@ def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, t
             if module.optimizer != fused_type(tables):
                 raise RuntimeError(f"a table trains with {module.optimizer}, declared is {tables.kind}")
             logger.info("tables %s train with %s", module.feature_table_map, module.optimizer)
-    fused = {table for table, chosen in table_shardings(model).items() if chosen["compute_kernel"] == "fused"}
+    fused = {table for table, chosen in table_shardings(model).items() if chosen.compute_kernel == "fused"}
     declared = {name for name in table_shardings(model) if config.tables.get(name) != "data_parallel"}
     if fused != declared:
         raise RuntimeError(f"tables {sorted(declared - fused)} lost their fused optimizer {tables.kind}")

@@ -20,16 +20,17 @@ from pipeline.checkpoint.saver import Saver
 from pipeline.cluster.progress import ProgressReporter
 from pipeline.cluster.signals import PreemptionNotice, SignalReader, asked_to_stop
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.cursor import DayCursor, check_audit, check_quarantine, union
+from pipeline.ingest.cursor import DayCursor
 from pipeline.ingest.plan import SHARD, Header
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import Unit
-from pipeline.lineage.manifest import describe
 from pipeline.log_passes.admission import Admission, vocabulary_files
+from pipeline.trainer.line_progress import LineProgress
+from pipeline.trainer.part_position import PartPosition
 from pipeline.trainer.sharding import reset_rows, table_shardings
 from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.train_job import TrainJob
-from pipeline.trainer.train_state import TrainState, check_finite
+from pipeline.trainer.train_state import TrainState
 from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, build_train_pipeline, seed_step
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def train_model(
             trainer.train_part(segment)
         trainer.saver.wait()
     finally:
-        reached |= {"step": trainer.step, "checkpoint": trainer.newest, "first_step_at": trainer.first_step_at}
+        newest = trainer.progress.newest
+        reached |= {"step": trainer.step, "checkpoint": newest, "first_step_at": trainer.first_step_at}
 
 
 class Trainer:
@@ -106,17 +108,17 @@ class Trainer:
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
         self._parts = {part.key: part for part in job.parts}
         self._admission: Admission = ray.get(job.admission)
-        self._days_done, self._day, self._began, self._spent = 0, "", 0.0, 0.0
-        self._parent: str | None = None
+        self.progress = LineProgress()
         self._not_finite: str | None = None
-        self._units: tuple[Unit, ...] = ()
-        self._stepped = DayCursor()
         board = job.board if dist.get_rank() == 0 else None
         self._board, self._signals, self._preemption = board, SignalReader(board), PreemptionNotice()
         self.saver = Saver(job.line, job.config.checkpoint, groups.saving)
-        self.step = 0
-        self.newest: str | None = None
         self.first_step_at: float | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of steps that the model has made on its line."""
+        return self._state.optimizer.num_steps
 
     def restore(self, header: Header) -> None:
         """Load the checkpoint that the stream was planned for."""
@@ -128,15 +130,12 @@ class Trainer:
         self._state.load(*line.place(header.checkpoint), self._groups.saving, config.log_schema)
         manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
-        self.step = optimizer.num_steps = manifest.step
-        optimizer.day_began_at = manifest.content["day_began_at"]
-        if manifest.content["run"] != self._job.run:  # yesterday's: rows that have another id today start anew
+        optimizer.num_steps, optimizer.day_began_at = manifest.step, manifest.day_began_at
+        if manifest.run != self._job.run:  # yesterday's: rows that have another id today start anew
             reset_rows(self._state.tensors(), config.log_schema, config.seed, self._admission.needed_resets())
-        self._days_done, self._day = manifest.content["days_done"], manifest.day
-        self._parent = header.checkpoint if manifest.content["complete"] else manifest.content["parent"]
-        self._spent = 0.0 if manifest.content["complete"] else manifest.content.get("seconds", 0.0)
-        self.newest = header.checkpoint
-        logger.info("attempt %s goes on from %s, on %d workers", header.attempt, self.newest, dist.get_world_size())
+        self.progress = LineProgress.from_manifest(manifest)
+        where = (header.attempt, manifest.checkpoint, dist.get_world_size())
+        logger.info("attempt %s goes on from %s, on %d workers", *where)
 
     def train_part(self, segment: Segment) -> None:
         """Train one part of one pass, and save it.
@@ -148,10 +147,11 @@ class Trainer:
         header, config = segment.header, self._job.config
         part, ingest, tasks = self._parts[header.day, header.log_day], config.ingest, config.log_schema.task_names
         log = part.log
-        if header.day != self._day:
-            self._day = header.day
+        if header.day != self.progress.day:
+            self.progress.day = header.day
             self._state.optimizer.begin_day()
-        self._units, self._stepped = log.units, DayCursor(quarantined=segment.bad)
+        before = DayCursor.from_stored(header.seen, log.units)
+        position = PartPosition(part, header, before, DayCursor(quarantined=segment.bad))
         interleave = ingest.shuffle.interleave
         batcher = Batcher(self._job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
         batches = CountedBatches(
@@ -162,31 +162,31 @@ class Trainer:
             self._groups.counts,
             self._signals,
         )
-        before = DayCursor.from_json(header.seen, log.units)
         reporter = ProgressReporter(self._board, f"{self._job.what} {log.day}", log.num_rows)
-        every, self._began, self._spent = config.checkpoint.every_steps, time.monotonic() - self._spent, 0.0
+        every = config.checkpoint.every_steps
+        self.progress.begin_log()
         self._pipeline.reset()
-        while (output := self._next_step(batches)) is not None:
-            self._stepped.advance(output.batch.cursor)
+        while (output := self._next_step(batches, log.units)) is not None:
+            position.stepped.advance(output.batch.cursor)
             reporter.post(before.num_rows + batches.num_rows, self._named(batches.losses))
             notice = batches.look and self._preemption.is_new()
             if notice or (every and self.step % every == 0):
-                self._save(batches, header, before, complete=False)
+                self._save(batches, position, complete=False)
                 if notice:
                     self.saver.wait()
         if batches.interrupted:
-            self._save(batches, header, before, complete=False)
+            self._save(batches, position, complete=False)
             self.saver.wait()
             raise Interrupted
-        self._days_done += part.is_last
-        self._save(batches, header, before, complete=True)
+        self.progress.days_done += part.is_last
+        self._save(batches, position, complete=True)
         reporter.post(log.num_rows, self._named(batches.losses), final=True)
 
     def _next_batch(self, batcher: Batcher, step: int) -> RankingBatch:
         self.saver.check()
         return batcher.next_batch(step)
 
-    def _next_step(self, batches: CountedBatches) -> StepOutput | None:
+    def _next_step(self, batches: CountedBatches, units: Sequence[Unit]) -> StepOutput | None:
         """One step of TorchRec's pipeline; None when the day is over on all ranks."""
         seed_step(self._job.config.seed, self.step, dist.get_rank())
         try:
@@ -194,11 +194,10 @@ class Trainer:
         except StopIteration:
             return None
         self.first_step_at = self.first_step_at or time.time()
-        self.step += 1
         losses = output.losses.cpu()
         self._losses += losses
         if self._not_finite is None and not bool(torch.isfinite(losses).all()):
-            units = [self._units[span.unit].key for span in output.batch.cursor.spans]
+            units = [units[span.unit].key for span in output.batch.cursor.spans]
             self._not_finite = f"loss {self._named(losses)} at step {self.step - 1}, in the rows of {', '.join(units)}"
         return output
 
@@ -211,37 +210,30 @@ class Trainer:
         return {} if losses is None else dict(zip(names, losses.tolist(), strict=True))
 
     def _loss_weights(self, header: Header) -> Callable[[int], Tensor]:
-        return lambda step: self._schedule.weights(step=step, day=self._days_done, epoch=header.pass_index)
+        return lambda step: self._schedule.weights(step=step, day=self.progress.days_done, epoch=header.pass_index)
 
-    def _save(self, batches: CountedBatches, header: Header, before: DayCursor, *, complete: bool) -> None:
+    def _save(self, batches: CountedBatches, position: PartPosition, *, complete: bool) -> None:
         """Save what has been stepped, unless a rank has a reason to stop; a finished part is audited first."""
         batches.settle()
         if batches.stopped:
             raise DataError(self._why_stopped(batches))
-        part, optimizer = self._parts[header.day, header.log_day], self._state.optimizer
-        cursor = union([before, *self._groups.gather(self._stepped)])
-        check_quarantine(cursor, part.log, self._job.config.ingest.max_quarantined)
-        if complete:
-            check_audit(cursor, part.log)
-            check_finite(self._groups.gather(self._state.not_finite()), part.day)
-        # A day may end on the very step of a checkpoint within it, and two checkpoints never share a directory.
-        name = f"checkpoints/{part.day}/{header.attempt}/{self.step:010d}{part.suffix if complete else ''}"
-        if name == self.newest:  # asked to end just after a save
-            return
-        manifest = describe(self._job.config, self._job.statistics, header, part, cursor)
-        manifest |= {"complete": complete, "parent": self._parent, "attempt": header.attempt, "step": self.step}
-        manifest |= {"days_done": self._days_done, "day_began_at": optimizer.day_began_at}
-        manifest |= {"sharding": table_shardings(self._state.model)}
-        manifest |= {"loss_weights": self._named(self._loss_weights(header)(self.step))}
-        manifest |= {
-            "run": self._job.run,
+        name = position.checkpoint(self.step, complete=complete)
+        fields = self.progress.manifest_fields() | {
+            "complete": complete,
+            "step": self.step,
+            "day_began_at": self._state.optimizer.day_began_at,
+            "sharding": table_shardings(self._state.model),
+            "loss_weights": self._named(self._loss_weights(position.header)(self.step)),
             "new_ids": self._admission.figures,
-            "seconds": time.monotonic() - self._began,
         }
-        files = vocabulary_files(self._admission.vocabularies) if dist.get_rank() == 0 else {}
+        mine = (position.stepped, self._state.not_finite() if complete else [])
+        described = self._groups.on_first(mine, lambda shares: position.describe(self._job, shares, fields))
+        if name == self.progress.newest:  # asked to end just after a save
+            return
+        manifest, files = described or (None, {})
+        files |= vocabulary_files(self._admission.vocabularies) if manifest else {}
         self.saver.save(self._state.tensors(), name, manifest, files)
-        self.newest = name
-        self._parent = name if complete else self._parent
+        self.progress.saved(name, complete=complete)
 
     def _why_stopped(self, batches: CountedBatches) -> str:
         """The first rank's reason: a unit that could not be read, or the units of a step whose loss was not finite."""

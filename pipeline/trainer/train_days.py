@@ -23,7 +23,7 @@ from pipeline.lineage.frozen_statistics import STATISTICS, load_statistics
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.records import AttemptResult, Manifest, RunScope
 from pipeline.log_passes.admission import Admission, admit, read_vocabularies
 from pipeline.storage.files import Storage
 from pipeline.trainer.train import train_worker
@@ -87,7 +87,7 @@ def _train_left(
     parts = parts_to_train(read, first.line, days)
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
-        admission = _admission(read, first.line, start, {"days": list(days), "passes": passes}, parts)
+        admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
         encoder = Encoder(read.log_schema, statistics[0], vocabularies=admission.vocabularies)
         logs, ingest = Storage(read.logs.path), read.ingest
         plan = RunPlan(logs, parts, passes, encoder, ingest, read.seed, tuple(begin), read.holdout)
@@ -102,14 +102,14 @@ def _train_left(
         except BaseException as error:
             reason = " ".join(str(error).split())[:500]
             with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
-                _end_attempts(lines, days, passes, {"result": "failed", "reason": reason})
+                _end_attempts(lines, days, passes, "failed", reason)
             raise
     return _finished(lines, days, passes, reported)
 
 
 def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest | None) -> Beginning:
-    record = {"run": held.run, "passes": passes}
-    return Beginning(declared(held.config), held.line, tuple(days), record, start.checkpoint if start else None)
+    trusted = start.checkpoint if start else None
+    return Beginning(declared(held.config), held.line, tuple(days), held.run, passes, trusted)
 
 
 def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
@@ -145,16 +145,14 @@ def _check_same_statistics(lines: Sequence[HeldLine], statistics: Sequence[Stati
         )
 
 
-def _admission(
-    config: Config, line: Line, start: Manifest | None, run: dict[str, Any], parts: Sequence[Part]
-) -> Admission:
+def _admission(config: Config, line: Line, start: Manifest | None, run: RunScope, parts: Sequence[Part]) -> Admission:
     """Return the vocabularies of this run: those of its own checkpoint, or yesterday's with the days' new ids."""
     logs = [part.log for part in parts if part.is_last]
     if start is None or not config.log_schema.vocabularies:
         return admit(config, {}, logs)
     known = read_vocabularies(*line.place(start.checkpoint), config.log_schema)
-    if start.content["run"] == run:
-        return Admission(known, None, start.content["new_ids"])
+    if start.run == run:
+        return Admission(known, None, start.new_ids)
     return admit(config, known, logs)
 
 
@@ -167,7 +165,7 @@ def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Par
     schema = config.log_schema
     late, known = late_days(schema, days), set(days)
     if late:
-        known |= {entry.day for entry in Ledger(line).chain() if "skipped" not in entry.content}
+        known |= {entry.day for entry in Ledger(line).chain() if entry.skipped is None}
     listed = sorted({*(day for day in late if day in known), *days})
     columns = read_columns(schema.columns(), config.holdout)
     found = check_days(Storage(config.logs.path), listed, config.ingest.unit.max_rows, schema, columns)
@@ -185,10 +183,10 @@ def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, repor
     begun = [held for held, reached in zip(lines, reported["reached"], strict=True) if reached]
     if reported.get("refused"):
         where = f"line {begun[-1].line.name!r}: " if len(lines) > 1 and begun else ""
-        _end_attempts(lines, days, passes, {"result": "refused", "reason": where + reported["refused"]})
+        _end_attempts(lines, days, passes, "refused", where + reported["refused"])
         raise DataError(where + reported["refused"])
     if reported.get("interrupted"):
-        _end_attempts(lines, days, passes, {"result": "interrupted"})
+        _end_attempts(lines, days, passes, "interrupted")
         newest = [reached for reached in reported["reached"] if reached][-1]
         raise Interrupted(
             f"stopped by SIGTERM at step {newest['step']}, saved as {newest['checkpoint']}: start the same command "
@@ -200,23 +198,27 @@ def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, repor
         end = line.read_manifest(name) if name else line.newest()
         if end is None or not is_last(end, days, passes):
             raise RunFailed("the last day's checkpoint is gone or damaged: start the same command again")
-        line.end_attempts(days, held.run, {"result": "done"})
+        line.end_attempts(days, held.run, "done")
         finished.append(end)
     if reported["asked_to_stop"]:
         raise Interrupted(f"stopped by SIGTERM after {days[-1]} was trained: start the same command again to go on")
     return finished
 
 
-def _end_attempts(lines: Sequence[HeldLine], days: Sequence[str], passes: int, record: dict[str, Any]) -> None:
+def _end_attempts(
+    lines: Sequence[HeldLine], days: Sequence[str], passes: int, result: AttemptResult, reason: str | None = None
+) -> None:
     """Record the early end of a run of several models; models that reached their end are done."""
     for held in lines:
         newest = held.line.newest() if len(lines) > 1 else None  # reads a checkpoint to its end: not for one model
         is_done = newest is not None and is_last(newest, days, passes)
-        held.line.end_attempts(days, held.run, {"result": "done"} if is_done else record)
+        if is_done:
+            held.line.end_attempts(days, held.run, "done")
+        else:
+            held.line.end_attempts(days, held.run, result, reason)
 
 
 def _frozen_statistics(config: Config, line: Line, start: Manifest | None) -> Statistics | None:
     if start is None:
         return load_statistics(config, line)
-    frozen = start.content["statistics"]
-    return Statistics.model_validate(frozen) if frozen else None
+    return start.statistics

@@ -8,6 +8,7 @@ from features.statistics import Statistics
 from pipeline.config.project import Config
 from pipeline.ingest.parts import Part
 from pipeline.lineage.line import Line
+from pipeline.lineage.records import RunScope
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,6 @@ class TrainJob:
     what: str = "train"
 
     @property
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunScope:
         """What manifests call the run by, which is the same however often it is started."""
-        return {"days": list(self.days), "passes": self.passes}
+        return RunScope(days=self.days, passes=self.passes)

@@ -6,12 +6,12 @@ from typing import Any
 
 from pipeline.config.project import Config
 from pipeline.lineage.choose_start import ends_day, start_of
-from pipeline.lineage.day_entry import described, of_run, quarantined
+from pipeline.lineage.day_entry import parts_of_run, quarantined, trained_entry
 from pipeline.lineage.lease import leases
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.stored_checkpoint import Manifest
+from pipeline.lineage.records import Manifest
 from pipeline.trainer.train_days import HeldLine, train_days
 
 
@@ -59,7 +59,7 @@ def train_together(read: Config, configs: Sequence[Config], days: Sequence[str],
     places = [place for place, result in enumerate(results) if result is None]
     with contextlib.ExitStack() as stack:
         lines = _take([configs[place] for place in places], days, stack) if places else []
-        serials = [held.line.state()["serial"] for held in lines]
+        serials = [held.line.state().serial for held in lines]
         trained = train_days(read, lines, days, passes) if lines else []
         for place, held, serial, (finished, new) in zip(places, lines, serials, trained, strict=True):
             results[place] = _publish(held, serial, finished, passes) | ({} if new else {"result": "nothing to do"})
@@ -70,7 +70,7 @@ def _nothing_to_do(config: Config, days: Sequence[str], passes: int) -> dict[str
     """Return the result for a line whose days are trained and published; None otherwise."""
     line = Line.of(config.root, config.line)
     start, latest = start_of(declared(config), line, days, passes), line.latest()
-    if start is None or latest is None or start.checkpoint != latest["checkpoint"] or latest["day"] != days[-1]:
+    if start is None or latest is None or start.checkpoint != latest.checkpoint or latest.day != days[-1]:
         return None
     return {"result": "nothing to do", "checkpoint": start.checkpoint, "step": start.step}
 
@@ -83,17 +83,17 @@ def _take(configs: Sequence[Config], days: Sequence[str], stack: contextlib.Exit
 
 def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> dict[str, Any]:
     """Enter the days of a finished run into the ledger, and publish the last."""
-    line, manifests = held.line, list(of_run(held.line, finished))
+    line, manifests = held.line, list(parts_of_run(held.line, finished))
     parent = Ledger(line).newest()
     for manifest in reversed(manifests):
         if ends_day(manifest, passes):
-            parent = Ledger(line).enter(described(line, manifest, held.run) | {"kind": "train"}, parent, serial)
+            parent = Ledger(line).enter(trained_entry(line, manifest, held.run, "train"), parent, serial)
     assert parent is not None
-    line.publish(parent.content, serial, held.run)
+    line.publish(parent.published, serial, held.run)
     return {
         "result": "trained",
         "checkpoint": finished.checkpoint,
         "step": finished.step,
-        "rows": sum(manifest.content["rows"] for manifest in manifests),
-        "quarantined": quarantined(manifests),
+        "rows": sum(manifest.rows for manifest in manifests),
+        "quarantined": quarantined(line, manifests),
     }

@@ -3,9 +3,10 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray.train
 import torch
@@ -17,6 +18,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
 
+from features.errors import DataError
 from features.hashing import salt_of
 from models.all_reduce import Ranks
 from models.assembly import build_ranker
@@ -28,6 +30,8 @@ from pipeline.trainer.sharding import initialise_tables, shard_model, table_shar
 from pipeline.trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def quiet_logs(rank: int) -> None:
@@ -63,6 +67,32 @@ class Groups:
         timeouts = (timeout_s, timeout_s, saving_timeout_s)
         gloo: list[Any] = [dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) for seconds in timeouts]
         return cls(dist.group.WORLD, *gloo)
+
+    def on_first(self, mine: Any, work: Callable[[list[Any]], Result]) -> Result | None:
+        """Gather what every rank has to rank 0, and work on it there; over the control group, collective.
+
+        Args:
+            mine: This rank's share.
+            work: Takes the shares by rank; called on rank 0.
+
+        Returns:
+            The result on rank 0; None on the others.
+
+        Raises:
+            DataError: On all ranks, where `work` raised it.
+        """
+        is_first, result, problem = dist.get_rank() == 0, None, [None]
+        gathered: list[Any] | None = [None] * dist.get_world_size() if is_first else None
+        dist.gather_object(mine, gathered, dst=0, group=self.control)
+        if gathered is not None:
+            try:
+                result = work(gathered)
+            except DataError as error:
+                problem = [str(error)]
+        dist.broadcast_object_list(problem, src=0, group=self.control)
+        if problem[0] is not None:
+            raise DataError(problem[0])
+        return result
 
     def gather(self, mine: Any) -> list[Any]:
         """Return every rank's value, by rank; over the control group, so from the training thread."""

@@ -1,0 +1,51 @@
+"""Position of a model on its line: all that a manifest says of it beside the cursor, and no tensor."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.lineage.records import Manifest
+
+
+@dataclass(slots=True)
+class LineProgress:
+    """Position of a model on its line; the number of its steps is the optimizer's.
+
+    Args:
+        day: ISO date of the day that is being trained; empty before the first.
+        days_done: Days that the line has finished.
+        newest: Newest checkpoint that was handed to be saved.
+        parent: Checkpoint of the finished day before.
+        seconds_before: Seconds that attempts before this one have trained the log.
+    """
+
+    day: str = ""
+    days_done: int = 0
+    newest: str | None = None
+    parent: str | None = None
+    seconds_before: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> "LineProgress":
+        """Return the position of a stored checkpoint."""
+        return cls(
+            day=manifest.day,
+            days_done=manifest.days_done,
+            newest=manifest.checkpoint,
+            parent=manifest.checkpoint if manifest.complete else manifest.parent,
+            seconds_before=0.0 if manifest.complete else manifest.seconds,
+        )
+
+    def begin_log(self) -> None:
+        """Start the clock of a log, at the seconds of the attempts before this one."""
+        self._began, self.seconds_before = time.monotonic() - self.seconds_before, 0.0
+
+    def manifest_fields(self) -> dict[str, Any]:
+        """Return the fields of a `Manifest` that follow from the position."""
+        return {"parent": self.parent, "days_done": self.days_done, "seconds": time.monotonic() - self._began}
+
+    def saved(self, name: str, *, complete: bool) -> None:
+        """Note a checkpoint that was handed to be saved."""
+        self.newest = name
+        self.parent = name if complete else self.parent
