@@ -15,7 +15,7 @@ from pipeline.daily.gate import quality
 from pipeline.daily.ray_work import RayWork
 from pipeline.daily.run_days import Accepted, run_days
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.lineage.day_entry import of_run
+from pipeline.lineage.day_entry import parts_of_run
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.log_passes.statistics import fit_statistics
@@ -87,7 +87,7 @@ def _daily(config: Config, days: list[str]) -> dict[str, dict[str, Any]]:
     for day in days:
         with ExitStack() as stack:
             run_days(config, line, RayWork(config, line, stack), [day], 1, Accepted(anomaly=_BEYOND, gate=_BEYOND))
-    return {entry.day: entry.content for entry in reversed(list(Ledger(line).chain()))}
+    return {entry.day: entry.model_dump(by_alias=True) for entry in reversed(list(Ledger(line).chain()))}
 
 
 def _problems(entry: dict[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def _from_scratch(config: Config, before: Sequence[str], passes: int) -> tuple[Q
     trained = train(scratch, before, passes)
     manifest = line.read_manifest(trained["checkpoint"])
     assert manifest is not None
-    seconds = sum(part.content["seconds"] for part in of_run(line, manifest))
+    seconds = sum(part.seconds for part in parts_of_run(line, manifest))
     later = sorted(folder.name[3:] for folder in Path(config.logs.path).glob("dt=*") if folder.name[3:] > before[-1])
     tasks = evaluate(scratch, later[:1], trained["checkpoint"], [])["tasks"]
     return _qualities((task["task"], task["model"] | {"kind": task["kind"]}) for task in tasks), seconds

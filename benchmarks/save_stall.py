@@ -17,7 +17,7 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import FORMAT
+from pipeline.lineage.records import Manifest
 from pipeline.trainer.train_state import TrainState
 from pipeline.trainer.worker_setup import Groups, build_state
 
@@ -37,7 +37,7 @@ def run(quick: bool) -> dict[str, Any]:
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        Line.of(folder, "main").begin_attempt([_DAY], {"run": "a"}, lambda _: None)
+        Line.of(folder, "main").begin_attempt([_DAY], "a", lambda _: None)
         rows, turns = (_QUICK_ROWS, 4) if quick else (_ROWS, 6)
         work = partial(_measure, folder=folder, rows=rows, turns=turns)
         with context.Pool(_RANKS, maxtasksperchild=1) as pool:
@@ -101,7 +101,8 @@ def _save(saver: Saver, state: TrainState, groups: Groups, steps: range) -> list
         started = time.perf_counter()
         gathered: list[Any] = [None] * _RANKS
         dist.all_gather_object(gathered, {"seen": {0: 1}}, group=groups.control)
-        manifest = {"format": FORMAT, "step": step, "day": _DAY, "complete": False, "attempt": "0001"}
+        fields: dict[str, Any] = {"day": _DAY, "step": step, "complete": False, "attempt": "0001", "files": {}}
+        manifest = Manifest.model_construct(**fields) if dist.get_rank() == 0 else None
         saver.save(state.tensors(), f"checkpoints/{_DAY}/0001/{step:010d}", manifest)
         seconds.append(time.perf_counter() - started)
         saver.wait()

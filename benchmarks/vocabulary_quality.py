@@ -116,7 +116,7 @@ def _measured(config: Config, days: Sequence[str], measured: Sequence[str]) -> d
             found[name][day] = {task["task"]: quality(task["model"] | {"kind": task["kind"]}) for task in tasks}
     manifest = line.read_manifest(checkpoint)
     assert manifest is not None
-    return found | {"checkpoint_bytes": sum(entry["bytes"] for entry in manifest.content["files"].values())}
+    return found | {"checkpoint_bytes": sum(mark.bytes for mark in manifest.files.values())}
 
 
 def _pieces(config: Config, days: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import manifest_of, write_manifest
 from test_train_step import make_config
 
 from features.errors import DataError
@@ -14,8 +15,7 @@ from pipeline.lineage.choose_start import start_of
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.stored_checkpoint import FORMAT, MANIFEST, Manifest
-from pipeline.storage.sealed_json import seal
+from pipeline.lineage.records import Manifest, RunScope
 
 DAY = "2026-01-01"
 
@@ -32,8 +32,8 @@ def _manifest(config: Config, *, without: tuple[str, ...] = ()) -> Manifest:
     """What a checkpoint says that was trained under a configuration, whose keys of today an older one lacks."""
     declared = config.model_dump(mode="json", by_alias=True)
     kept = {key: value for key, value in declared.items() if key not in without}
-    content = {"config": kept, "schema_fingerprint": config.log_schema.fingerprint()}
-    return Manifest("checkpoints/2026-01-01/000001/20", content)
+    checkpoint = "checkpoints/2026-01-01/000001/20"
+    return manifest_of(checkpoint=checkpoint, config=kept, schema_fingerprint=config.log_schema.fingerprint())
 
 
 GRADNORM: dict[str, Any] = {"kind": "gradnorm", "alpha": 1.5}
@@ -75,11 +75,10 @@ def test_a_line_goes_on_with_another_setting_of_no_matter(settings: dict[str, An
     """Catches a valid configuration that cannot be read again once it was written out."""
     names = {"root": str(tmp_path)} | {key: settings[key] for key in settings if key == "line"}
     config = _config(**{key: settings[key] for key in settings if key != "line"}).model_copy(update=names)
-    line, run = Line.of(config.root, config.line), {"days": [DAY], "passes": 1}
-    attempt, _ = line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
+    line, run = Line.of(config.root, config.line), RunScope(days=(DAY,), passes=1)
+    attempt, _ = line.begin_attempt([DAY], "a", lambda _: None)
     name = f"checkpoints/{DAY}/{attempt}/20"
-    content = _manifest(config).content | {"format": FORMAT, "run": run, "day": DAY, "attempt": attempt, "step": 20}
-    line.storage.write(f"{name}/{MANIFEST}", seal(content | {"complete": False, "files": {}}))
+    write_manifest(line, name, _manifest(config), run=run, day=DAY, attempt=attempt, step=20)
     ray = config.ray.model_copy(update={"num_cpus": 7})
     start = start_of(declared(config.model_copy(update={"ray": ray})), line, [DAY], 1)
     assert start is not None

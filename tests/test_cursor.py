@@ -1,6 +1,5 @@
 """The cursor and its audit: what the model has seen, through unions and JSON, and what is said when it is not once."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from pipeline.ingest.cursor import BatchCursor, DayCursor, Span, audit, union
+from pipeline.ingest.cursor import BatchCursor, DayCursor, Span, StoredCursor, audit, union
+from pipeline.ingest.plan import Header
 from pipeline.ingest.units import Unit
 
 _UNITS = [
@@ -88,12 +88,16 @@ def test_units_do_not_share_sums():
     assert len({other.salt for other in [unit, *others]}) == 5
 
 
+def _written_and_read(cursor: DayCursor) -> DayCursor:
+    return DayCursor.from_stored(StoredCursor.from_arrow(cursor.to_stored(_UNITS).to_arrow()), _UNITS)
+
+
 def test_padding_is_not_counted():
     """A batch of padding moves the cursor."""
     cursor = _stepped(_ALL)
-    before = cursor.to_json(_UNITS)
+    before = cursor.to_stored(_UNITS)
     cursor.advance(_batch([]))
-    assert cursor.to_json(_UNITS) == before
+    assert cursor.to_stored(_UNITS) == before
     assert _batch([]).num_rows == 0
 
 
@@ -108,7 +112,7 @@ def test_rows_in_space_add_up():
         assert joined.in_space == [6, 3]
         assert joined.num_rows == 6
     assert union([]).in_space == []
-    assert DayCursor.from_json(json.loads(json.dumps(one.to_json(_UNITS))), _UNITS).in_space == [4, 1]
+    assert _written_and_read(one).in_space == [4, 1]
 
 
 @given(data=st.data(), num_ranks=st.integers(1, 4))
@@ -126,16 +130,18 @@ def test_a_union_is_what_one_rank_would_have_seen(data: st.DataObject, num_ranks
 
 
 @given(num_rows=st.integers(0, 300))
-def test_a_cursor_travels_through_json(num_rows: int):
-    """A sum of 64 bits comes back rounded, as JSON's numbers are by many readers."""
+def test_a_cursor_is_written_and_read(num_rows: int):
+    """A sum of 64 bits comes back rounded, or with another sign."""
     cursor = _stepped([(2, list(range(num_rows)))] if num_rows else [])
-    text = json.dumps(cursor.to_json(_UNITS))
-    assert DayCursor.from_json(json.loads(text), _UNITS) == cursor
-    assert DayCursor.from_json(json.loads(text, parse_int=float), _UNITS).sums == cursor.sums
+    before = _written_and_read(cursor)
+    assert before == cursor
+    header = Header(0, "2026-03-01", "2026-03-01", [[0]], cursor.to_stored(_UNITS))
+    travelled = Header.from_json(header.to_json())  # to the ranks
+    assert DayCursor.from_stored(travelled.seen, _UNITS) == cursor
     left = {0: 5, 1: 1, 2: 300 - num_rows, 3: 8}
     assert cursor.missing(_UNITS) == {index: rows for index, rows in left.items() if rows}
     cursor.advance(_batch([(2, [0])]))
-    assert DayCursor.from_json(json.loads(text), _UNITS) != cursor  # negative control
+    assert before != cursor  # negative control
 
 
 @pytest.mark.parametrize(
@@ -150,16 +156,16 @@ def test_a_cursor_travels_through_json(num_rows: int):
 )
 def test_a_log_that_has_changed(changed: list[Unit]):
     """Rows are skipped that were never trained: "the first n rows" are other rows in a unit of another size."""
-    data = _stepped([(2, list(range(150)))]).to_json(_UNITS)
+    data = _stepped([(2, list(range(150)))]).to_stored(_UNITS)
     with pytest.raises(DataError, match=r"the checkpoint has trained 150 rows of \S+\.parquet#2\[0:300\]") as caught:
-        DayCursor.from_json(data, changed)
+        DayCursor.from_stored(data, changed)
     assert "\n" not in str(caught.value)
     added = [*_UNITS, replace(_UNITS[0], file="dt=2026-03-01/part-9.parquet")]
-    assert DayCursor.from_json(data, added).num_rows == 150
+    assert DayCursor.from_stored(data, added).num_rows == 150
 
 
 def test_a_cursor_beyond_its_unit():
     """A corrupted cursor, of more rows than there are, makes the number of missing rows negative."""
-    data = {"units": {_UNITS[1].key: [2, "1"]}, "in_space": []}
+    data = StoredCursor({_UNITS[1].key: (2, 1)})
     with pytest.raises(DataError, match="has trained 2 rows of"):
-        DayCursor.from_json(data, _UNITS)
+        DayCursor.from_stored(data, _UNITS)

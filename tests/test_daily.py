@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from records import manifest_of, write_manifest, write_position
 
 from features.errors import ConfigError, DataError
 from features.profile import DayProfile
@@ -24,15 +25,15 @@ from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.daily.run_days import Accepted, Refused, run_days
 from pipeline.evaluation.evaluate import Measurement
+from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.parts import before
 from pipeline.ingest.units import DayLog, Unit
 from pipeline.lineage import lease as lease_file
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manual_moves import branch, discard, rollback
-from pipeline.lineage.stored_checkpoint import FORMAT, Manifest
+from pipeline.lineage.records import FileMark, Manifest, RunScope
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal
 
 FIRST = "2026-03-01"
 STEPS = 3  # of a day; a checkpoint after each
@@ -114,15 +115,15 @@ class SmallWork:
 
     def train(self, day: str, run: str) -> Manifest:
         line = self.line
-        wanted = {"days": [day], "passes": 1}
+        wanted = RunScope(days=(day,), passes=1)
         start = line.newest()
-        if start is not None and start.content["run"] == wanted and start.content["complete"]:
+        if start is not None and start.run == wanted and start.complete:
             return start
-        attempt, start = line.begin_attempt([day], {"run": run}, line.newest, held=True)
+        attempt, start = line.begin_attempt([day], run, line.newest, held=True)
         weights, step, parent = "nothing", 0, None
         if start is not None:
-            weights, step = start.content["weights"], start.step
-            parent = start.checkpoint if start.content["complete"] else start.content["parent"]
+            weights, step = _weights_of(line, start), start.step
+            parent = start.checkpoint if start.complete else start.parent
         files = self.logs(day)[day].files
         first = step - step % STEPS
         for number in range(step - first, STEPS):
@@ -137,29 +138,29 @@ class SmallWork:
         name = f"checkpoints/{day}/{attempt}/{step:010d}{'-day' if complete else ''}"
         data = weights.encode()
         self.line.storage.write(f"{name}/weights", data)
-        content = {
-            "format": FORMAT,
-            "day": day,
-            "log_day": day,
-            "tasks": None,
-            "pass": 0,
-            "step": step,
-            "complete": complete,
-            "attempt": attempt,
-            "parent": parent,
-            "weights": weights,
-            "run": {"days": [day], "passes": 1},
-            "files_of_log": self.logs(day)[day].files,
-            "files": {"weights": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-            "cursor": {"units": {"a": [100, "1"]}, "quarantined": {}},
-            "config": {},
-            **{"rows": 100, "held_out": 1, "rows_in_space": {}, "schema_fingerprint": "", "days_done": 0},
-            **{"loss_weights": {}, "seconds": 1.0, "new_ids": {}},
-        }
-        self.line.storage.write(f"{name}/manifest.json", seal(content))
+        written = manifest_of(
+            day=day,
+            step=step,
+            complete=complete,
+            attempt=attempt,
+            parent=parent,
+            run=RunScope(days=(day,), passes=1),
+            files_of_log=self.logs(day)[day].files,
+            files={"weights": FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())},
+            rows=100,
+            held_out=1,
+            seconds=1.0,
+        )
+        write_manifest(self.line, name, written)
+        write_position(self.line, name, StoredCursor({"a": (100, 1)}), [["a"]])
         manifest = self.line.read_manifest(name)
         assert manifest is not None
         return manifest
+
+
+def _weights_of(line: Line, manifest: Manifest) -> str:
+    storage, name = line.place(manifest.checkpoint)
+    return storage.read(f"{name}/weights").decode()
 
 
 def _weights(parent: str, day: str, mark: str) -> str:
@@ -221,11 +222,11 @@ def history(line: Line) -> list[tuple[str, int, str]]:
     """Day, generation and weights of what is published, oldest first."""
     found = []
     for entry in Ledger(line).chain():
-        owner = Line(line.storage.sibling(entry.content["line"]))
+        owner = Line(line.storage.sibling(entry.line))
         manifest = owner.read_manifest(entry.checkpoint)
         assert manifest is not None, entry.checkpoint
         assert owner.damage(manifest) is None
-        found.append((entry.day, entry.generation, manifest.content["weights"]))
+        found.append((entry.day, entry.generation, _weights_of(owner, manifest)))
     return found[::-1]
 
 
@@ -316,7 +317,7 @@ class DailyMachine(RuleBasedStateMachine):
         for found in published[len(self.model) :]:
             entry = Ledger(self.line).find(found)
             assert entry is not None
-            self.model.append((found, next(iter(entry.content["logs"].values()))))
+            self.model.append((found, next(iter(entry.logs.values()))))
         if result is not None:  # what is published is the log as it is now, but for what had its entry already
             assert all(mark is not None for _, mark in self.model[-1:])
 
@@ -350,7 +351,7 @@ class DailyMachine(RuleBasedStateMachine):
         run(self.config, self.line, self.world, day, skip="holiday")
         entry = Ledger(self.line).find(day)
         assert entry is not None
-        mark = None if "skipped" in entry.content else next(iter(entry.content["logs"].values()))
+        mark = None if entry.skipped is not None else next(iter(entry.logs.values()))
         self.model.append((day, mark))
 
     @rule()
@@ -399,8 +400,8 @@ def test_an_anomalous_day_is_refused_until_it_is_accepted(killable: World, tmp_p
     assert run(config, line, killable, day_of(4))["result"] == "published"
     entry = Ledger(line).find(day_of(4))
     assert entry is not None
-    assert entry.content["preflight"]["accepted"] == "a public holiday"
-    assert len(entry.content["preflight"]["problems"]) == 1
+    assert entry.preflight.accepted == "a public holiday"
+    assert len(entry.preflight.problems) == 1
 
 
 def test_what_is_accepted_of_one_day_is_not_accepted_of_others(killable: World, tmp_path: Path) -> None:
@@ -434,17 +435,17 @@ def test_a_bad_day_is_refused_by_the_gate(killable: World, tmp_path: Path) -> No
             run(config, line, killable, day_of(4))
     found = line.newest()
     assert found is not None
-    assert found.content["complete"]
+    assert found.complete
     assert found.attempt == 5  # one attempt: the second start looked at the same model
     killable.versions[day_of(4)], killable.bad = 2, set()  # the log is written again, and right
     run(config, line, killable, day_of(4))
     (entry,) = Ledger(line).generations(day_of(4))
-    assert entry.content["logs"] == {f"dt={day_of(4)}/a.parquet": "100-2"}
+    assert entry.logs == {f"dt={day_of(4)}/a.parquet": "100-2"}
     killable.bad.add(day_of(5))
     run(config, line, killable, day_of(5), gate="labels are late")
     entry = Ledger(line).find(day_of(5))
     assert entry is not None
-    assert entry.content["gate"]["accepted"] == "labels are late"
+    assert entry.gate.accepted == "labels are late"
 
 
 def test_a_skipped_day_leaves_the_model_as_it_is(killable: World, tmp_path: Path) -> None:
@@ -544,8 +545,8 @@ def test_latest_is_made_again_from_the_ledger(killable: World, tmp_path: Path, d
     assert history(line) == expected
     run(config, line, killable, day_of(3))
     assert history(line) == [*expected, (day_of(3), 1, _weights(expected[-1][2], day_of(3), "100-1"))]
-    newest = Ledger(line).generations(day_of(3))[0].content
-    assert newest["serial"] > max(Ledger(line).generations(day_of(number))[0].content["serial"] for number in range(3))
+    newest = Ledger(line).generations(day_of(3))[0]
+    assert newest.serial > max(Ledger(line).generations(day_of(number))[0].serial for number in range(3))
 
 
 def test_long_past_days_are_removed(killable: World, tmp_path: Path) -> None:

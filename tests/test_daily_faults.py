@@ -111,22 +111,22 @@ def _tensors(config: Config, folder: Path) -> dict[str, torch.Tensor]:
     latest = Line.of(config.root, config.line).latest()
     assert latest is not None
     if not config.root.startswith("s3://"):
-        return weights(config, latest["checkpoint"], folder)
-    storage, local = Line.of(config.root, config.line).storage, folder / "lines/main" / latest["checkpoint"]
+        return weights(config, latest.checkpoint, folder)
+    storage, local = Line.of(config.root, config.line).storage, folder / "lines/main" / latest.checkpoint
     local.mkdir(parents=True)
-    for name in [*storage.names(latest["checkpoint"]), ".metadata"]:
-        (local / name).write_bytes(storage.read(f"{latest['checkpoint']}/{name}"))
-    return weights(config.model_copy(update={"root": str(folder)}), latest["checkpoint"], folder)
+    for name in [*storage.names(latest.checkpoint), ".metadata"]:
+        (local / name).write_bytes(storage.read(f"{latest.checkpoint}/{name}"))
+    return weights(config.model_copy(update={"root": str(folder)}), latest.checkpoint, folder)
 
 
 def _check(config: Config, undisturbed: dict[str, torch.Tensor], folder: Path) -> None:
     line = Line.of(config.root, config.line)
     latest = line.latest()
     assert latest is not None
-    assert (latest["day"], latest["generation"]) == (DAYS[1], 1)
-    manifest = line.read_manifest(latest["checkpoint"])
+    assert (latest.day, latest.generation) == (DAYS[1], 1)
+    manifest = line.read_manifest(latest.checkpoint)
     assert manifest is not None
-    assert manifest.content["complete"]
+    assert manifest.complete
     assert line.damage(manifest) is None
     for day in DAYS:
         assert len(Ledger(line).generations(day)) == 1
@@ -250,7 +250,7 @@ def test_a_driver_that_is_killed(
         run_to(config, point)
         latest = Line.of(config.root, config.line).latest()
         assert latest is not None
-        assert latest["day"] == DAYS[0], point
+        assert latest.day == DAYS[0], point
     assert run_to(config, "none")["result"] == "published"
     _check(config, undisturbed, tmp_path)
 

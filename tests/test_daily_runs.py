@@ -27,6 +27,7 @@ from pipeline.daily.run_days import Accepted, Refused, run_days
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger, LedgerEntry
+from pipeline.lineage.ledger_entry import Verdict
 from pipeline.lineage.line import Line
 from pipeline.log_passes.admission import read_vocabularies
 from pipeline.log_passes.statistics import fit_statistics
@@ -99,19 +100,19 @@ def test_what_the_ledger_says(three_days: Config, local_training: None) -> None:
     found = list(Ledger(Line.of(three_days.root, "main")).chain())
     assert [(entry.day, entry.generation) for entry in found] == [(day, 1) for day in reversed(DAYS[:3])]
     newest, before, first = found
-    assert newest.content["parent"] == {"line": "main", "day": DAYS[1], "generation": 1}
-    assert first.content["parent"] is None
-    assert first.content["before"] is None
+    assert newest.parent == before.reference
+    assert first.parent is None
+    assert first.before is None
     (measured,) = [
         task for task in evaluate(three_days, DAYS[2:3], before.checkpoint, [])["tasks"] if task["task"] == "ctr"
     ]
-    assert newest.content["before"]["ctr"] == {"kind": "binary"} | measured["model"]  # yesterday's model on today's log
+    assert newest.before["ctr"] == {"kind": "binary"} | measured["model"]  # yesterday's model on today's log
     held = sum(int(_held(Path(three_days.logs.path), DAYS[2])[file].sum()) for file in range(3))
-    assert newest.content["holdout"]["new"]["ctr"]["rows"] == newest.content["held_out"] == held > 50
-    assert newest.content["rows"] == newest.content["profile"]["rows"] == ROWS
-    assert newest.content["rows_in_space"]["ctr"] == ROWS - held
-    assert newest.content["preflight"] == newest.content["gate"] == {"problems": []}
-    (weights_of_gates,) = newest.content["expert_use"].values()
+    assert newest.holdout.new["ctr"]["rows"] == newest.held_out == held > 50
+    assert newest.rows == newest.profile["rows"] == ROWS
+    assert newest.rows_in_space["ctr"] == ROWS - held
+    assert newest.preflight == newest.gate == Verdict(problems=())
+    (weights_of_gates,) = newest.expert_use.values()
     assert np.allclose(np.sum(weights_of_gates, 1), 1)
     assert not list(_within_days(three_days))  # published days keep their end only
     assert audit_line(three_days, None)["rows"] == 3 * ROWS
@@ -121,7 +122,7 @@ def _within_days(config: Config) -> Iterator[str]:
     return (
         manifest.checkpoint
         for manifest in Line.of(config.root, "main").manifests()
-        if not manifest.content["complete"] and manifest.day in DAYS[:3]
+        if not manifest.complete and manifest.day in DAYS[:3]
     )
 
 
@@ -194,7 +195,7 @@ def _cut_to_half(file: Path) -> None:
 def test_a_day_with_shuffled_labels_is_refused(three_days: Config, tmp_path: Path, local_training: None) -> None:
     """Catches a gate that looks at one day alone: on shuffled labels the new model is no worse than its parent."""
     config = _spoilt(three_days, tmp_path, _shuffle_labels)
-    before = entry_of(config, DAYS[2]).content["before"]["ctr"]["auc"]
+    before = entry_of(config, DAYS[2]).before["ctr"]["auc"]
     assert before > 0.65
     text = rf"^{DAYS[3]} is refused by gate: task 'ctr': yesterday's model reaches 0.\d+ on this day, usual is 0.\d+"
     with pytest.raises(Refused, match=text) as caught:
@@ -203,7 +204,7 @@ def test_a_day_with_shuffled_labels_is_refused(three_days: Config, tmp_path: Pat
     assert "--accept-gate REASON, or leave the day out with --skip-day REASON" in str(caught.value)
     latest = Line.of(config.root, "main").latest()
     assert latest is not None
-    assert latest["day"] == DAYS[2]
+    assert latest.day == DAYS[2]
 
 
 def test_a_day_cut_to_half_is_refused(three_days: Config, tmp_path: Path, local_training: None) -> None:
@@ -232,14 +233,14 @@ def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, local_training
         for day in DAYS[:4]
     }
     for number, day in enumerate(DAYS[:4]):
-        content = entry_of(config, day).content
-        assert content["rows_in_space"] == {"ctr": ROWS, "vcr": 0}
+        entry = entry_of(config, day)
+        assert entry.rows_in_space == {"ctr": ROWS, "vcr": 0}
         late = {DAYS[number - 2]} if number >= 2 else set()
-        assert set(content.get("late", {})) == late
+        assert set(entry.late) == late
         for earlier in late:
-            assert content["late"][earlier]["rows_in_space"] == {"ctr": 0, "vcr": played[earlier]}
-            assert content["late"][earlier]["tasks"] == ["vcr"]
-    before = entry_of(config, DAYS[3]).content["before"]
+            assert entry.late[earlier].rows_in_space == {"ctr": 0, "vcr": played[earlier]}
+            assert entry.late[earlier].tasks == ("vcr",)
+    before = entry_of(config, DAYS[3]).before
     assert before["vcr"]["rows"] == played[DAYS[1]]  # yesterday's model on labels that it has not seen
     found = audit_line(config, None)
     assert (found["days"], found["rows"]) == (DAYS[:4], 6 * ROWS)
@@ -287,7 +288,7 @@ def test_days_with_a_vocabulary(
     shutil.copytree(tmp_path / "root", tmp_path / "disturbed")
     train(config, DAYS[2:3], passes=1)  # a day lies between: ids of the first may go
     entry = entry_of(config, DAYS[2])
-    figures = entry.content["new_ids"]["video"]
+    figures = entry.new_ids["video"]
     assert figures["evicted"] > 0
     assert figures["admitted"] >= figures["evicted"]
     second = read_vocabularies(*line.place(entry.checkpoint), config.log_schema)["video"]
@@ -302,8 +303,8 @@ def test_days_with_a_vocabulary(
     assert fault.mark.exists()
     begun = Line.of(disturbed.root, "main").newest()
     assert begun is not None
-    assert (begun.day, begun.content["complete"]) == (DAYS[2], False)
+    assert (begun.day, begun.complete) == (DAYS[2], False)
     again = weights(disturbed, train(disturbed, DAYS[2:3], passes=1)["checkpoint"], tmp_path)
     expected = weights(config, entry.checkpoint, tmp_path)
     assert [name for name in expected if not torch.equal(expected[name], again[name])] == []
-    assert entry_of(disturbed, DAYS[2]).content["new_ids"] == entry.content["new_ids"]
+    assert entry_of(disturbed, DAYS[2]).new_ids == entry.new_ids

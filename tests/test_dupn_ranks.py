@@ -100,7 +100,7 @@ def test_ranks_agree(run_ranks: Any, one_rank: Any, num_ranks: int, sharding: st
     """
     config = make_dupn_config(dict.fromkeys(KINDS, sharding), **SGD)
     results = run_ranks(Watched(config, spaces="extreme", wide=True), num_ranks)
-    assert {chosen["sharding_type"] for chosen in results[0]["plan"].values()} == {sharding}
+    assert {chosen.sharding_type for chosen in results[0]["plan"].values()} == {sharding}
     assert set(results[0]["plan"]) == set(KINDS)
     assert_tables_moved(one_rank("extreme"))
     assert relative_difference(one_rank("extreme"), results) < 1e-6

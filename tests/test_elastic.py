@@ -73,7 +73,7 @@ def test_nodes_come_and_go(
         return max(line.manifests(), key=lambda manifest: manifest.step, default=None)
 
     def trained_on(ranks: int, after: int) -> Callable[[], bool]:
-        return lambda: any(len(m.content["lanes"]) == ranks and m.step > after for m in line.manifests())
+        return lambda: any(len(line.lanes(m)) == ranks and m.step > after for m in line.manifests())
 
     command = start_command(config)
     _wait(command, trained_on(2, 0))
@@ -98,6 +98,6 @@ def test_nodes_come_and_go(
     assert "stopped by SIGTERM" in result["error"], command.log.read_text()[-3000:]
     last = newest()
     assert last is not None
-    assert audit_line(config, last.checkpoint)["rows"] == last.content["rows"]
-    records = line._attempts([DAY])
-    assert [record["result"] for record in records[-3:]] == ["restarted", "restarted", "interrupted"]
+    assert audit_line(config, last.checkpoint)["rows"] == last.rows
+    records = line.attempts([DAY])
+    assert [record.result for record in records[-3:]] == ["restarted", "restarted", "interrupted"]

@@ -227,7 +227,7 @@ def _check_same(
     result = train_with_faults(faults, monkeypatch, lambda: train(config, [DAY], passes=1))
     manifest = Line.of(config.root, config.line).read_manifest(result["checkpoint"])
     assert manifest is not None
-    assert result["rows"] == manifest.content["rows"] == ROWS
+    assert result["rows"] == manifest.rows == ROWS
     assert _differing(expected(config.workers.num), weights(config, manifest.checkpoint, tmp_path)) == []
 
 
@@ -242,9 +242,9 @@ def test_a_worker_that_is_killed(
     assert sum(rows for _, _, rows in steps) > ROWS  # in time: some rows were stepped twice, and count once
     after = [when for when, _, _ in steps if when > fault.happened_at + 1]
     assert after[0] - fault.happened_at < RESTART_S
-    records = Line.of(config.root, config.line)._attempts([DAY])
-    assert [(record["attempt"], record["result"]) for record in records] == [(1, "restarted"), (2, "done")]
-    assert records[1]["start_step"] in (3 * EVERY, 4 * EVERY)  # the last may not have been written yet
+    records = Line.of(config.root, config.line).attempts([DAY])
+    assert [(record.attempt, record.result) for record in records] == [(1, "restarted"), (2, "done")]
+    assert records[1].start_step in (3 * EVERY, 4 * EVERY)  # the last may not have been written yet
 
 
 @pytest.mark.parametrize("num", [2, 3])
@@ -258,8 +258,8 @@ def test_a_process_that_is_killed(
     config = config_of(logs, tmp_path / "root", num, workers={"max_failures": len(faults)})
     _check_same(happening, config, tmp_path, undisturbed, monkeypatch)
     assert sum(rows for _, _, rows in _stepped(tmp_path / "fault")) > ROWS
-    records = Line.of(config.root, config.line)._attempts([DAY])
-    assert [record["result"] for record in records] == ["restarted"] * len(faults) + ["done"]
+    records = Line.of(config.root, config.line).attempts([DAY])
+    assert [record.result for record in records] == ["restarted"] * len(faults) + ["done"]
 
 
 @pytest.mark.faults
@@ -295,11 +295,11 @@ def test_a_write_that_fails_fails_the_run(
         train(config, [DAY], passes=1)
     line = Line.of(config.root, config.line)
     assert [manifest.step for manifest in line.manifests()] == [EVERY]
-    (record,) = line._attempts([DAY])
-    assert record["result"] == "failed"
+    (record,) = line.attempts([DAY])
+    assert record.result == "failed"
     # Ray asks its workers one after the other: when the first failure is found, the other rank's may not be there yet.
     not_written = rf"rank (0|1|0, 1): checkpoint checkpoints/{DAY}/0001/0000000050 was not written: "
-    assert re.match(not_written + r"rank 0: .*No space left on device; rank 1: .*No space", record["reason"])
+    assert re.match(not_written + r"rank 0: .*No space left on device; rank 1: .*No space", record.reason)
 
 
 def _worker_on_a_full_disk(settings: dict[str, Any], step: int) -> dict[str, Any]:
@@ -422,7 +422,7 @@ def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any) -> N
     assert not [line for line in lines if "Traceback" in line and "PlacementGroupCleaner" not in line]
     saved = Line.of(config.root, config.line).newest()
     assert saved is not None
-    assert 0 < saved.content["rows"] < rows
+    assert 0 < saved.rows < rows
     result = start_command(config).wait()
     assert result["rows"] == rows
     alone = config_of(logs, tmp_path / "undisturbed")

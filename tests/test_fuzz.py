@@ -21,20 +21,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from records import manifest_of, write_manifest, write_position
 
 from features.encoding import Encoder
 from features.errors import DataError
 from jobs.command import BAD_ARGUMENTS, DONE, outcome
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.load import load_config
+from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.datasource import PlannedParcel, ReadPlan, read_parcels
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import FORMAT
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal
 
 DAY = "2026-03-01"
 _DEMO = Path(__file__).parent.parent / "jobs/configs/demo.yaml"
@@ -281,22 +281,10 @@ def test_a_file_that_is_cut_while_it_is_read(reader: Reader, tmp_path: Path, tin
 # --- Manifests and cursors ---
 
 
-def _checkpoint(line: Line, step: int, day: DayLog, seen: list[Any]) -> str:
+def _checkpoint(line: Line, step: int, day: DayLog, seen: tuple[int, int]) -> str:
     name, keys = f"checkpoints/{DAY}/0001/{step:010d}", [unit.key for unit in day.units]
-    lanes, cursor = [keys[:3], keys[3:]], {"units": {keys[0]: seen}, "in_space": [seen[0], 1]}
-    content = {
-        "format": FORMAT,
-        "step": step,
-        "day": DAY,
-        "log_day": DAY,
-        "pass": 0,
-        "cursor": cursor,
-        "lanes": lanes,
-        "attempt": "0001",
-    }
-    content |= {"complete": False, "files": {}, "parent": None, "files_of_log": day.files}
-    content |= {"config": {"seed": 1, "ingest": {"shuffle": {"rows": True}}}}
-    line.storage.write(f"{name}/manifest.json", seal(content))
+    write_manifest(line, name, manifest_of(step=step, day=DAY, files_of_log=dict(day.files)))
+    write_position(line, name, StoredCursor({keys[0]: seen}, [seen[0], 1]), [keys[:3], keys[3:]])
     return name
 
 
@@ -310,9 +298,9 @@ def test_damaged_manifests(
 ) -> None:
     """Catches a manifest or a cursor that is damaged and believed, or that stops a line which has an older one."""
     logs, line = write_log([[[9, 5], [7]]]), Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], {"run": "a"}, lambda _: None)
+    line.begin_attempt([DAY], "a", lambda _: None)
     days = tuple(check_days(logs, [DAY], 4, tiny_encoder.schema, tiny_encoder.columns))
-    older, newer = _checkpoint(line, 10, days[0], [2, "77"]), _checkpoint(line, 20, days[0], [4, "99"])
+    older, newer = _checkpoint(line, 10, days[0], (2, 77)), _checkpoint(line, 20, days[0], (4, 99))
     segments = {name: _segments(line, name, logs, days, tiny_encoder) for name in (older, newer)}
     path, passed_over = Path(line.storage.path(f"{newer}/manifest.json")), 0
     data = path.read_bytes()
@@ -332,5 +320,5 @@ def test_damaged_manifests(
 def _segments(line: Line, checkpoint: str, logs: Storage, days: Any, encoder: Encoder) -> Any:
     manifest = line.read_manifest(checkpoint)
     assert manifest is not None
-    start = StreamStart("0001", manifest.resume_point())
+    start = StreamStart("0001", line.resume_point(manifest))
     return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, (lambda: start,)).segments(2)

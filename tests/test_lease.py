@@ -20,8 +20,8 @@ from pipeline.ingest.units import DayLog
 from pipeline.lineage import lease as lease_file
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
+from pipeline.lineage.records import LeaseRecord
 from pipeline.lineage.stored_checkpoint import Manifest
-from pipeline.storage.sealed_json import seal
 
 
 def test_of_two_jobs_one_wins(tmp_path: Path) -> None:
@@ -109,27 +109,26 @@ def _train_slowly(root: str) -> None:
 def test_silence_is_what_makes_a_holder_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a lease that believes a clock: one set back keeps a dead holder, one set forward kills a living one."""
     line = Line.of(str(tmp_path), "main")
-    elsewhere = lease_file._this_process() | {"host": "another machine"}
+    elsewhere = lease_file._this_process().model_copy(update={"host": "another machine"})
     monkeypatch.setattr(lease_file, "_this_process", lambda: elsewhere)
     monkeypatch.setattr("time.time", lambda: 0.0)  # nothing may ask it
     holder = lease_file.lease(line, "a living one", 0.5)
     holder.__enter__()
     with pytest.raises(DataError, match=r"is held by a living one \(process \d+ on another machine\): wait"):
         lease_file.lease(line, "second", 0.5).__enter__()
-    record = json.loads(line.storage.read("LEASE"))
+    record = line.storage.read("LEASE")
     holder.__exit__(None, None, None)
-    record.pop("sha256")
-    line.storage.write("LEASE", seal(record))  # as one that died left it
+    line.storage.write("LEASE", record)  # as one that died left it
     with lease_file.lease(line, "third", 0.5):
         assert json.loads(line.storage.read("LEASE"))["what"] == "third"
 
 
 def test_dead_holders_are_waited_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a start that waits a lease for each line of a job that died with many: an hour for a comparison."""
-    elsewhere = lease_file._this_process() | {"host": "another machine"}
+    elsewhere = lease_file._this_process().model_copy(update={"host": "another machine"})
     lines = [Line.of(str(tmp_path), name) for name in "abc"]
     for line in lines:
-        line.storage.write("LEASE", seal({"run": "gone", "what": "one", "seconds": 60.0, "process": elsewhere}))
+        line.storage.write("LEASE", LeaseRecord(run="gone", what="one", process=elsewhere).to_bytes())
     clock = [0.0]
     monkeypatch.setattr(lease_file.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(lease_file.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
@@ -137,9 +136,9 @@ def test_dead_holders_are_waited_for_together(tmp_path: Path, monkeypatch: pytes
         assert len(set(runs)) == 3
         assert [json.loads(line.storage.read("LEASE"))["run"] for line in lines] == runs
     assert 60 < clock[0] < 70
-    living = {"run": "lives", "what": "a living one", "seconds": 60.0, "process": elsewhere, "beat": 1}
-    lines[1].storage.write("LEASE", seal(living))
-    beat = seal(living | {"beat": 2})
+    living = LeaseRecord(run="lives", what="a living one", process=elsewhere, beat=1)
+    lines[1].storage.write("LEASE", living.to_bytes())
+    beat = living.model_copy(update={"beat": 2}).to_bytes()
     monkeypatch.setattr(lease_file.time, "sleep", lambda _: lines[1].storage.write("LEASE", beat))
     with pytest.raises(DataError, match=r"lines/b is held by a living one \(process \d+ on another machine\): wait"):
         lease_file.leases(lines, "a third", 60.0).__enter__()

@@ -9,12 +9,13 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from records import manifest_of, write_manifest, write_position
 
 from features.errors import DataError
+from pipeline.ingest.cursor import StoredCursor
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import FORMAT, Manifest
+from pipeline.lineage.records import Attempt, FileMark, Manifest, Published
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal, unseal
 
 DAYS = ["2026-03-01", "2026-03-02"]
 
@@ -37,29 +38,33 @@ def _save(line: Line, step: int, *, day: str = DAYS[0], attempt: str = "0001", *
     for file in ("__0_0.distcp", ".metadata"):
         data = f"{name} {file}".encode() * 100
         line.storage.write(f"{name}/{file}", data)
-        files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"step": step, "day": day, "pass": 0, "cursor": {"units": {}}, "lanes": [["unit"]], "complete": False}
-    manifest |= {"files": files, "config": {"seed": 3, "ingest": {"shuffle": {"rows": True}}}}
-    manifest |= {"format": FORMAT, "attempt": attempt, "parent": None, "files_of_log": {}, "log_day": day}
-    line.storage.write(f"{name}/manifest.json", seal(manifest | changes))
+        files[file] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    config = {"seed": 3, "ingest": {"shuffle": {"rows": True}}}
+    write_manifest(line, name, manifest_of(step=step, day=day, attempt=attempt, files=files, config=config), **changes)
     return name
 
 
-def _begin(line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, **record: Any) -> str:
+def _begin(
+    line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, run: str | None = None, **record: Any
+) -> str:
     """Take the line over, from a checkpoint or from nothing."""
-    return line.begin_attempt(days, {"run": uuid.uuid4().hex} | record, lambda _: start)[0]
+    return line.begin_attempt(days, run or uuid.uuid4().hex, lambda _: start, **record)[0]
 
 
 def _begun(line: Line, attempts: int = 1) -> Line:
     """Attempts that began from a checkpoint of more steps than any here, so that all of theirs count."""
     for _ in range(attempts):
-        _begin(line, DAYS, Manifest("checkpoints/far", {"step": 10**6}))
+        _begin(line, DAYS, manifest_of(checkpoint="checkpoints/far", step=10**6))
     return line
 
 
 def _publish(line: Line, day: str, checkpoint: str, run: str, generation: int = 1) -> None:
-    entry = {"day": day, "generation": generation, "checkpoint": checkpoint}
-    line.publish(entry, line.state()["serial"], run)
+    entry = Published(day=day, generation=generation, checkpoint=checkpoint)
+    line.publish(entry, line.state().serial, run)
+
+
+def _attempt(line: Line, day: str, name: str) -> Attempt:
+    return Attempt.from_bytes(line.storage.read(f"attempts/{day}/{name}.json"))
 
 
 # --- Attempts ---
@@ -97,7 +102,7 @@ def test_an_attempt_chooses_again_when_it_is_overtaken(line: Line):
             _publish(line, DAYS[1], newer, "holder")
         return chosen[-1]
 
-    attempt, start = line.begin_attempt(DAYS, {"run": "mine"}, choose)
+    attempt, start = line.begin_attempt(DAYS, "mine", choose)
     assert (attempt, len(chosen)) == ("0002", 3)
     assert start is not None
     assert start.checkpoint == newer
@@ -110,13 +115,15 @@ def test_the_record_of_an_attempt(line: Line):
     attempt = _begin(line, DAYS, line.read_manifest(older), run="a", passes=2)
     other = _begin(line, DAYS[:1], run="b")
     assert line.attempt_of(DAYS, "a") == attempt == "0002"
-    line.end_attempts(DAYS, "a", {"result": "done"})
+    line.end_attempts(DAYS, "a", "done")
     for day in DAYS:
-        first, last = (unseal(line.storage.read(f"attempts/{day}/{name}.json")) for name in ("0001", attempt))
-        begun = {"run": "a", "passes": 2, "days": DAYS, "serial": 0}
-        assert first == begun | {"attempt": 1, "start": None, "start_step": 0, "result": "restarted"}
-        assert last == begun | {"attempt": 2, "start": older, "start_step": 10, "result": "done"}
-    assert "result" not in unseal(line.storage.read(f"attempts/{DAYS[0]}/{other}.json"))
+        first, last = (_attempt(line, day, name) for name in ("0001", attempt))
+        begun = Attempt(run="a", passes=2, days=tuple(DAYS), serial=0, attempt=1)
+        assert first == begun.model_copy(update={"result": "restarted"})
+        assert last == begun.model_copy(
+            update={"attempt": 2, "start": older, "start_step": 10, "result": "done"},
+        )
+    assert _attempt(line, DAYS[0], other).result is None
 
 
 def test_what_an_overtaken_attempt_completes_does_not_count(any_line: Line, caplog: pytest.LogCaptureFixture):
@@ -135,8 +142,9 @@ def test_what_an_overtaken_attempt_completes_does_not_count(any_line: Line, capl
     found = any_line.newest()
     assert found is not None
     assert found.checkpoint == mine
-    record = f"attempts/{DAYS[0]}/{new}.json"  # negative control: had it begun from there, it would be the newest
-    any_line.storage.write(record, seal(unseal(any_line.storage.read(record)) | {"start_step": 20}))
+    changed = _attempt(any_line, DAYS[0], new).model_copy(update={"start_step": 20})
+    # Negative control: had it begun from there, it would be the newest.
+    any_line.storage.write(f"attempts/{DAYS[0]}/{new}.json", changed.to_bytes())
     found = any_line.newest()
     assert found is not None
     assert found.step == 20
@@ -180,10 +188,10 @@ def test_the_choice_is_made_again_once_the_line_is_taken(line: Line):
         known.append(checkpoint)
         return found[len(known) - 1]
 
-    attempt, start = line.begin_attempt(DAYS, {"run": "a"}, choose)
+    attempt, start = line.begin_attempt(DAYS, "a", choose)
     assert known == [None, first]
     assert start is found[1]
-    assert unseal(line.storage.read(f"attempts/{DAYS[0]}/{attempt}.json"))["start_step"] == 20
+    assert _attempt(line, DAYS[0], attempt).start_step == 20
 
 
 def test_a_run_that_was_taken_over_does_not_take_the_line_back(line: Line):
@@ -288,7 +296,7 @@ def test_only_what_follows_the_published_counts(line: Line):
     found = line.newest()
     assert found is not None
     assert found.checkpoint == again
-    assert line.restart("d") == line.state()["serial"]
+    assert line.restart("d") == line.state().serial
     found = line.newest()
     assert found is not None
     assert found.checkpoint == first  # what was begun is forgotten
@@ -296,12 +304,14 @@ def test_only_what_follows_the_published_counts(line: Line):
 
 def test_what_a_manifest_says_about_where_the_model_is(line: Line):
     """The stream goes on with another pass, another seed, or another checkpoint's units."""
-    name = _save(_begun(line), 7, lanes=[["a"], ["b", "c"]], cursor={"units": {"a": [1, "2"]}}, complete=True)
+    name = _save(_begun(line), 7)
+    cursor = StoredCursor({"a": (1, 2**63 + 1)}, [1, 0], {"d": "why"}, held_out=1)
+    write_position(line, name, cursor, [["a"], [], ["b", "c"]])
     found = line.newest()
     assert found is not None
-    point = found.resume_point()
-    assert (point.checkpoint, point.pass_index, point.day, point.complete) == (name, 0, DAYS[0], True)
-    assert (point.lanes, point.seen) == ([["a"], ["b", "c"]], {"units": {"a": [1, "2"]}})
+    point = line.resume_point(found)
+    assert (point.checkpoint, point.pass_index, point.day, point.complete) == (name, 0, DAYS[0], False)
+    assert (point.lanes, point.seen) == ((("a",), (), ("b", "c")), cursor)
     assert (point.seed, point.shuffle_rows) == (3, True)
 
 
@@ -383,31 +393,30 @@ def test_latest_moves_forward(any_line: Line):
     _begin(any_line, DAYS, run="a")
     assert any_line.latest() is None
     for serial, day in ((0, DAYS[0]), (1, DAYS[1]), (1, DAYS[1])):
-        entry = {"day": day, "generation": 1, "checkpoint": f"checkpoints/{day}/0001/1"}
+        entry = Published(day=day, generation=1, checkpoint=f"checkpoints/{day}/0001/1")
         any_line.publish(entry, serial, "a")
-        latest = {"day": day, "generation": 1, "checkpoint": f"checkpoints/{day}/0001/1"}
-        assert any_line.latest() == latest
+        assert any_line.latest() == entry
 
 
 def test_latest_does_not_move_from_elsewhere(line: Line):
     """A day that was begun from what was published then is published after it was taken back, or after another."""
     _begin(line, DAYS, run="a")
-    serial = line.state()["serial"]
+    serial = line.state().serial
     _publish(line, DAYS[1], "checkpoints/b", "a")
     with pytest.raises(DataError, match="LATEST was moved by another run"):
-        line.publish({"day": DAYS[0], "generation": 1, "checkpoint": "checkpoints/a"}, serial, "a")
-    assert line.latest() == {"day": DAYS[1], "generation": 1, "checkpoint": "checkpoints/b"}
+        line.publish(Published(day=DAYS[0], generation=1, checkpoint="checkpoints/a"), serial, "a")
+    assert line.latest() == Published(day=DAYS[1], generation=1, checkpoint="checkpoints/b")
 
 
 def test_racing_publishers(any_line: Line):
     """Two of them take themselves for the winner, and a day has two models."""
     for turn in range(5):
-        serial, start = any_line.state()["serial"], Barrier(8)
+        serial, start = any_line.state().serial, Barrier(8)
 
         def publish(number: int, serial: int = serial, start: Barrier = start, turn: int = turn) -> bool:
             start.wait()
             any_line.take(f"{turn}-{number}")
-            entry = {"day": DAYS[0], "generation": turn, "checkpoint": f"checkpoints/{number}"}
+            entry = Published(day=DAYS[0], generation=turn, checkpoint=f"checkpoints/{number}")
             try:
                 any_line.publish(entry, serial, f"{turn}-{number}")
             except DataError:
@@ -417,8 +426,9 @@ def test_racing_publishers(any_line: Line):
         with ThreadPoolExecutor(8) as pool:
             won = list(pool.map(publish, range(8)))
         assert sum(won) == 1
-        assert any_line.latest() == {"day": DAYS[0], "generation": turn, "checkpoint": f"checkpoints/{won.index(True)}"}
-        assert any_line.state()["serial"] == serial + 1
+        latest = any_line.latest()
+        assert latest == Published(day=DAYS[0], generation=turn, checkpoint=f"checkpoints/{won.index(True)}")
+        assert any_line.state().serial == serial + 1
 
 
 def test_a_damaged_latest_stops_everything(line: Line):
@@ -447,4 +457,4 @@ def test_a_move_that_was_sent_twice_is_one(line: Line, monkeypatch: pytest.Monke
     _publish(line, DAYS[0], "checkpoints/a", "a")
     latest = line.latest()
     assert latest is not None
-    assert latest["checkpoint"] == "checkpoints/a"
+    assert latest.checkpoint == "checkpoints/a"

@@ -27,11 +27,11 @@ from pipeline.config.project import Config
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
+from pipeline.lineage.records import Published
 from pipeline.log_passes.statistics import fit_statistics
 from pipeline.migration.inheritance import Declared, check_stored, compare, inherit
 from pipeline.migration.migrate import migrate
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import unseal
 from pipeline.trainer.train_line import train
 from pipeline.trainer.train_state import TrainState
 from pipeline.trainer.worker_setup import Groups, build_state
@@ -349,14 +349,15 @@ def test_a_line_goes_on_with_another_schema(copied: Config) -> None:
     manifest = line.read_manifest(found["checkpoint"])
     assert manifest is not None
     assert line.damage(manifest) is None
-    then, now = parent.content, manifest.content
+    then, now = parent.model_dump(), manifest.model_dump()
     changed_keys = {key for key in now if then.get(key) != now[key]}
     assert changed_keys == {
-        *("attempt", "config", "cursor", "files", "migrated_from", "rows_in_space"),
+        *("attempt", "config", "files", "migrated_from", "rows_in_space"),
         *("schema_fingerprint", "sharding", "statistics"),
     }
     assert now["rows_in_space"] == {"cmr": 0} | then["rows_in_space"]
-    assert now["cursor"]["in_space"] == [0, *then["cursor"]["in_space"]]
+    assert line.cursor(manifest).in_space == [0, *line.cursor(parent).in_space]
+    assert (line.cursor(manifest).units, line.lanes(manifest)) == (line.cursor(parent).units, line.lanes(parent))
     assert set(now["sharding"]) == {"user", "video", "age"}
     numbers = now["statistics"]["numbers"]
     assert set(numbers) == {"duration_ms", "video_plays_7d", "age"}
@@ -364,16 +365,16 @@ def test_a_line_goes_on_with_another_schema(copied: Config) -> None:
     assert (numbers["video_plays_7d"]["count"], len(numbers["age"]["boundaries"])) == (EVERY_DAY, 7)
     assert audit_line(copied, found["checkpoint"])["rows"] == EVERY_DAY
     old, new = Ledger(line).generations(DAYS[0])
-    assert line.latest() == {"day": DAYS[0], "generation": 2, "checkpoint": found["checkpoint"]}
-    assert (old.checkpoint, new.checkpoint, new.content["kind"]) == (parent.checkpoint, found["checkpoint"], "migrate")
-    assert new.content["parent"] is None
+    assert line.latest() == Published(day=DAYS[0], generation=2, checkpoint=found["checkpoint"])
+    assert (old.checkpoint, new.checkpoint, new.kind) == (parent.checkpoint, found["checkpoint"], "migrate")
+    assert new.parent is None
     with pytest.raises(DataError, match=r"with another model section: .*jobs\.migrate"):  # the old config
         train(copied, DAYS[1:], passes=1)
     result = train(changed(copied, _wider), DAYS[1:], passes=1)
     newest = line.read_manifest(result["checkpoint"])
     assert newest is not None
-    assert newest.content["parent"] == found["checkpoint"]
-    assert newest.content["days_done"] == 2
+    assert newest.parent == found["checkpoint"]
+    assert newest.days_done == 2
     assert audit_line(copied, result["checkpoint"])["rows"] == 2 * EVERY_DAY
 
 
@@ -383,7 +384,7 @@ def test_a_migration_that_is_overtaken_leaves_nothing(copied: Config, monkeypatc
     names = {manifest.checkpoint for manifest in line.manifests()}
 
     def overtaken(*arguments: Any) -> dict[str, Any]:
-        line.begin_attempt(DAYS[1:], {"run": "other"}, lambda _: line.newest())
+        line.begin_attempt(DAYS[1:], "other", lambda _: line.newest())
         return run_workers(*arguments)
 
     monkeypatch.setattr("pipeline.migration.migrate.run_workers", overtaken)
@@ -394,8 +395,8 @@ def test_a_migration_that_is_overtaken_leaves_nothing(copied: Config, monkeypatc
     assert newest is not None
     assert newest.checkpoint in names
     assert {manifest.checkpoint for manifest in line.manifests()} == names
-    record = unseal(line.storage.read(f"attempts/{DAYS[0]}/0002.json"))
-    assert (record["result"], record["migrates"]) == ("failed", *names)
+    record = line.attempts(DAYS[:1])[-1]
+    assert (record.attempt, record.result, record.migrates) == (2, "failed", *names)
 
 
 def _salted(data: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def test_two_ranks_train_it_and_three_go_on(run_ranks: Any, tmp_path: Path, kind
     """
     config, folder = config_of(kind), str(tmp_path)
     first = run_ranks(Run(config, steps=FIRST, save=folder), 2)
-    assert {chosen["sharding_type"] for chosen in first[0]["plan"].values()} == {"row_wise"}
+    assert {chosen.sharding_type for chosen in first[0]["plan"].values()} == {"row_wise"}
     assert_no_rank_has_its_own(first)
     start, end = whole(first, "before"), whole(first, "after")
     weights = [name for name in _network(end) if name.startswith("model:")]

@@ -108,7 +108,7 @@ def test_there_and_back(run_ranks: Any, tmp_path: Path, tables: str, here: Any, 
     first = run_ranks(Run(home, steps=FIRST, save=written), 2)
     assert_state_is_compared(first, tables)
     gone = run_ranks(Run(abroad, steps=NONE, load=written, save=copied), num_ranks)
-    assert {name: chosen["sharding_type"] for name, chosen in gone[0]["plan"].items()} == abroad.sharding.tables
+    assert {name: chosen.sharding_type for name, chosen in gone[0]["plan"].items()} == abroad.sharding.tables
     assert_equal(whole(first, "after"), whole(gone, "before"))
     back = run_ranks(Run(home, steps=SECOND, load=copied), 2)
     assert_equal(whole(first, "after"), whole(back, "before"))

@@ -18,6 +18,7 @@ import pytest
 import ray
 import torch
 from local_training import on_processes
+from records import write_manifest
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from features.encoding import Encoder
@@ -30,6 +31,7 @@ from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table
 from pipeline.ingest import receive
+from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.datasource import Parcel
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
@@ -40,11 +42,11 @@ from pipeline.lineage.choose_start import start_of
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.stored_checkpoint import MANIFEST
+from pipeline.lineage.records import Latest, RunScope
+from pipeline.lineage.stored_checkpoint import CURSOR, MANIFEST
 from pipeline.log_passes.admission import Admission
 from pipeline.log_passes.statistics import fit_statistics
 from pipeline.storage.files import Storage
-from pipeline.storage.sealed_json import seal, unseal
 from pipeline.trainer.train import train_worker
 from pipeline.trainer.train_job import TrainJob
 from pipeline.trainer.train_line import train
@@ -215,13 +217,13 @@ def test_every_row_is_trained_once(trained: tuple[Config, dict[str, Any]]) -> No
     assert result["rows"] == 2 * ROWS_PER_DAY
     latest = line.latest()
     assert latest is not None
-    assert (latest["day"], latest["checkpoint"]) == (DAYS[-1], result["checkpoint"])
+    assert (latest.day, latest.checkpoint) == (DAYS[-1], result["checkpoint"])
     manifest = line.read_manifest(result["checkpoint"])
     assert manifest is not None
     table = pq.read_table(Path(config.logs.path) / f"dt={DAYS[-1]}")
-    assert manifest.content["rows"] == ROWS_PER_DAY
-    assert manifest.content["rows_in_space"] == {"ctr": ROWS_PER_DAY, "vcr": int(np.sum(table["played"].to_numpy()))}
-    assert sum(count for count, _ in manifest.content["cursor"]["units"].values()) == ROWS_PER_DAY
+    assert manifest.rows == ROWS_PER_DAY
+    assert manifest.rows_in_space == {"ctr": ROWS_PER_DAY, "vcr": int(np.sum(table["played"].to_numpy()))}
+    assert sum(count for count, _ in line.cursor(manifest).units.values()) == ROWS_PER_DAY
 
 
 def test_the_audit_of_a_line(trained: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
@@ -230,12 +232,12 @@ def test_the_audit_of_a_line(trained: tuple[Config, dict[str, Any]], tmp_path: P
     found = audit_line(config, None)
     assert (found["result"], found["days"], found["rows"]) == ("every row once", DAYS, 2 * ROWS_PER_DAY)
     line = Line.of(config.root, config.line)
-    within = next(m for m in line.manifests() if not m.content["complete"] and m.day == DAYS[1])
-    assert audit_line(config, within.checkpoint)["rows"] == ROWS_PER_DAY + within.content["rows"]
+    within = next(m for m in line.manifests() if not m.complete and m.day == DAYS[1])
+    assert audit_line(config, within.checkpoint)["rows"] == ROWS_PER_DAY + within.rows
     shutil.copytree(config.root, tmp_path / "root")
     cut = config.model_copy(update={"root": str(tmp_path / "root")})
     storage = Line.of(cut.root, cut.line).storage
-    parent = str(within.content["parent"])
+    parent = str(within.parent)
     hidden = storage.read(f"{parent}/manifest.json")
     storage.remove(f"{parent}/manifest.json")
     assert audit_line(cut, None)["result"] == f"every row once since {DAYS[1]}; {parent} is gone"
@@ -245,30 +247,41 @@ def test_the_audit_of_a_line(trained: tuple[Config, dict[str, Any]], tmp_path: P
         (within.checkpoint, _another_sum, "rows trained, but not each of them once"),
         (result["checkpoint"], _another_size, "the files of the log are not those"),
     ):
-        name = f"{checkpoint}/manifest.json"
-        content = unseal(storage.read(name))
-        storage.write(name, seal(change(content)))
+        names = [f"{checkpoint}/{file}" for file in (MANIFEST, CURSOR)]
+        written = [storage.read(name) for name in names]
+        change(Line.of(cut.root, cut.line), checkpoint)
         with pytest.raises(DataError, match=expected):
             audit_line(cut, checkpoint)
-        storage.write(name, seal(content))
+        for name, data in zip(names, written, strict=True):
+            storage.write(name, data)
 
 
-def _one_row_less(content: dict[str, Any]) -> dict[str, Any]:
-    units = dict(content["cursor"]["units"])
-    key = next(key for key, (count, _) in units.items() if count == 200)
-    units[key] = [199, units[key][1]]
-    return content | {"cursor": content["cursor"] | {"units": units}}
+def _one_row_less(line: Line, checkpoint: str) -> None:
+    cursor = _cursor(line, checkpoint)
+    key = next(key for key, (count, _) in cursor.units.items() if count == 200)
+    _write_cursor(line, checkpoint, cursor.units | {key: (199, cursor.units[key][1])})
 
 
-def _another_sum(content: dict[str, Any]) -> dict[str, Any]:
-    units = dict(content["cursor"]["units"])
-    key, (count, total) = next(iter(units.items()))
-    units[key] = [count, str(int(total) ^ 1)]
-    return content | {"cursor": content["cursor"] | {"units": units}}
+def _another_sum(line: Line, checkpoint: str) -> None:
+    cursor = _cursor(line, checkpoint)
+    key, (count, total) = next(iter(cursor.units.items()))
+    _write_cursor(line, checkpoint, cursor.units | {key: (count, total ^ 1)})
 
 
-def _another_size(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"files_of_log": {file: f"1{mark}" for file, mark in content["files_of_log"].items()}}
+def _another_size(line: Line, checkpoint: str) -> None:
+    manifest = line.read_manifest(checkpoint)
+    assert manifest is not None
+    files = {file: f"1{mark}" for file, mark in manifest.files_of_log.items()}
+    write_manifest(line, checkpoint, manifest, files_of_log=files)
+
+
+def _cursor(line: Line, checkpoint: str) -> StoredCursor:
+    return StoredCursor.from_arrow(line.storage.read(f"{checkpoint}/{CURSOR}"))
+
+
+def _write_cursor(line: Line, checkpoint: str, units: dict[str, tuple[int, int]]) -> None:
+    cursor = replace(_cursor(line, checkpoint), units=units)
+    line.storage.write(f"{checkpoint}/{CURSOR}", cursor.to_arrow())
 
 
 @pytest.mark.parametrize("num", [1, 2, 3])
@@ -298,9 +311,9 @@ def test_days_of_all_sizes_twice(logs: Path, tmp_path: Path, local_training: Non
     newest = line.newest()
     assert newest is not None
     lineage = list(line.lineage(newest))
-    assert [m.content["rows"] for m in reversed(lineage)] == 2 * expected
-    assert [m.content["rows_in_space"]["ctr"] for m in reversed(lineage)] == 2 * expected
-    longest = [max(sum(map(_rows_of, lane)) for lane in m.content["lanes"]) for m in lineage]
+    assert [m.rows for m in reversed(lineage)] == 2 * expected
+    assert [m.rows_in_space["ctr"] for m in reversed(lineage)] == 2 * expected
+    longest = [max(sum(map(_rows_of, lane)) for lane in line.lanes(m)) for m in lineage]
     assert lineage[0].step == sum(math.ceil(rows / 64) for rows in longest)
 
 
@@ -319,11 +332,10 @@ def test_a_published_day_is_not_left_out(
     cut = config.model_copy(update={"root": str(tmp_path / "root")})
     line = Line.of(cut.root, cut.line)
     for manifest in list(line.manifests()):  # as two daily commands would have written them
-        if not manifest.content["complete"]:
+        if not manifest.complete:
             line.remove(manifest.checkpoint)
             continue
-        name = f"{manifest.checkpoint}/manifest.json"
-        line.storage.write(name, seal(manifest.content | {"run": {"days": [manifest.day], "passes": 1}}))
+        write_manifest(line, manifest.checkpoint, manifest, run=RunScope(days=(manifest.day,), passes=1))
     start = start_of(declared(cut), line, ["2026-01-03"], 1)  # negative control
     assert start is not None
     assert start.checkpoint == result["checkpoint"]
@@ -345,7 +357,7 @@ def test_nothing_to_do(trained: tuple[Config, dict[str, Any]]) -> None:
 def _unpublish(line: Line) -> None:
     """As if the run had been cut off before it published."""
     state = line.state()
-    line.storage.write("LATEST", seal({"fence": state["fence"], "holder": state["holder"], "serial": 0}))
+    line.storage.write("LATEST", Latest(fence=state.fence, holder=state.holder).to_bytes())
 
 
 def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_path: Path, local_training: None) -> None:
@@ -355,18 +367,18 @@ def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_pat
     shutil.copytree(config.root, root)
     cut = config.model_copy(update={"root": str(root)})
     line = Line.of(cut.root, cut.line)
-    complete = next(m for m in line.manifests() if m.content["complete"] and m.day == DAYS[0])
+    complete = next(m for m in line.manifests() if m.complete and m.day == DAYS[0])
     for manifest in list(line.manifests()):
         if manifest.step >= complete.step:
             line.storage.remove(manifest.checkpoint)
     _unpublish(line)
     resumed_from = line.newest()
     assert resumed_from is not None
-    assert not resumed_from.content["complete"]
-    assert 0 < resumed_from.content["rows"] < ROWS_PER_DAY
-    line.storage.write(f"{resumed_from.checkpoint}/{MANIFEST}", seal(resumed_from.content | {"seconds": 1000.0}))
+    assert not resumed_from.complete
+    assert 0 < resumed_from.rows < ROWS_PER_DAY
+    write_manifest(line, resumed_from.checkpoint, resumed_from, seconds=1000.0)
     again = train(cut, DAYS, passes=1)
-    seconds = {entry.day: entry.content["train_seconds"] for entry in Ledger(line).chain()}
+    seconds = {entry.day: entry.train_seconds for entry in Ledger(line).chain()}
     assert seconds[DAYS[0]] > 1000 > seconds[DAYS[1]]  # the whole day's, with those of the attempt before
     assert again["step"] == result["step"]
     before, after = weights(config, result["checkpoint"], tmp_path), weights(cut, again["checkpoint"], tmp_path)
@@ -388,14 +400,14 @@ def test_resume_on_another_number_of_workers(
     cut = config.model_copy(update={"root": str(root), "workers": workers})
     line = Line.of(cut.root, cut.line)
     for manifest in list(line.manifests()):
-        if manifest.content["complete"] and manifest.day == DAYS[1]:
+        if manifest.complete and manifest.day == DAYS[1]:
             line.storage.remove(manifest.checkpoint)
     _unpublish(line)
     again = train(cut, DAYS, passes=1)  # the run itself audits the day and would not have ended
     manifest = line.read_manifest(again["checkpoint"])
     assert manifest is not None
-    assert manifest.content["rows"] == ROWS_PER_DAY
-    assert len(manifest.content["lanes"]) == 3
+    assert manifest.rows == ROWS_PER_DAY
+    assert len(line.lanes(manifest)) == 3
 
 
 def test_evaluate(trained: tuple[Config, dict[str, Any]], local_training: None) -> None:
@@ -448,7 +460,7 @@ def test_first_step_comes_early(tmp_path: Path, ray_cluster: None) -> None:
     config = _without_statistics(make_config(tmp_path / "logs", tmp_path / "root", ingest=ingest))
     plan = plan_of(config, DAYS[:1], units=500)
     line = Line.of(config.root, config.line)
-    attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
+    attempt, _ = line.begin_attempt(DAYS[:1], "a", lambda _: None)
     plan = replace(plan, starts=(partial(StreamStart, attempt),))
     board = ProgressBoard.remote()
     schema, admission = config.log_schema, ray.put(Admission({}, {}, {}))
@@ -516,7 +528,7 @@ def test_bad_unit_is_quarantined(logs: Path, tmp_path: Path, local_training: Non
     first = weights(config, result["checkpoint"], tmp_path)
     line = Line.of(config.root, config.line)
     for manifest in list(line.manifests()):  # on from the middle of the day: the unit stays out
-        if manifest.content["complete"] or manifest.step > 15:
+        if manifest.complete or manifest.step > 15:
             line.storage.remove(manifest.checkpoint)
     _unpublish(line)
     again = train(config, DAYS[:1], passes=1)

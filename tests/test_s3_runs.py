@@ -233,11 +233,11 @@ def _assert_trained_once(project: Project) -> None:
     line = Line.of(project.root, "main")
     latest = line.latest()
     assert latest is not None
-    manifest = line.read_manifest(latest["checkpoint"])
+    manifest = line.read_manifest(latest.checkpoint)
     assert manifest is not None
-    assert manifest.content["complete"]
-    assert manifest.content["rows"] == ROWS
-    assert sum(count for count, _ in manifest.content["cursor"]["units"].values()) == ROWS
+    assert manifest.complete
+    assert manifest.rows == ROWS
+    assert sum(count for count, _ in line.cursor(manifest).units.values()) == ROWS
 
 
 def _assert_no_secret(project: Project) -> None:

@@ -21,7 +21,7 @@ from features.errors import DataError
 from models.batch import RankingBatch
 from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.cursor import DayCursor, audit, union
+from pipeline.ingest.cursor import DayCursor, StoredCursor, audit, union
 from pipeline.ingest.datasource import PlannedParcel, group_entries, read_parcels
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import Header, ResumePoint, RunPlan, StreamStart
@@ -127,7 +127,7 @@ def _train(
             Batcher(plan.encoder.schema, day.units, segment.parcels, shape.batch_size, shape.shuffle.interleave)
             for segment in segments
         ]
-        before, counted = DayCursor.from_json(header.seen, day.units), DayCursor()
+        before, counted = DayCursor.from_stored(header.seen, day.units), DayCursor()
         steps = run.steps.setdefault((header.pass_index, header.day), [])
         for batches, read in _read_ahead(batchers, run.num_steps):
             if run.num_steps == max_steps:
@@ -164,7 +164,7 @@ def _checkpoint(plan: RunPlan, header: Header, day: DayLog, cursor: DayCursor, *
         pass_index=header.pass_index,
         day=day.day,
         log_day=day.day,
-        seen=json.loads(json.dumps(cursor.to_json(day.units))),
+        seen=StoredCursor.from_arrow(cursor.to_stored(day.units).to_arrow()),
         lanes=[[day.units[index].key for index in lane] for lane in header.lanes],
         complete=complete,
         seed=plan.seed,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from records import manifest_of
 from test_train_step import NUM_STEPS, Run, assert_tables_moved, blocks_of, make_config, whole
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -26,7 +27,6 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.lineage.line import Line
-from pipeline.lineage.stored_checkpoint import FORMAT
 from pipeline.log_passes.admission import read_vocabularies, vocabulary_files
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import Groups, build_state
@@ -151,12 +151,12 @@ def _vocabulary(config: Config) -> Vocabulary:
 
 def _save(rank: int, num_ranks: int, root: str, config: Config, background: bool) -> None:
     line = Line.of(root, "main")
-    said = {"format": FORMAT, "step": 1, "day": "2026-03-01", "complete": True, "attempt": "0001", "parent": None}
+    manifest = manifest_of(step=1, day="2026-03-01", complete=True)
     saver = Saver(line, CheckpointConfig(background=background), dist.new_group(backend="gloo"))
     saver.save(
         {"model": {"weight": torch.ones(9)}},
         "checkpoints/2026-03-01/0001/1",
-        said,
+        manifest if rank == 0 else None,
         vocabulary_files({"video": _vocabulary(config)}),
     )
     saver.wait()
@@ -167,7 +167,7 @@ def test_a_vocabulary_is_in_the_checkpoint(run_ranks: Any, tmp_path: Path, backg
     """Catches a file that is missing, is not in the manifest, or may be damaged without anybody's noticing."""
     config, larger = grown_config("row_wise"), grown_config("row_wise", 60)
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt(["2026-03-01"], {"run": "a"}, lambda _: None)
+    line.begin_attempt(["2026-03-01"], "a", lambda _: None)
     run_ranks(partial(_save, root=str(tmp_path), config=config, background=background), 2)
     newest = line.newest()
     assert newest is not None

@@ -91,7 +91,7 @@ def test_a_stop_between_models_is_heard(
     newest = first.newest()
     assert newest is not None
     assert newest.day == DAYS[-1]
-    assert newest.content["complete"]
+    assert newest.complete
     assert not list(second.manifests())
 
 
@@ -115,10 +115,10 @@ def test_together_is_as_alone(
         line = Line.of(config.root, config.line)
         latest, manifest = line.latest(), line.read_manifest(result["checkpoint"])
         assert latest is not None
-        assert latest["checkpoint"] == result["checkpoint"]
-        assert [record["result"] for record in line._attempts(DAYS)] == ["restarted", "done"]
+        assert latest.checkpoint == result["checkpoint"]
+        assert [record.result for record in line.attempts(DAYS)] == ["restarted", "done"]
         assert manifest is not None
-        assert list(manifest.content["rows_in_space"]) == config.log_schema.task_names
+        assert list(manifest.rows_in_space) == config.log_schema.task_names
     assert [one["result"] for one in train_together(together[0], together, DAYS, passes=1)] == ["nothing to do"] * 2
 
 

@@ -296,7 +296,7 @@ def assert_tables_moved(results: list[dict[str, Any]]) -> None:
 def test_ranks_agree(run_ranks: Any, one_rank: Any, num_ranks: int, sharding: str, spaces: str) -> None:
     """Catches a loss, a gradient division or an optimizer that depends on how rows are spread over ranks."""
     results = run_ranks(Run(make_config(sharding), spaces=spaces), num_ranks)
-    assert {chosen["sharding_type"] for chosen in results[0]["plan"].values()} == {sharding}
+    assert {chosen.sharding_type for chosen in results[0]["plan"].values()} == {sharding}
     assert_tables_moved(one_rank(spaces))
     assert relative_difference(one_rank(spaces), results) < 2e-6
 
@@ -371,7 +371,7 @@ def test_other_shardings_agree(
 ) -> None:
     """Catches a column-wise or data-parallel table that trains with another optimizer than the declared one."""
     results = run_ranks(Run(make_config(sharding, tables=tables), spaces=spaces), num_ranks)
-    assert {chosen["sharding_type"] for chosen in results[0]["plan"].values()} == {sharding}
+    assert {chosen.sharding_type for chosen in results[0]["plan"].values()} == {sharding}
     assert relative_difference(one_rank(spaces, tables=tables), results) < 1e-5
 
 

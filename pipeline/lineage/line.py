@@ -18,6 +18,7 @@ from pipeline.lineage.stored_checkpoint import (
     is_pinned,
     pin,
     read_cursor,
+    read_lanes,
     read_manifest,
     resume_point,
 )
@@ -241,6 +242,10 @@ class Line:
     def cursor(self, manifest: Manifest) -> StoredCursor:
         """Read the cursor of a checkpoint."""
         return read_cursor(*self.place(manifest.checkpoint), manifest)
+
+    def lanes(self, manifest: Manifest) -> tuple[tuple[str, ...], ...]:
+        """Read the lanes of a checkpoint: unit keys per rank."""
+        return read_lanes(*self.place(manifest.checkpoint), manifest)
 
     def resume_point(self, manifest: Manifest) -> ResumePoint:
         """Return where the model of a checkpoint is, as the stream needs it."""
