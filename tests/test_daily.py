@@ -151,8 +151,8 @@ class SmallWork:
             held_out=1,
             seconds=1.0,
         )
-        write_manifest(self.line, name, written)
         write_position(self.line, name, StoredCursor({"a": (100, 1)}), [["a"]])
+        write_manifest(self.line, name, written)
         manifest = self.line.read_manifest(name)
         assert manifest is not None
         return manifest
@@ -436,7 +436,7 @@ def test_a_bad_day_is_refused_by_the_gate(killable: World, tmp_path: Path) -> No
     found = line.newest()
     assert found is not None
     assert found.complete
-    assert found.attempt == 5  # one attempt: the second start looked at the same model
+    assert found.attempt_number == 5  # one attempt: the second start looked at the same model
     killable.versions[day_of(4)], killable.bad = 2, set()  # the log is written again, and right
     run(config, line, killable, day_of(4))
     (entry,) = Ledger(line).generations(day_of(4))
