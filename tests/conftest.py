@@ -232,6 +232,15 @@ def _tiny_rows(first: int, size: int) -> pa.Table:
     return pa.table(columns)
 
 
+@pytest.fixture
+def local_training() -> Iterator[None]:
+    """Puts processes of our own in the place of Ray for one test; see `local_training.py`."""
+    from local_training import on_processes  # here, so that the tests that need no Ray do not pay for it
+
+    with on_processes():
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(s3_root: str) -> Iterator[None]:
     """The session's one Ray: real, in processes of its own, with more logical CPUs than this machine has cores.

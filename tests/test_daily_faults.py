@@ -1,8 +1,9 @@
-"""The daily job on a real Ray while its processes are killed: rows once, one entry, LATEST complete, the same bits.
+"""The daily job while its processes are killed: rows once, one entry, LATEST complete, the same bits.
 
 Each case trains a second day on a copy of a line that has the first, is disturbed once, is started again where that is
-needed, and is held against the line that nobody disturbed. Run as a script, this file is the daily command with one
-fault in it. Two samples run with `make test`; the rest with `make test-faults`.
+needed, and is held against the line that nobody disturbed. Workers are processes of the test's own
+(local_training.py); a command that is killed, and a Ray head, are on a real Ray too. Run as a script, this file is the
+daily command with one fault in it. Samples run with `make test`; the rest with `make test-faults`.
 """
 
 import functools
@@ -23,6 +24,7 @@ import pytest
 import ray
 import torch
 import yaml
+from local_training import Command, on_processes
 from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
 from test_runs import make_config, weights
 
@@ -43,7 +45,6 @@ ROWS, BATCH, EVERY = 4000, 32, 10
 LAST = -(-ROWS // (2 * BATCH))  # step of a day, at least
 FULL_AT = (LAST // EVERY + 2) * EVERY  # a step of the second day that has a checkpoint
 
-pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 
@@ -71,10 +72,11 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_day(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def one_day(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root whose line has the first day."""
     root = tmp_path_factory.mktemp("one-day")
-    _daily(_config(logs, str(root)), DAYS[0])
+    with on_processes():
+        _daily(_config(logs, str(root)), DAYS[0])
     return root
 
 
@@ -84,7 +86,8 @@ def two_days(one_day: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("undisturbed") / "root"
     shutil.copytree(one_day, root)
     config = _config(logs, str(root))
-    _daily(config, DAYS[1])
+    with on_processes():
+        _daily(config, DAYS[1])
     return config
 
 
@@ -163,14 +166,21 @@ def copied(one_day: Path, two_days: Config, tmp_path: Path, request: pytest.Fixt
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str] | Command]]:
     """Starts the daily command with a fault; whatever it leaves behind is ended, by process id."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[subprocess.Popen[str] | Command] = []
     seen: dict[int, psutil.Process] = {}
 
-    def begin(config: Config, point: str) -> subprocess.Popen[str]:
+    def begin(
+        config: Config, point: str, survivors: Path | None = None, *, on_ray: bool = False
+    ) -> subprocess.Popen[str] | Command:
         file = tmp_path / f"config-{len(started)}.yaml"
         file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
+        if not on_ray:
+            arguments = (point, str(file), str(tmp_path), survivors)
+            out, log = tmp_path / f"out-{len(started)}", tmp_path / f"log-{len(started)}"
+            started.append(Command(_main_on_processes, arguments, out, log))
+            return started[-1]
         arguments = [sys.executable, __file__, point, str(file), str(tmp_path)]
         with (tmp_path / f"log-{len(started)}").open("w") as log:
             environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -194,14 +204,17 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.kill()
 
 
+_LATE_POINTS = ["checkpoint write", "before ledger", "before LATEST"]
+
+
 @pytest.fixture
 def run_to(start: Any, tmp_path: Path) -> Callable[[Config, str], dict[str, Any]]:
     """Runs the daily command to a point and returns its JSON line, if it has left one."""
     codes = {"none": 0, "asked to end": 1}
 
-    def run(config: Config, point: str) -> dict[str, Any]:
+    def run(config: Config, point: str, *, on_ray: bool = False) -> dict[str, Any]:
         log = len(list(tmp_path.glob("log-*")))
-        command = start(config, point)
+        command = start(config, point, on_ray=on_ray)
         out, _ = command.communicate(timeout=400)
         expected = codes.get(point, -signal.SIGKILL)
         assert command.returncode == expected, f"{point}: {(tmp_path / f'log-{log}').read_text()[-3000:]}"
@@ -210,23 +223,29 @@ def run_to(start: Any, tmp_path: Path) -> Callable[[Config, str], dict[str, Any]
     return run
 
 
+@pytest.mark.ray
+def test_a_driver_that_is_killed_on_ray(
+    copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Catches workers of Ray Train that go on without their command, or a start beside them that cannot."""
+    config = _config(logs, copied("local"), ray={"address": ray.get_runtime_context().gcs_address})
+    run_to(config, "mid-day", on_ray=True)
+    assert run_to(config, "none", on_ray=True)["result"] == "published"
+    _check(config, undisturbed, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("where", "points"),
     [
-        ("local", ["mid-day"]),
-        pytest.param(
-            "bare",
-            ["preflight", "predict", "first step", "checkpoint write", "before ledger", "before LATEST"],
-            marks=pytest.mark.faults,
-        ),
-        pytest.param("s3", ["checkpoint write", "before ledger", "before LATEST"], marks=pytest.mark.faults),
+        ("bare", ["preflight", "predict", "first step", "mid-day", *_LATE_POINTS]),
+        ("s3", _LATE_POINTS),
     ],
 )
 def test_a_driver_that_is_killed(
     where: str, points: list[str], copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path
 ) -> None:
     """Catches a step that is not done again, is done twice, or whose half is believed, after the command was killed."""
-    config = _config(logs, copied(where), ray={"address": ray.get_runtime_context().gcs_address})
+    config = _config(logs, copied(where))
     for point in points:
         run_to(config, point)
         latest = Line.of(config.root, config.line).latest()
@@ -236,15 +255,38 @@ def test_a_driver_that_is_killed(
     _check(config, undisturbed, tmp_path)
 
 
-@pytest.mark.faults
 def test_a_driver_that_is_asked_to_end_while_it_measures(
     copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path
 ) -> None:
     """Catches a SIGTERM that is lost because nothing is trained yet, or a half of the metrics that is believed."""
-    config = _config(logs, copied("bare"), ray={"address": ray.get_runtime_context().gcs_address})
+    config = _config(logs, copied("bare"))
     assert "stopped by SIGTERM after measuring" in run_to(config, "asked to end")["error"]
     run_to(config, "none")
     _check(config, undisturbed, tmp_path)
+
+
+def test_workers_that_outlive_their_command(
+    copied: Any, logs: Path, undisturbed: Any, start: Any, run_to: Any, tmp_path: Path
+) -> None:
+    """Catches old workers that write into the line, or publish, after the job was started again."""
+    config, survivors = _config(logs, copied("local")), tmp_path / "survivors"
+    survivors.mkdir()
+    first = start(config, "mid-day", survivors)
+    first.wait(200)
+    workers = [psutil.Process(int(file.name)) for file in survivors.iterdir() if psutil.pid_exists(int(file.name))]
+    assert len(workers) == 2, "they have ended with their command: the test would see nothing"
+    assert run_to(config, "none")["result"] == "published"
+    _check(config, undisturbed, tmp_path)
+    _, left = psutil.wait_procs(workers, 60)
+    for worker in left:
+        worker.kill()
+    assert not left, "nobody has told them that the line is another's"
+    _check(config, undisturbed, tmp_path)
+
+
+def _main_on_processes(point: str, file: str, folder: str, survivors: Path | None) -> int:
+    with on_processes(survivors):
+        return _main(point, file, folder)
 
 
 def _main(point: str, file: str, folder: str) -> int:
@@ -301,8 +343,9 @@ def _worker_that_kills(settings: dict[str, Any], point: str, pid: int, folder: s
 
 
 def _worker_that_asks(settings: dict[str, Any], pid: int) -> dict[str, Any]:
-    """`evaluate_worker`, which first asks the driver to end."""
-    os.kill(pid, signal.SIGTERM)
+    """`evaluate_worker`, whose rank 0 first asks the driver to end."""
+    if ray.train.get_context().get_world_rank() == 0:
+        os.kill(pid, signal.SIGTERM)
     return evaluate.evaluate_worker(settings)
 
 
@@ -310,20 +353,15 @@ def _worker_that_asks(settings: dict[str, Any], pid: int) -> dict[str, Any]:
 
 
 _KILLED = [  # and of which rank, in the order in which the second day comes to it
-    ("kill_data_task", LAST + 1, 0),
     ("kill", LAST + 3, 1),
-    ("kill_data_task", LAST + 6, 0),
-    ("kill_data_task", LAST + EVERY, 0),
-    ("kill", LAST + EVERY + 5, 1),
+    ("kill", LAST + EVERY + 5, 0),
     ("writing", LAST + 2 * EVERY, 0),
+    ("manifest", FULL_AT, 0),
 ]
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize(
-    ("where", "killed"), [("local", _KILLED), ("s3", [("kill_data_task", LAST + EVERY, 0), ("manifest", FULL_AT, 0)])]
-)
-def test_a_worker_or_a_data_task_that_is_killed(
+@pytest.mark.parametrize(("where", "killed"), [("local", _KILLED), ("s3", _KILLED[2:])])
+def test_a_worker_that_is_killed(
     where: str,
     killed: list[tuple[str, int, int]],
     copied: Any,
@@ -331,6 +369,7 @@ def test_a_worker_or_a_data_task_that_is_killed(
     undisturbed: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    local_training: None,
 ) -> None:
     """Catches a restart within the day's training that its other steps do not survive, or that doubles an entry."""
     config = _config(logs, copied(where))
@@ -340,9 +379,8 @@ def test_a_worker_or_a_data_task_that_is_killed(
     _check(config, undisturbed, tmp_path)
 
 
-@pytest.mark.faults
 def test_a_disk_that_is_full(
-    copied: Any, logs: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    copied: Any, logs: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches a checkpoint that was not written and is believed, or a day that cannot go on once there is room."""
     config = _config(logs, copied("local"))
@@ -355,9 +393,8 @@ def test_a_disk_that_is_full(
     _check(config, undisturbed, tmp_path)
 
 
-@pytest.mark.faults
 def test_a_clock_that_is_set_back(
-    copied: Any, logs: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    copied: Any, logs: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches anything that orders attempts, checkpoints, entries or leases by a clock."""
     config = _config(logs, copied("local"))
@@ -381,13 +418,14 @@ def _worker_of_another_year(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("point", "where"), [("first", "local"), ("middle", "local"), ("write", "s3")])
+@pytest.mark.ray
+@pytest.mark.parametrize(("point", "where"), [("write", "s3")])
 def test_a_ray_head_that_is_killed(
-    point: str, where: str, copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path, ray_cluster: None
+    point: str, where: str, copied: Any, logs: Path, undisturbed: Any, start: Any, tmp_path: Path
 ) -> None:
     """Catches old workers, which step on for a minute, that write into the line after the job was started again."""
     config = _config(logs, copied(where), ray={"num_cpus": 5, "object_store_mb": 200})
-    first = start(config, "none")
+    first = start(config, "none", on_ray=True)
     _wait_for(first, config, point, tmp_path)
     start.note()
     left = psutil.Process(first.pid).children(recursive=True)
@@ -395,7 +433,7 @@ def test_a_ray_head_that_is_killed(
     gcs.kill()
     first.kill()  # as its supervisor does, once it does not answer
     first.wait()
-    second = start(config, "none")
+    second = start(config, "none", on_ray=True)
     second.communicate(timeout=400)
     assert second.returncode == 0, (tmp_path / "log-1").read_text()[-3000:]
     for process in left:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from local_training import on_processes
 from test_faults import Fault, train_with_faults
 from test_runs import make_config, weights
 
@@ -35,7 +36,6 @@ DAYS = [f"2026-01-0{number}" for number in range(1, 5)]
 ROWS = 1500
 HELD = {"column": "user_id", "share": 0.1}
 
-pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 
@@ -70,18 +70,19 @@ def entry_of(config: Config, day: str) -> LedgerEntry:
 
 
 @pytest.fixture(scope="module")
-def three_days(logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+def three_days(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Three days, each by a command of its own."""
     few = {"min_entries": 2}
     sections = {"holdout": HELD, "checkpoint": {"every_steps": 5}, "daily": {"preflight": few, "gate": few}}
     config = make_config(logs, tmp_path_factory.mktemp("root"), **sections)
-    fit_statistics(config, DAYS[:1])
-    for day in DAYS[:3]:
-        assert daily(config, day)["result"] == "published"
+    with on_processes():
+        fit_statistics(config, DAYS[:1])
+        for day in DAYS[:3]:
+            assert daily(config, day)["result"] == "published"
     return config
 
 
-def test_three_days_are_the_days_in_one_run(three_days: Config, logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_three_days_are_the_days_in_one_run(three_days: Config, logs: Path, tmp_path: Path, local_training: None) -> None:
     """Catches a day that does not go on where yesterday ended: optimizer state, schedules, missing values, dice."""
     config = three_days.model_copy(update={"root": str(tmp_path / "root")})
     fit_statistics(config, DAYS[:1])
@@ -91,7 +92,7 @@ def test_three_days_are_the_days_in_one_run(three_days: Config, logs: Path, tmp_
     assert [name for name in at_once if not torch.equal(at_once[name], by_day[name])] == []
 
 
-def test_what_the_ledger_says(three_days: Config, ray_cluster: None) -> None:
+def test_what_the_ledger_says(three_days: Config, local_training: None) -> None:
     """Catches metrics of another day or another model, an entry whose parent is not the day before, a lost row."""
     found = list(Ledger(Line.of(three_days.root, "main")).chain())
     assert [(entry.day, entry.generation) for entry in found] == [(day, 1) for day in reversed(DAYS[:3])]
@@ -134,7 +135,7 @@ def _table(file: Path) -> pa.Table:
     return pq.ParquetFile(file).read()
 
 
-def test_held_out_rows_move_no_weight(three_days: Config, logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_held_out_rows_move_no_weight(three_days: Config, logs: Path, tmp_path: Path, local_training: None) -> None:
     """Catches a held-out label that reaches the loss, a denominator or the optimizer; and a mask of other rows."""
     expected = weights(three_days, entry_of(three_days, DAYS[0]).checkpoint, tmp_path)
     for place, same in ((True, True), (False, False)):  # the second is the negative control
@@ -188,7 +189,7 @@ def _cut_to_half(file: Path) -> None:
     pq.write_table(_table(file).slice(0, 250), file, row_group_size=300)
 
 
-def test_a_day_with_shuffled_labels_is_refused(three_days: Config, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_day_with_shuffled_labels_is_refused(three_days: Config, tmp_path: Path, local_training: None) -> None:
     """Catches a gate that looks at one day alone: on shuffled labels the new model is no worse than its parent."""
     config = _spoilt(three_days, tmp_path, _shuffle_labels)
     before = entry_of(config, DAYS[2]).content["before"]["ctr"]["auc"]
@@ -203,7 +204,7 @@ def test_a_day_with_shuffled_labels_is_refused(three_days: Config, tmp_path: Pat
     assert latest["day"] == DAYS[2]
 
 
-def test_a_day_cut_to_half_is_refused(three_days: Config, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_day_cut_to_half_is_refused(three_days: Config, tmp_path: Path, local_training: None) -> None:
     """Catches a day whose second half is not written yet, and is never trained."""
     config = _spoilt(three_days, tmp_path, _cut_to_half)
     text = rf"^{DAYS[3]} is refused by preflight: 750 rows, usual are 1,500 .*\. nothing of it is trained"
@@ -213,7 +214,7 @@ def test_a_day_cut_to_half_is_refused(three_days: Config, tmp_path: Path, ray_cl
     assert not Line.of(config.root, "main").storage.exists(f"checkpoints/{DAYS[3]}")
 
 
-def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, local_training: None) -> None:
     """Catches a label that is believed before it is final, or rows of it that are trained twice or never."""
     config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 5})
     tasks = [
@@ -264,7 +265,7 @@ def _with_vocabulary(config: Config, rows: int) -> Config:
     return config.model_copy(update={"log_schema": config.log_schema.model_copy(update=changed)})
 
 
-def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, local_training: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an id that changes its row between two days, in a resumed day, or in an evaluation; or a leaked row.
 
     The last day is cut off by a dead worker, goes on as another command, and has to be what it is without.

@@ -1,7 +1,8 @@
-"""Faults on a real Ray: whatever is killed or stopped, every row is trained once, and the weights are the same bits.
+"""Faults: whatever is killed or stopped, every row is trained once, and the weights are the same bits.
 
-Each run here is held against one that nobody disturbed; the daily job's faults are in test_daily_faults.py. One sample
-runs with `make test`; the rest with `make test-faults`.
+Each run here is held against one that nobody disturbed, on processes of the test's own (local_training.py); of what
+Ray has a part in, one fault of each kind happens on a real Ray, and has to end with the bits of those processes. The
+daily job's faults are in test_daily_faults.py. Samples run with `make test`; the rest with `make test-faults`.
 """
 
 import functools
@@ -23,6 +24,7 @@ import pytest
 import ray
 import torch
 import yaml
+from local_training import on_processes
 from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
@@ -39,7 +41,6 @@ DAY = "2026-01-01"
 ROWS, BATCH, EVERY = 12_000, 32, 25
 RESTART_S = 60  # within which a group trains again after one of its workers died
 
-pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 
@@ -75,16 +76,15 @@ def config_of(logs: Path, root: Path, num: int = 2, **sections: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    logs: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> Callable[[int], dict[str, torch.Tensor]]:
+def undisturbed(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, torch.Tensor]]:
     """The final weights and optimizer state of a run that nobody disturbed, by the number of workers."""
 
     @functools.cache
     def tensors(num: int) -> dict[str, torch.Tensor]:
         folder = tmp_path_factory.mktemp(f"undisturbed-{num}")
         config = config_of(logs, folder, num)
-        return weights(config, train(config, [DAY], passes=1)["checkpoint"], folder)
+        with on_processes():
+            return weights(config, train(config, [DAY], passes=1)["checkpoint"], folder)
 
     return tensors
 
@@ -226,6 +226,7 @@ def _check_same(
     assert _differing(expected(config.workers.num), weights(config, manifest.checkpoint, tmp_path)) == []
 
 
+@pytest.mark.ray
 def test_a_worker_that_is_killed(
     logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
@@ -234,31 +235,42 @@ def test_a_worker_that_is_killed(
     _check_same([fault], config, tmp_path, undisturbed, monkeypatch)
     steps = _stepped(fault.folder)
     assert sum(rows for _, _, rows in steps) > ROWS  # in time: some rows were stepped twice, and count once
+    after = [when for when, _, _ in steps if when > fault.happened_at + 1]
+    assert after[0] - fault.happened_at < RESTART_S
     records = Line.of(config.root, config.line)._attempts([DAY])
     assert [(record["attempt"], record["result"]) for record in records] == [(1, "restarted"), (2, "done")]
     assert records[1]["start_step"] == 4 * EVERY
 
 
-@pytest.mark.faults
+@pytest.mark.parametrize("num", [2, 3])
 def test_a_process_that_is_killed(
-    logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    num: int, logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches a restart from something half-written, survivors that hang, and lanes that change with a restart."""
-    faults = [("kill", EVERY + 12, 0), ("writing", 2 * EVERY, 0), ("kill_data_task", 3 * EVERY + 4, 1)]
-    faults += [("kill", 4 * EVERY + 9, 1)]
+    faults = [("kill", 1, 1), ("kill", EVERY + 12, 0), ("writing", 2 * EVERY, 0), ("manifest", 3 * EVERY, 0)]
+    faults += [("writing", 3 * EVERY + 1, num - 1), ("kill", 4 * EVERY + 9, num - 1)]
     happening = [Fault(*fault, tmp_path / "fault") for fault in faults]
-    config = config_of(logs, tmp_path / "root", 3, workers={"max_failures": 6})
+    config = config_of(logs, tmp_path / "root", num, workers={"max_failures": len(faults)})
     _check_same(happening, config, tmp_path, undisturbed, monkeypatch)
-    steps = _stepped(tmp_path / "fault")
-    assert sum(rows for _, _, rows in steps) > ROWS
-    for fault in happening:
-        after = [when for when, _, _ in steps if when > fault.happened_at + 1]
-        assert after[0] - fault.happened_at < RESTART_S, fault
+    assert sum(rows for _, _, rows in _stepped(tmp_path / "fault")) > ROWS
+    records = Line.of(config.root, config.line)._attempts([DAY])
+    assert [record["result"] for record in records] == ["restarted"] * len(faults) + ["done"]
 
 
 @pytest.mark.faults
-def test_a_worker_that_is_stopped(
+@pytest.mark.ray
+def test_a_data_task_that_is_killed(
     logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Catches a unit that is lost, doubled or dealt to another worker when its data task is run again."""
+    faults = [Fault("kill_data_task", step, 1, tmp_path / "fault") for step in (1, EVERY + 4)]
+    config = config_of(logs, tmp_path / "root", 3)
+    _check_same(faults, config, tmp_path, undisturbed, monkeypatch)
+    assert sum(rows for _, _, rows in _stepped(tmp_path / "fault")) == ROWS  # nobody was started again
+
+
+def test_a_worker_that_is_stopped(
+    logs: Path, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches ranks that wait for ever for one that lives and does not answer, or a stopped one that wakes up."""
     config = config_of(logs, tmp_path / "root", workers={"timeout_s": 15})
@@ -268,9 +280,8 @@ def test_a_worker_that_is_stopped(
     assert after[0] - fault.happened_at < 20 + RESTART_S
 
 
-@pytest.mark.faults
 def test_a_write_that_fails_fails_the_run(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches a background write whose error nobody sees: the run would go on for a day without a checkpoint."""
     config = config_of(logs, tmp_path / "root", workers={"max_failures": 0})
@@ -362,7 +373,8 @@ def _command_config(logs: Path, root: Path, num: int = 2, **sections: Any) -> Co
 
 
 @pytest.mark.faults
-def test_a_command_that_is_killed(logs: Path, tmp_path: Path, start_command: Any, ray_cluster: None) -> None:
+@pytest.mark.ray
+def test_a_command_that_is_killed(logs: Path, tmp_path: Path, start_command: Any) -> None:
     """Catches a driver whose death leaves workers that go on writing, or a start that cannot go on without it."""
     config = _command_config(logs, tmp_path / "root")
     first = start_command(config)
@@ -382,7 +394,8 @@ def test_a_command_that_is_killed(logs: Path, tmp_path: Path, start_command: Any
 
 
 @pytest.mark.faults
-def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any, ray_cluster: None) -> None:
+@pytest.mark.ray
+def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any) -> None:
     """Catches a SIGTERM that loses all steps since the last checkpoint, or is answered by a traceback."""
     rows = 5 * ROWS  # the workers hear of it within two seconds, in which a fast machine trains some 300 steps
     logs = write_log_of(tmp_path / "logs", rows)
@@ -408,5 +421,6 @@ def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any, ray_
     result = start_command(config).wait()
     assert result["rows"] == rows
     alone = config_of(logs, tmp_path / "undisturbed")
-    undisturbed = weights(alone, train(alone, [DAY], passes=1)["checkpoint"], tmp_path / "undisturbed")
+    with on_processes():
+        undisturbed = weights(alone, train(alone, [DAY], passes=1)["checkpoint"], tmp_path / "undisturbed")
     assert _differing(undisturbed, weights(config, result["checkpoint"], tmp_path)) == []

@@ -109,7 +109,7 @@ PLAN: dict[str, Any] = {"name": "g", "model": "hard_sharing", "train_days": tupl
         ({"model": "hard"}, "there is no model 'hard' whose size is known"),
     ],
 )
-def test_what_cannot_be_grouped(changes: dict[str, Any], expected: str, tmp_path: Path, ray_cluster: None) -> None:
+def test_what_cannot_be_grouped(changes: dict[str, Any], expected: str, tmp_path: Path, local_training: None) -> None:
     """Catches a search that trains for hours and cannot say anything."""
     with pytest.raises(ConfigError, match=expected):
         group_tasks(make_config(tmp_path, tmp_path), GroupingPlan(**(PLAN | {"budget": 1} | changes)))
@@ -124,7 +124,7 @@ def _given(variant: Variant) -> dict[str, Any]:
 
 
 def test_the_groups_configs_are_accepted(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches a config that train refuses, of another size, or of other tasks. What is measured is given here."""
     config = make_config(logs, tmp_path / "root")

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 import ray
 import torch
+from local_training import on_processes
 from test_train_step import Run, assert_tables_moved, blocks_of, make_config, whole
 
 from features.errors import ConfigError, DataError
@@ -264,7 +265,7 @@ EVERY_DAY = 1200
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+def line(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A line of one trained day."""
     folder = tmp_path_factory.mktemp("line")
     world = SyntheticConfig(
@@ -305,13 +306,14 @@ def line(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
         },
         "test",
     )
-    fit_statistics(config, DAYS[:1])
-    train(config, DAYS[:1], passes=1)
+    with on_processes():
+        fit_statistics(config, DAYS[:1])
+        train(config, DAYS[:1], passes=1)
     return config
 
 
 @pytest.fixture
-def copied(line: Config, tmp_path: Path) -> Config:
+def copied(line: Config, tmp_path: Path, local_training: None) -> Config:
     """The line, for one test."""
     shutil.copytree(line.root, tmp_path / "root")
     return line.model_copy(update={"root": str(tmp_path / "root")})
@@ -330,7 +332,6 @@ def _wider(data: dict[str, Any]) -> None:
     data["ingest"]["unit"]["max_rows"] = 150
 
 
-@pytest.mark.ray
 def test_a_line_goes_on_with_another_schema(copied: Config) -> None:
     """Catches a checkpoint that cannot be trained from or audited, and a manifest that says what is not so."""
     line = Line.of(copied.root, copied.line)
@@ -376,7 +377,6 @@ def test_a_line_goes_on_with_another_schema(copied: Config) -> None:
     assert audit_line(copied, result["checkpoint"])["rows"] == 2 * EVERY_DAY
 
 
-@pytest.mark.ray
 def test_a_migration_that_is_overtaken_leaves_nothing(copied: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a migration that completes although a training has taken the line over meanwhile."""
     line = Line.of(copied.root, copied.line)
@@ -413,7 +413,6 @@ def _nothing(data: dict[str, Any]) -> None:
 NONE, SOME_DAY = (None,), (None, DAYS[:1])
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("change", "arguments", "error", "message"),
     [
@@ -451,7 +450,6 @@ def _nothing_changes(config: Config) -> Iterator[None]:
     assert files() == before
 
 
-@pytest.mark.ray
 def test_a_damaged_checkpoint_is_not_migrated(copied: Config) -> None:
     """Catches a migration of files that are not what was written."""
     line = Line.of(copied.root, copied.line)

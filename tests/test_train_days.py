@@ -76,9 +76,8 @@ def _worker_that_asks(settings: dict[str, Any]) -> dict[str, Any]:
     return train_worker(settings)
 
 
-@pytest.mark.ray
 def test_a_stop_between_models_is_heard(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
     """Catches many models of less than a second each, none of which hears that it is asked to end."""
     models = [with_tasks(model, ["vcr"]) for model in _models(logs, tmp_path)]
@@ -96,8 +95,7 @@ def test_a_stop_between_models_is_heard(
     assert not list(second.manifests())
 
 
-@pytest.mark.ray
-def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
+def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None) -> None:
     """Catches another model's labels, its dice or its optimizer, and a restart that begins the finished model anew."""
     together, (_, alone) = _models(logs, tmp_path / "together"), _models(logs, tmp_path / "alone")
     for config in [*together, alone]:

@@ -1,0 +1,363 @@
+"""The product's own training on processes of the test's own, in the place of Ray's: a start takes a second, not thirty.
+
+Everything of the product runs as it does on Ray: the command's part, the plan of the stream, the data tasks' reading of
+real files, real gloo ranks, the trainer, the checkpoints, what a failure is told as. Only what Ray itself does is done
+here: it keeps objects, deals one-row blocks round and round (`test_runs.py::test_ray_deals_the_lanes` holds Ray to
+that), starts a group of workers, ends all of it when one of them dies or fails, and starts it again as often as
+`max_failures` says. The workers are forked from a process that has imported TorchRec.
+
+`on_processes()` puts this in Ray's place for the rest of a process: a test's, through the fixture `local_training`, or
+a command's that a test starts.
+"""
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import ray.data
+import ray.train
+from ray import cloudpickle
+from ray.train import WorkerGroupError
+
+from pipeline import progress, session
+
+_PRELOAD = ["local_training", "pipeline.train", "pipeline.evaluation.evaluate", "pipeline.migrate", "jobs.daily"]
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_NOTICED_S = 2.0  # how long the others have to say what they met, once one rank has failed
+
+
+@contextlib.contextmanager
+def on_processes(survivors: Path | None = None) -> Iterator[None]:
+    """Puts processes of our own in the place of Ray until the end of the context.
+
+    Args:
+        survivors: Workers live on when the command that started them dies, as they do for a minute after a Ray head,
+            and leave their process ids in this folder; None: they die with it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        _keep_objects(patch.setattr)
+        patch.setattr(ray, "is_initialized", lambda: True)
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 100.0})
+        patch.setattr(ray.data, "range", lambda _: None)
+        patch.setattr(ray.data, "from_items", lambda rows, **_: _Items(rows))
+        patch.setattr(ray.data, "read_datasource", lambda source, **_: _Blocks(source.get_read_tasks(1)))
+        patch.setattr(progress.ProgressBoard, "remote", _Board)
+        patch.setattr(session, "TorchTrainer", functools.partial(ProcessTrainer, survivors=survivors))
+        yield
+
+
+# --- Objects ---
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What an object reference leads to; it travels with it."""
+
+    value: Any
+
+
+def _keep_objects(patch: Callable[..., None]) -> None:
+    get = ray.get
+
+    def get_kept(kept: Any, *arguments: Any, **named: Any) -> Any:
+        return kept.value if isinstance(kept, _Kept) else get(kept, *arguments, **named)
+
+    patch(ray, "put", _Kept)
+    patch(ray, "get", get_kept)
+    patch(ray, "wait", lambda kept, **_: (kept, []))
+
+
+class _Board:
+    """`ProgressBoard` in a folder; as on Ray, nobody waits for what is posted."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="board-"))
+        self.post = SimpleNamespace(remote=functools.partial(_post, self._folder))
+        self.read = SimpleNamespace(remote=functools.partial(_read, self._folder))
+        self.request_stop = SimpleNamespace(remote=(self._folder / "stop").touch)
+        self.is_stopping = SimpleNamespace(remote=functools.partial(_is_stopping, self._folder))
+
+
+def _post(folder: Path, newest: Any) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "next").write_bytes(pickle.dumps(newest))
+        (folder / "next").rename(folder / "newest")
+
+
+def _read(folder: Path) -> _Kept:
+    file = folder / "newest"
+    return _Kept(pickle.loads(file.read_bytes()) if file.exists() else None)
+
+
+def _is_stopping(folder: Path) -> _Kept:
+    return _Kept((folder / "stop").exists())
+
+
+# --- Data ---
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Rows that are mapped where they are asked for."""
+
+    rows: Sequence[Any]
+    work: Callable[[Any], Any] | None = None
+
+    def map(self, work: Callable[[Any], Any]) -> "_Items":
+        return _Items(self.rows, pickle.loads(cloudpickle.dumps(work)))
+
+    def iter_rows(self) -> Iterator[Any]:
+        assert self.work is not None
+        return map(self.work, self.rows)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The blocks of read tasks in order, of which every rank reads all and takes its own."""
+
+    tasks: Sequence[Callable[[], Any]]
+    rank: int = 0
+    num_ranks: int = 1
+
+    def streaming_split(self, num_ranks: int, *, equal: bool) -> list["_Blocks"]:
+        assert not equal, "it drops rows to make the lanes even"
+        return [_Blocks(self.tasks, rank, num_ranks) for rank in range(num_ranks)]
+
+    def iter_batches(self, *, batch_size: int | None, batch_format: str, prefetch_batches: int) -> Iterator[Any]:
+        assert (batch_size, batch_format) == (None, "pyarrow"), "a batch is a block"
+        blocks = itertools.chain.from_iterable(task() for task in self.tasks)
+        return itertools.islice(blocks, self.rank, None, self.num_ranks)
+
+
+# --- Workers ---
+
+
+class ProcessTrainer:
+    """`TorchTrainer`, as `run_workers` calls it."""
+
+    def __init__(
+        self,
+        train_loop_per_worker: Callable[[dict[str, Any]], Any],
+        *,
+        train_loop_config: dict[str, Any],
+        scaling_config: Any,
+        torch_config: Any,
+        run_config: Any,
+        datasets: dict[str, Any],
+        dataset_config: Any,
+        survivors: Path | None = None,
+    ) -> None:
+        assert torch_config.backend == "gloo"
+        self._work = train_loop_per_worker, train_loop_config
+        self._num_ranks: int = scaling_config.num_workers
+        self._timeout_s: int = torch_config.timeout_s
+        self._max_failures: int = run_config.failure_config.max_failures
+        self._datasets, self._dataset_config, self._survivors = datasets, dataset_config, survivors
+
+    def fit(self) -> Any:
+        """Runs the workers to their end, again after a failure; returns what rank 0's returned."""
+        for starts_left in reversed(range(self._max_failures + 1)):
+            shards = self._dataset_config.configure(self._datasets, self._num_ranks)
+            with _Group(self._work, shards, self._timeout_s, self._survivors) as group:
+                results, failures = group.end()
+            if not failures:
+                return SimpleNamespace(return_value=results[0])
+            if starts_left == 0:
+                raise WorkerGroupError("\n".join(map(str, failures.values())), failures)
+        raise AssertionError("unreachable")
+
+
+def _fork_server() -> Any:
+    """A process that has imported what workers need, and forks them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")
+        multiprocessing.forkserver.ensure_running()  # pyright: ignore[reportAttributeAccessIssue]
+    return context
+
+
+class _Group:
+    """One start of all ranks; whatever is left of them is killed at its end."""
+
+    def __init__(
+        self, work: Any, shards: Sequence[dict[str, Any]], timeout_s: int, survivors: Path | None
+    ) -> None:
+        self._folder = tempfile.mkdtemp(prefix="gloo-")
+        self._ranks: list[tuple[Any, Connection]] = []
+        context, environment = _fork_server(), dict(os.environ)
+        for rank, shard in enumerate(shards):
+            ours, theirs = context.Pipe()
+            store = f"file://{self._folder}/store"
+            order = _Order(rank, len(shards), store, timeout_s, environment, survivors, shard, *work)
+            process = context.Process(target=_serve, args=(theirs, cloudpickle.dumps(order)), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+    def __enter__(self) -> "_Group":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process, pipe in self._ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+        shutil.rmtree(self._folder)
+
+    def end(self) -> tuple[dict[int, Any], dict[int, Exception]]:
+        """What the ranks returned, or what those met that failed."""
+        results: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
+        while waiting:
+            ready = wait(list(waiting), _NOTICED_S if failures else None)
+            if not ready:
+                break
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                try:
+                    result, failure = cloudpickle.loads(pipe.recv_bytes())
+                except (EOFError, ConnectionResetError):
+                    self._ranks[rank][0].join()
+                    result, failure = None, RuntimeError(f"it died, exit code {self._ranks[rank][0].exitcode}")
+                if failure is None:
+                    results[rank] = result
+                else:
+                    failures[rank] = failure
+        return results, dict(sorted(failures.items()))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a rank is to do."""
+
+    rank: int
+    num_ranks: int
+    store: str
+    timeout_s: int
+    environment: dict[str, str]
+    survivors: Path | None
+    shard: dict[str, Any]
+    loop: Callable[[dict[str, Any]], Any]
+    settings: dict[str, Any]
+
+
+def _serve(pipe: Connection, data: bytes) -> None:
+    """A worker, in a process of its own."""
+    import torch
+    import torch.distributed as dist
+
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)  # the server that forks
+    torch.set_num_threads(1)
+    order: _Order = cloudpickle.loads(data)
+    if order.survivors is None:
+        threading.Thread(target=_die_with, args=(pipe,), daemon=True).start()
+    else:
+        (order.survivors / str(os.getpid())).touch()
+    try:
+        os.environ.clear()
+        rank = str(order.rank)
+        os.environ |= order.environment | {"LOCAL_RANK": rank, "RANK": rank, "GLOO_SOCKET_IFNAME": "lo"}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(order.num_ranks), "WORLD_SIZE": str(order.num_ranks)}
+        _keep_objects(setattr)
+        context = SimpleNamespace(
+            get_world_rank=lambda: order.rank,
+            get_local_rank=lambda: order.rank,
+            get_world_size=lambda: order.num_ranks,
+        )
+        ray.train.get_context = lambda: context
+        ray.train.get_dataset_shard = lambda name: order.shard[name]
+        ray.train.get_preemption_info = lambda: None
+        timeout = timedelta(seconds=order.timeout_s)
+        dist.init_process_group("gloo", order.store, timeout, rank=order.rank, world_size=order.num_ranks)
+        answer = (order.loop(order.settings), None)
+    except Exception as error:  # noqa: BLE001 - the group's end tells it
+        traceback.print_exc()
+        answer = (None, error)
+    pipe.send_bytes(cloudpickle.dumps(answer))
+    threading.Event().wait()  # others may still be reading from this rank: the group ends all of them
+
+
+def _die_with(pipe: Connection) -> None:
+    """Ends this worker with the process that started it."""
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv_bytes()
+    os._exit(1)
+
+
+# --- Commands ---
+
+
+class Command:
+    """A function in a process of its own that has imported what commands need; its output goes to files.
+
+    Args:
+        function: Returns the exit code.
+        arguments: Its arguments.
+        out: Takes its stdout.
+        err: Takes its stderr.
+    """
+
+    def __init__(self, function: Callable[..., int], arguments: Sequence[Any], out: Path, err: Path) -> None:
+        data = cloudpickle.dumps((function, tuple(arguments), str(out), str(err), dict(os.environ), os.getcwd()))
+        self._process = _fork_server().Process(target=_run_command, args=(data,))
+        self._process.start()
+        self._out = out
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"the command does not end within {timeout} s"
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self._out.read_text(), None
+
+
+def _run_command(data: bytes) -> None:
+    function, arguments, out, err, environment, folder = cloudpickle.loads(data)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ |= environment
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    code = function(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+logging.getLogger("ray.train").setLevel(logging.ERROR)
