@@ -3,6 +3,8 @@ DEVICE ?= cpu
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready-$(DEVICE)
+# Two processes share the tests, file by file; without it they run one after the other.
+PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-faults check format bench docs clean
 
@@ -10,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults

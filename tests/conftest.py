@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import socket
@@ -38,19 +37,47 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 
+_SLOWEST = ("ray_cluster", "local_training", "run_ranks", "s3_root")  # fixtures of slow tests, the slowest first
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several processes: the tests of a file on one, those of the session's Ray too, and the slow ones first."""
+    if not hasattr(config, "workerinput"):
+        return
+    torch.set_num_threads(1)
+    slowness: dict[str, int] = {}
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = "ray" if "ray_cluster" in fixtures else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+        own = next((place for place, name in enumerate(_SLOWEST) if name in fixtures), len(_SLOWEST))
+        slowness[group] = min(own, slowness.get(group, own))
+    items.sort(key=lambda item: slowness[_group_of(item)])
+
+
+def _group_of(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return marker.args[0]
+
+
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
     """Runs `worker(rank, num_ranks)` in real gloo processes and returns what each rank returned.
 
-    The processes live for the whole session: importing torch and TorchRec costs each of them some seconds.
+    The processes live for the whole session, and are forked from one that has imported TorchRec.
     """
-    context = multiprocessing.get_context("spawn")
+    from local_training import fork_server  # here, so that the tests that need no ranks do not pay for it
+
+    context = fork_server()
     groups: dict[int, list[tuple[Any, Any]]] = {}
     folder = tmp_path_factory.mktemp("ranks")
 
     def start(rank: int, num_ranks: int) -> tuple[Any, Any]:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve_rank, args=(theirs, rank, num_ranks, str(folder)), daemon=True)
+        arguments = (theirs, rank, num_ranks, str(folder), dict(os.environ))
+        process = context.Process(target=_serve_rank, args=arguments, daemon=True)
         process.start()
         return process, ours
 
@@ -69,10 +96,14 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         process.join(30)
 
 
-def _serve_rank(pipe: Any, rank: int, num_ranks: int, folder: str) -> None:
+def _serve_rank(pipe: Any, rank: int, num_ranks: int, folder: str, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= environment | {
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     store = f"file://{folder}/store-{num_ranks}"
     dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=num_ranks)
     groups = dist.distributed_c10d._world.pg_map

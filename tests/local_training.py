@@ -39,9 +39,15 @@ import ray.train
 from ray import cloudpickle
 from ray.train import WorkerGroupError
 
-from pipeline import progress, session
+from pipeline.cluster import progress, session
 
-_PRELOAD = ["local_training", "pipeline.train", "pipeline.evaluation.evaluate", "pipeline.migrate", "jobs.daily"]
+_PRELOAD = [
+    "local_training",
+    "pipeline.trainer.train",
+    "pipeline.evaluation.evaluate",
+    "pipeline.migration.migrate",
+    "jobs.daily",
+]
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _NOTICED_S = 2.0  # how long the others have to say what they met, once one rank has failed
 
@@ -187,7 +193,7 @@ class ProcessTrainer:
         raise AssertionError("unreachable")
 
 
-def _fork_server() -> Any:
+def fork_server() -> Any:
     """A process that has imported what workers need, and forks them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -201,12 +207,10 @@ def _fork_server() -> Any:
 class _Group:
     """One start of all ranks; whatever is left of them is killed at its end."""
 
-    def __init__(
-        self, work: Any, shards: Sequence[dict[str, Any]], timeout_s: int, survivors: Path | None
-    ) -> None:
+    def __init__(self, work: Any, shards: Sequence[dict[str, Any]], timeout_s: int, survivors: Path | None) -> None:
         self._folder = tempfile.mkdtemp(prefix="gloo-")
         self._ranks: list[tuple[Any, Connection]] = []
-        context, environment = _fork_server(), dict(os.environ)
+        context, environment = fork_server(), dict(os.environ)
         for rank, shard in enumerate(shards):
             ours, theirs = context.Pipe()
             store = f"file://{self._folder}/store"
@@ -322,7 +326,7 @@ class Command:
 
     def __init__(self, function: Callable[..., int], arguments: Sequence[Any], out: Path, err: Path) -> None:
         data = cloudpickle.dumps((function, tuple(arguments), str(out), str(err), dict(os.environ), os.getcwd()))
-        self._process = _fork_server().Process(target=_run_command, args=(data,))
+        self._process = fork_server().Process(target=_run_command, args=(data,))
         self._process.start()
         self._out = out
         self.pid = self._process.pid

@@ -348,7 +348,9 @@ def test_a_batch_of_some_tasks() -> None:
     assert batch.of_tasks([0, 1, 2]) is batch
 
 
-def test_a_comparison_goes_on(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None) -> None:
+def test_a_comparison_goes_on(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
+) -> None:
     """Catches a comparison that begins again after it was cut off, or measures a model by another task's labels."""
     config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
     calls: list[list[str]] = []

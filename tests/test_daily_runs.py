@@ -82,7 +82,9 @@ def three_days(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
-def test_three_days_are_the_days_in_one_run(three_days: Config, logs: Path, tmp_path: Path, local_training: None) -> None:
+def test_three_days_are_the_days_in_one_run(
+    three_days: Config, logs: Path, tmp_path: Path, local_training: None
+) -> None:
     """Catches a day that does not go on where yesterday ended: optimizer state, schedules, missing values, dice."""
     config = three_days.model_copy(update={"root": str(tmp_path / "root")})
     fit_statistics(config, DAYS[:1])
@@ -265,7 +267,9 @@ def _with_vocabulary(config: Config, rows: int) -> Config:
     return config.model_copy(update={"log_schema": config.log_schema.model_copy(update=changed)})
 
 
-def test_days_with_a_vocabulary(logs: Path, tmp_path: Path, local_training: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_days_with_a_vocabulary(
+    logs: Path, tmp_path: Path, local_training: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches an id that changes its row between two days, in a resumed day, or in an evaluation; or a leaked row.
 
     The last day is cut off by a dead worker, goes on as another command, and has to be what it is without.

@@ -310,7 +310,9 @@ def _rows_of(key: str) -> int:
     return int(stop) - int(first)
 
 
-def test_a_published_day_is_not_left_out(trained: tuple[Config, dict[str, Any]], tmp_path: Path, local_training: None) -> None:
+def test_a_published_day_is_not_left_out(
+    trained: tuple[Config, dict[str, Any]], tmp_path: Path, local_training: None
+) -> None:
     """The checkpoint of yesterday is damaged, and today is trained from the day before: a day's rows are lost."""
     config, result = trained
     shutil.copytree(config.root, tmp_path / "root")

@@ -95,7 +95,9 @@ def test_a_stop_between_models_is_heard(
     assert not list(second.manifests())
 
 
-def test_together_is_as_alone(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None) -> None:
+def test_together_is_as_alone(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
+) -> None:
     """Catches another model's labels, its dice or its optimizer, and a restart that begins the finished model anew."""
     together, (_, alone) = _models(logs, tmp_path / "together"), _models(logs, tmp_path / "alone")
     for config in [*together, alone]:
