@@ -40,11 +40,15 @@ settings.load_profile("fixed")
 _SLOWEST = ("ray_cluster", "local_training", "run_ranks", "s3_root")  # fixtures of slow tests, the slowest first
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist's own, which looks at the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """On several processes: the tests of a file on one, those of the session's Ray too, and the slow ones first."""
-    if not hasattr(config, "workerinput"):
-        return
+    if hasattr(config, "workerinput"):
+        _group(items)
+    return (yield)
+
+
+def _group(items: list[pytest.Item]) -> None:
     torch.set_num_threads(1)
     slowness: dict[str, int] = {}
     for item in items:

@@ -100,19 +100,22 @@ class _Board:
         self._folder = Path(tempfile.mkdtemp(prefix="board-"))
         self.post = SimpleNamespace(remote=functools.partial(_post, self._folder))
         self.read = SimpleNamespace(remote=functools.partial(_read, self._folder))
-        self.request_stop = SimpleNamespace(remote=(self._folder / "stop").touch)
+        self.request_stop = SimpleNamespace(remote=functools.partial(_request_stop, self._folder))
         self.is_stopping = SimpleNamespace(remote=functools.partial(_is_stopping, self._folder))
 
 
 def _post(folder: Path, newest: Any) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "next").write_bytes(pickle.dumps(newest))
-        (folder / "next").rename(folder / "newest")
+    (folder / "next").write_bytes(pickle.dumps(newest))
+    (folder / "next").rename(folder / "newest")
 
 
 def _read(folder: Path) -> _Kept:
     file = folder / "newest"
     return _Kept(pickle.loads(file.read_bytes()) if file.exists() else None)
+
+
+def _request_stop(folder: Path) -> _Kept:
+    return _Kept((folder / "stop").touch())
 
 
 def _is_stopping(folder: Path) -> _Kept:

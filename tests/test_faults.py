@@ -244,7 +244,7 @@ def test_a_worker_that_is_killed(
     assert after[0] - fault.happened_at < RESTART_S
     records = Line.of(config.root, config.line)._attempts([DAY])
     assert [(record["attempt"], record["result"]) for record in records] == [(1, "restarted"), (2, "done")]
-    assert records[1]["start_step"] == 4 * EVERY
+    assert records[1]["start_step"] in (3 * EVERY, 4 * EVERY)  # the last may not have been written yet
 
 
 @pytest.mark.parametrize("num", [2, 3])

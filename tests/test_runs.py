@@ -415,7 +415,8 @@ def test_evaluate(trained: tuple[Config, dict[str, Any]], local_training: None) 
 
 
 def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
-    """`train_worker`, noting when each unit was read."""
+    """`train_worker`, noting when each unit was read; it begins late, so that reading has time to run ahead."""
+    time.sleep(5)
     reads: list[float] = []
     original = Parcel.from_block.__func__  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -430,11 +431,22 @@ def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-def test_first_step_comes_early(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_first_step_comes_early(tmp_path: Path, ray_cluster: None) -> None:
     """Catches an ingest that reads the day, or a large part of it, before the model sees a row."""
-    ingest = {"batch_size": 16, "unit": {"max_rows": 15}, "read_tasks": 1, "object_store_mb": 1, "prefetch_units": 1}
-    config = _without_statistics(make_config(logs, tmp_path, ingest=ingest))
-    plan = plan_of(config, DAYS[:1], units=15)
+    world = SyntheticConfig(
+        seed=5,
+        first_day=date(2026, 1, 1),
+        rows_per_day=120_000,
+        num_users=200,
+        num_videos=200,
+        num_authors=20,
+        files_per_day=2,
+        row_group_rows=500,
+    )
+    write_day(world, date(2026, 1, 1), tmp_path / "logs")
+    ingest = {"batch_size": 512, "unit": {"max_rows": 500}, "read_tasks": 1, "object_store_mb": 1, "prefetch_units": 1}
+    config = _without_statistics(make_config(tmp_path / "logs", tmp_path / "root", ingest=ingest))
+    plan = plan_of(config, DAYS[:1], units=500)
     line = Line.of(config.root, config.line)
     attempt, _ = line.begin_attempt(DAYS[:1], {"run": "a"}, lambda _: None)
     plan = replace(plan, starts=(partial(StreamStart, attempt),))
