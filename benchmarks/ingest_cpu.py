@@ -76,7 +76,7 @@ def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumer
     plan = RunPlan(
         Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, (StreamStart,)
     )
-    shards = plan.dataset(WORKERS).streaming_split(WORKERS, equal=False)
+    shards = plan.begin_stream(WORKERS).streaming_split(WORKERS, equal=False)
     return sum(ray.get([c.consume.remote(s, config, day) for c, s in zip(consumers, shards, strict=True)]))
 
 

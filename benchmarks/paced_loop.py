@@ -80,6 +80,6 @@ def run(quick: bool) -> dict[str, Any]:
 def _measure(config: Config, encoder: Encoder, day: DayLog, consumer: Any, watcher: TreeWatcher) -> dict[str, float]:
     plan = RunPlan(Storage(config.logs.path), whole_days([day]), 1, encoder, config.ingest, config.seed, (StreamStart,))
     began, before = time.monotonic(), sum(watcher.cpu_seconds().values())
-    (shard,) = plan.dataset(1).streaming_split(1, equal=False)
+    (shard,) = plan.begin_stream(1).streaming_split(1, equal=False)
     ray.get(consumer.consume.remote(shard, config, day))
     return {"cpu_s": sum(watcher.cpu_seconds().values()) - before, "wall_s": time.monotonic() - began}

@@ -238,7 +238,7 @@ def test_the_stream_is_encoded_with_it(logs: Storage, ray_cluster: None) -> None
     config = make_config(logs, num_rows=60_000)
     encoder, listed = _encoder(config, 100), day_logs(config, DAYS[:1])
     plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, (StreamStart,))
-    segments = plan.segments(1)
+    segments = plan.segments(plan.begin_attempts(), 1)
     entries = plan.entries(segments, 1)
     read_plan = plan.read_plan(segments)
     dataset = ray.data.read_datasource(UnitDatasource(read_plan, group_entries(read_plan, entries)))

@@ -184,7 +184,9 @@ def killable() -> Iterator[World]:
 def kill_at_writes(world: World, patch: pytest.MonkeyPatch) -> None:
     for name in ("write", "create", "replace", "remove"):
         patch.setattr(Storage, name, _counted(world, getattr(Storage, name)))
-    process = lease_file._this_process().model_copy(update={"pid": 2**22 + 1})  # none has this number: it is dead at once
+    process = lease_file._this_process().model_copy(
+        update={"pid": 2**22 + 1}
+    )  # none has this number: it is dead at once
     patch.setattr(lease_file, "_this_process", lambda: process)
 
 

@@ -321,4 +321,4 @@ def _segments(line: Line, checkpoint: str, logs: Storage, days: Any, encoder: En
     manifest = line.read_manifest(checkpoint)
     assert manifest is not None
     start = StreamStart("0001", line.resume_point(manifest))
-    return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, (lambda: start,)).segments(2)
+    return RunPlan(logs, whole_days(days), 1, encoder, IngestConfig(), 1, (lambda: start,)).segments([start], 2)

@@ -15,6 +15,7 @@ import pytest
 import ray
 import torch
 from local_training import on_processes
+from records import manifest_of
 from test_train_step import Run, assert_tables_moved, blocks_of, make_config, whole
 
 from features.errors import ConfigError, DataError
@@ -118,7 +119,8 @@ class Migrate:
             check_stored("checkpoint", old, stored_tensors(Storage(self.load), "checkpoint"))
             inherit(state, old, new, Storage(self.load), "checkpoint", groups.saving)
         if self.save:
-            write_checkpoint(state.tensors(), Storage(self.save), "checkpoint", {}, groups.saving)
+            manifest = manifest_of() if rank == 0 else None
+            write_checkpoint(state.tensors(), Storage(self.save), "checkpoint", manifest, groups.saving)
         return {"fresh": fresh, "after": blocks_of(state.tensors())}
 
 

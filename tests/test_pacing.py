@@ -42,5 +42,5 @@ def test_ray_paces_a_stream(
     logs = write_log([[[4, 4]]])
     parts = whole_days(list_days(logs, DAYS[:1], 4))
     plan = RunPlan(logs, parts, 1, tiny_encoder, IngestConfig(), 1, (StreamStart,))
-    assert sum(1 for _ in plan.dataset(1).iter_batches(batch_size=1)) > 0
+    assert sum(1 for _ in plan.begin_stream(1).iter_batches(batch_size=1)) > 0
     assert turns

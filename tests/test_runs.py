@@ -181,8 +181,8 @@ def test_ray_deals_the_lanes(logs: Path, tmp_path: Path, ray_cluster: None, num_
     """Catches a Ray whose splitter no longer deals one-row blocks round and round, or that splits or merges blocks."""
     config = _without_statistics(make_config(logs, tmp_path))
     plan = plan_of(config, DAYS)
-    expected = [(header.day, header.lanes) for _, header in plan.segments(num_ranks)]
-    splits = plan.dataset(num_ranks).streaming_split(num_ranks, equal=False)
+    expected = [(header.day, header.lanes) for _, header in plan.segments(plan.begin_attempts(), num_ranks)]
+    splits = plan.begin_stream(num_ranks).streaming_split(num_ranks, equal=False)
     # One slow consumer: who gets what must not depend on who is fast.
     delays = [0.02 if rank == 0 else 0.0 for rank in range(num_ranks)]
     received = ray.get([_receive.remote(split, delay) for split, delay in zip(splits, delays, strict=True)])
@@ -196,8 +196,8 @@ def test_equal_split_loses_parcels(logs: Path, tmp_path: Path, ray_cluster: None
     """The negative control of the stream: `equal=True`, Ray Train's own way, drops what does not divide evenly."""
     config = _without_statistics(make_config(logs, tmp_path))
     plan = plan_of(config, DAYS[:1])
-    dataset = plan.dataset(1)
-    num_parcels = len(plan.entries(plan.segments(1), 1))
+    dataset = plan.begin_stream(1)
+    num_parcels = len(plan.entries(plan.segments(plan.begin_attempts(), 1), 1))
     num_ranks = next(num for num in range(2, num_parcels) if num_parcels % num)
     splits = dataset.streaming_split(num_ranks, equal=True)
     counts = ray.get([_count_blocks.remote(split) for split in splits])

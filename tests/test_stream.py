@@ -4,11 +4,9 @@ There is no model here. A step is the next batch of every rank; a checkpoint is 
 """
 
 import itertools
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -96,7 +94,7 @@ class _Run:
 
 def _split(plan: RunPlan, num_ranks: int) -> list[list[pa.Table]]:
     """The blocks of each rank. Least rows, ties by rank: of blocks of one row each, that is round and round."""
-    segments = plan.segments(num_ranks)
+    segments = plan.segments(plan.begin_attempts(), num_ranks)
     read_plan = plan.read_plan(segments)
     tasks = group_entries(read_plan, plan.entries(segments, num_ranks))
     blank = plan.encoder.empty()
@@ -353,7 +351,7 @@ def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: En
     plan = replace(_SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]]).plan(write_log, tiny_encoder)
     first = _train(plan, 2, max_steps=2)
     assert first.checkpoint is not None
-    (part, header) = replace(plan, starts=(lambda: StreamStart(None, first.checkpoint),)).segments(3)[0]
+    (part, header) = plan.segments([StreamStart(None, first.checkpoint)], 3)[0]
     keys = [[part.log.units[index].key for index in lane] for lane in header.lanes]
     anew = replace(first.checkpoint, lanes=[*keys, []])  # as if it had been written by four ranks
     again = _train(plan, 2, anew)
@@ -371,9 +369,9 @@ def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog
     (day, _) = _logs(plan)
     checkpoint = _train(plan, 2, max_steps=2).checkpoint
     assert checkpoint is not None
-    seen = {key: count for key, (count, _) in checkpoint.seen["units"].items()}
+    seen = {key: count for key, (count, _) in checkpoint.seen.units.items()}
     resumed = replace(plan, starts=(lambda: StreamStart(None, checkpoint),))
-    entries = resumed.entries(resumed.segments(num_ranks), num_ranks)
+    entries = resumed.entries(resumed.segments(resumed.begin_attempts(), num_ranks), num_ranks)
     read = {day.units[entry.unit].key: entry.skip for entry in entries if entry.kind == "unit" and entry.segment == 0}
     left = {unit.key: seen.get(unit.key, 0) for unit in day.units if seen.get(unit.key, 0) < unit.num_rows}
     assert read == left
@@ -393,7 +391,7 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
         (replace(earlier, pass_index=0, day=DAYS[1]), [(1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, pass_index=1, day=DAYS[1]), []),
     ]:
-        segments = replace(plan, starts=(lambda point=point: StreamStart(None, point),)).segments(2)
+        segments = plan.segments([StreamStart(None, point)], 2)
         assert [(header.pass_index, header.day) for _, header in segments] == left
         assert [day.day for day, _ in segments] == [day for _, day in left]
         name = point.checkpoint if point else None
@@ -405,7 +403,7 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
     plan = replace(_SORTED.plan(write_log, tiny_encoder), passes=1)
     within, end = _train(plan, 2, max_steps=1).checkpoint, _train(plan, 2).checkpoint
     starts = [StreamStart("0007", end), StreamStart("0002", within), StreamStart("0001")]
-    segments = replace(plan, starts=tuple(lambda start=start: start for start in starts)).segments(2)
+    segments = plan.segments(starts, 2)
     found = [(header.model, header.day, header.attempt, header.checkpoint) for _, header in segments]
     assert within is not None
     assert found == [
@@ -414,7 +412,7 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
         (2, DAYS[0], "0001", None),
         (2, DAYS[1], "0001", None),
     ]
-    assert [bool(header.seen) for _, header in segments] == [True, False, False, False]
+    assert [bool(header.seen.units) for _, header in segments] == [True, False, False, False]
 
 
 @settings(max_examples=20)
@@ -422,7 +420,7 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
 def test_entries_come_in_turns(shape: _Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """One blank too few, and every unit after it goes to the next rank."""
     plan = shape.plan(write_log, tiny_encoder)
-    segments = plan.segments(num_ranks)
+    segments = plan.segments(plan.begin_attempts(), num_ranks)
     entries = plan.entries(segments, num_ranks)
     assert len(entries) % num_ranks == 0
     for rank in range(num_ranks):
@@ -433,7 +431,7 @@ def test_entries_come_in_turns(shape: _Shape, num_ranks: int, write_log: WriteLo
             units = [entry.unit for entry in own if entry.kind == "unit" and entry.segment == segment]
             assert units == header.lanes[rank]
             text = next(entry.text for entry in own if entry.kind == "start" and entry.segment == segment)
-            assert Header(**json.loads(text)) == header == Header(**asdict(header))
+            assert Header.from_json(text).to_json() == header.to_json() == text
 
 
 @pytest.mark.parametrize(
@@ -463,10 +461,10 @@ def test_a_day_that_has_changed_is_not_resumed(
     plan = shape.plan(write_log, tiny_encoder)
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
-    replace(plan, starts=(lambda: StreamStart(None, checkpoint),)).segments(num_ranks)  # negative control
+    plan.segments([StreamStart(None, checkpoint)], num_ranks)  # negative control
     changed = replace(shape, days=days or shape.days, **changes).plan(write_log, tiny_encoder)
     with pytest.raises(DataError, match=rf"^checkpoints/somewhere is within 2026-03-01, .*{message}") as caught:
-        replace(changed, starts=(lambda: StreamStart(None, checkpoint),)).segments(num_ranks)
+        changed.segments([StreamStart(None, checkpoint)], num_ranks)
     assert "\n" not in str(caught.value)
 
 
@@ -480,7 +478,7 @@ def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_
     changed = replace(checkpoint, files={**checkpoint.files, file: "another"})
     message = rf"has changed since \({file} was another \(bytes and fingerprint\) and is {mark}\): restore them"
     with pytest.raises(DataError, match=message):
-        replace(plan, starts=(lambda: StreamStart(None, changed),)).segments(2)
+        plan.segments([StreamStart(None, changed)], 2)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -489,10 +487,10 @@ def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_lo
     plan = replace(_SORTED, days=[[[9, 5], [7]]]).plan(write_log, tiny_encoder)
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
-    (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen["units"]]
+    (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen.units]
     bad = replace(checkpoint, seen=checkpoint.seen | {"quarantined": {key: "a reason"}})
     for _ in range(2):
-        _, header = replace(plan, starts=(partial(StreamStart, None, bad),)).segments(num_ranks)[0]
+        _, header = plan.segments([StreamStart(None, bad)], num_ranks)[0]
         lanes = [[_logs(plan)[0].units[index].key for index in lane] for lane in header.lanes]
         assert key not in [unit for lane in lanes for unit in lane]
         bad = replace(bad, lanes=lanes)
@@ -505,7 +503,7 @@ def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):
     assert checkpoint is not None
     finished = replace(checkpoint, pass_index=0, day=DAYS[0], log_day=DAYS[0])
     changed = replace(_SORTED, days=[[[1]], [[2], [8, 1]]], seed=9).plan(write_log, tiny_encoder)
-    assert len(replace(changed, starts=(lambda: StreamStart(None, finished),)).segments(2)) == 3
+    assert len(changed.segments([StreamStart(None, finished)], 2)) == 3
 
 
 # --- What is received ---

@@ -212,7 +212,9 @@ def _write_into_a_folder(rank: int, num_ranks: int, root: str) -> str:
     storage, tensors = Storage(root), {"model": {"weight": torch.ones(9)}}
     try:
         files = {"missing/../..": b"x"}
-        write_checkpoint(tensors, storage, "checkpoint", {}, dist.group.WORLD, extra_files=files)
+        write_checkpoint(
+            tensors, storage, "checkpoint", manifest_of() if rank == 0 else None, dist.group.WORLD, extra_files=files
+        )
     except RuntimeError as error:
         return str(error)
     return ""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from records import manifest_of
 
 from features.encoded_rows import EncodedRows
 from models.batch import RankingBatch
@@ -180,7 +181,8 @@ class Run:
         before = blocks_of(state.tensors())
         self._step(state, groups, functools.partial(self.make_batch, rank, num_ranks))
         if self.save:
-            write_checkpoint(state.tensors(), Storage(self.save), "checkpoint", {}, groups.control)
+            manifest = manifest_of() if rank == 0 else None
+            write_checkpoint(state.tensors(), Storage(self.save), "checkpoint", manifest, groups.control)
         return {"before": before, "after": blocks_of(state.tensors()), "plan": table_shardings(state.model)}
 
     def _step(self, state: TrainState, groups: Groups, make_batch: Callable[[int], RankingBatch]) -> None:

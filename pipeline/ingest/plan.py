@@ -120,8 +120,8 @@ class RunPlan:
         encoder: How rows are encoded.
         ingest: Sizes, shuffling and bounds.
         seed: The run's seed.
-        starts: By model: says where to start. Called at every start of the workers; models are brought all that is left
-            of theirs one after the other.
+        starts: By model: begins an attempt, and says where it starts; called at every start of the workers. Models get
+            all that is left of theirs one after the other.
         holdout: Which rows are never trained.
         rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
     """
@@ -136,13 +136,25 @@ class RunPlan:
     holdout: HoldoutConfig | None = None
     rows: Rows = "trained"
 
-    def segments(self, num_ranks: int) -> list[tuple[Part, Header]]:
-        """The segments that are left to read, each dealt to the ranks.
+    def begin_attempts(self) -> list[StreamStart]:
+        """Begin an attempt of every model: from now on its checkpoints count, and those of earlier attempts no more.
+
+        Raises:
+            DataError: Another run holds a line, or a line does not fit what is asked for.
+        """
+        return [begin() for begin in self.starts]
+
+    def segments(self, starts: Sequence[StreamStart], num_ranks: int) -> list[tuple[Part, Header]]:
+        """Plan the segments that are left to read, each dealt to the ranks; a pure function.
+
+        Args:
+            starts: By model: where it starts.
+            num_ranks: Number of ranks.
 
         Raises:
             DataError: The log has changed since the checkpoint was written.
         """
-        begun = enumerate([start() for start in self.starts])
+        begun = enumerate(starts)
         return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
 
     def _of_model(self, model: int, start: StreamStart, num_ranks: int) -> list[tuple[Part, Header]]:
@@ -234,10 +246,10 @@ class RunPlan:
             rows=self.rows,
         )
 
-    def dataset(self, num_ranks: int) -> ray.data.Dataset:
-        """The stream as a Ray Data set of parcels."""
+    def begin_stream(self, num_ranks: int) -> ray.data.Dataset:
+        """Begin an attempt of every model, and return what is left to read as a Ray Data set of parcels."""
         try:
-            segments = self.segments(num_ranks)
+            segments = self.segments(self.begin_attempts(), num_ranks)
             entries = self.entries(segments, num_ranks)
         except DataError as error:  # Ray Train would start the workers again and again: they say it and end
             segments, entries = [], [PlannedParcel("bad", 0, text=str(error))] * num_ranks
@@ -279,5 +291,5 @@ class LaneConfig(ray.train.DataConfig):
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
         """One lane a rank. `equal=True`, Ray Train's own way, drops rows to make the lanes even."""
-        splits = self._plan.dataset(world_size).streaming_split(world_size, equal=False)
+        splits = self._plan.begin_stream(world_size).streaming_split(world_size, equal=False)
         return [{SHARD: split} for split in splits]

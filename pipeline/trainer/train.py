@@ -110,6 +110,7 @@ class Trainer:
         self._admission: Admission = ray.get(job.admission)
         self.progress = LineProgress()
         self._not_finite: str | None = None
+        self._units: tuple[Unit, ...] = ()
         board = job.board if dist.get_rank() == 0 else None
         self._board, self._signals, self._preemption = board, SignalReader(board), PreemptionNotice()
         self.saver = Saver(job.line, job.config.checkpoint, groups.saving)
@@ -151,6 +152,7 @@ class Trainer:
             self.progress.day = header.day
             self._state.optimizer.begin_day()
         before = DayCursor.from_stored(header.seen, log.units)
+        self._units = log.units
         position = PartPosition(part, header, before, DayCursor(quarantined=segment.bad))
         interleave = ingest.shuffle.interleave
         batcher = Batcher(self._job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
@@ -166,7 +168,7 @@ class Trainer:
         every = config.checkpoint.every_steps
         self.progress.begin_log()
         self._pipeline.reset()
-        while (output := self._next_step(batches, log.units)) is not None:
+        while (output := self._next_step(batches)) is not None:
             position.stepped.advance(output.batch.cursor)
             reporter.post(before.num_rows + batches.num_rows, self._named(batches.losses))
             notice = batches.look and self._preemption.is_new()
@@ -186,7 +188,7 @@ class Trainer:
         self.saver.check()
         return batcher.next_batch(step)
 
-    def _next_step(self, batches: CountedBatches, units: Sequence[Unit]) -> StepOutput | None:
+    def _next_step(self, batches: CountedBatches) -> StepOutput | None:
         """One step of TorchRec's pipeline; None when the day is over on all ranks."""
         seed_step(self._job.config.seed, self.step, dist.get_rank())
         try:
@@ -197,8 +199,8 @@ class Trainer:
         losses = output.losses.cpu()
         self._losses += losses
         if self._not_finite is None and not bool(torch.isfinite(losses).all()):
-            units = [units[span.unit].key for span in output.batch.cursor.spans]
-            self._not_finite = f"loss {self._named(losses)} at step {self.step - 1}, in the rows of {', '.join(units)}"
+            keys = [self._units[span.unit].key for span in output.batch.cursor.spans]
+            self._not_finite = f"loss {self._named(losses)} at step {self.step - 1}, in the rows of {', '.join(keys)}"
         return output
 
     def _take_losses(self) -> Tensor:

@@ -1,0 +1,205 @@
+"""Exactly once, with the real trainer, real ranks and real files, whatever the log and wherever a run is cut off.
+
+A run is cut off after a step of our choice, on some ranks, and goes on by the same command on others. What each start
+has stepped is written down from the batches themselves; of a start that was cut off it counts up to the checkpoint
+from which the next one went on.
+"""
+
+import functools
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from local_training import on_processes
+from test_runs import weights
+
+from features.encoding import Encoder
+from pipeline.cluster.failures import RunFailed
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.lineage.audit import audit_line
+from pipeline.lineage.line import Line
+from pipeline.storage.files import Storage
+from pipeline.trainer import train_days
+from pipeline.trainer.train import Trainer, train_worker
+from pipeline.trainer.train_line import train
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+
+DAYS = ["2026-03-01", "2026-03-02"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A small log, and how it is read."""
+
+    days: list[list[list[int]]]
+    max_rows: int = 4
+    batch_size: int = 3
+    interleave: int = 1
+    units: bool = True
+    rows: bool = True
+    passes: int = 1
+    every_steps: int = 1
+
+    @property
+    def num_rows(self) -> int:
+        return sum(itertools.chain.from_iterable(itertools.chain.from_iterable(self.days)))
+
+    def config(self, logs: Storage, root: Path, encoder: Encoder, num_ranks: int) -> Config:
+        network = {"kind": "hard_sharing", "layers": [4]}
+        shuffle = {"units": self.units, "rows": self.rows, "interleave": self.interleave}
+        return parse_config(
+            {
+                "name": "exactly-once",
+                "root": str(root),
+                "logs": {"path": logs.url},
+                "schema": encoder.schema.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+                "model": {"network": network, "towers": [4], "dropout": 0.1},
+                "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
+                "ingest": {"batch_size": self.batch_size, "unit": {"max_rows": self.max_rows}, "shuffle": shuffle},
+                "workers": {"num": num_ranks, "timeout_s": 60, "max_failures": 0},
+                "checkpoint": {"every_steps": self.every_steps, "keep": 1000, "background": False},
+            },
+            "test",
+        )
+
+
+SHAPES = st.builds(
+    Shape,
+    # Two days of files of row groups; every day has a row.
+    days=st.lists(
+        st.lists(st.lists(st.integers(1, 9), max_size=3), min_size=1, max_size=3).filter(any), min_size=1, max_size=2
+    ),
+    max_rows=st.integers(2, 10),
+    batch_size=st.integers(1, 7),
+    interleave=st.integers(1, 4),
+    units=st.booleans(),
+    rows=st.booleans(),
+    passes=st.integers(1, 2),
+    every_steps=st.integers(1, 3),
+)
+SORTED = Shape([[[9, 5], [7]], [[2], [8, 1]]], interleave=3, batch_size=4)
+
+
+def _worker(settings: dict[str, Any], folder: Path, start: int, stop: int | None) -> dict[str, Any]:
+    """`train_worker`, which writes down the rows of every step, and fails after a number of its own steps."""
+    step_once, own = Trainer._next_step, [0]
+
+    def step(self: Trainer, batches: Any) -> Any:
+        with (folder / f"{start}-{ray.train.get_context().get_world_rank()}").open("a") as file:
+            began, output = self.step, step_once(self, batches)
+            rows = []
+            if output is not None:
+                batch = output.batch
+                rows = batch.dense[: batch.cursor.num_rows, 0].int().tolist()
+                assert batch.labels[: len(rows), 0].int().tolist() == [row % 2 for row in rows]
+            file.write(json.dumps([began, rows]) + "\n")
+        own[0] += output is not None
+        if own[0] == stop:
+            raise RuntimeError("cut off")
+        return output
+
+    Trainer._next_step = step
+    return train_worker(settings)
+
+
+@dataclass
+class Runs:
+    """Starts of one command, one after the other, on a root of their own."""
+
+    shape: Shape
+    logs: Storage
+    folder: Path
+    encoder: Encoder
+    num_starts: int = 0
+
+    @property
+    def days(self) -> list[str]:
+        return DAYS[: len(self.shape.days)]
+
+    def start(self, num_ranks: int, stop: int | None = None) -> Config:
+        """Run the command to its end, or until it is cut off after a number of steps."""
+        config = self.shape.config(self.logs, self.folder / "root", self.encoder, num_ranks)
+        worker = functools.partial(_worker, folder=self.folder, start=self.num_starts, stop=stop)
+        self.num_starts += 1
+        with on_processes(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_days, "train_worker", worker)
+            try:
+                train(config, self.days, self.shape.passes)
+            except RunFailed as error:
+                if stop is None or "cut off" not in str(error):
+                    raise
+        return config
+
+    def counted(self) -> Counter[int]:
+        """How often each row was stepped on the way to the model's end: of a start, up to where the next began."""
+        found: Counter[int] = Counter()
+        until = float("inf")
+        for start in reversed(range(self.num_starts)):
+            steps = [json.loads(line) for file in self.folder.glob(f"{start}-*") for line in file.open()]
+            for step, rows in steps:
+                found.update(rows if step < until else [])
+            until = min([until, *(step for step, _ in steps)])
+        return found
+
+    def tensors(self, config: Config) -> dict[str, torch.Tensor]:
+        latest = Line.of(config.root, config.line).latest()
+        assert latest is not None
+        return weights(config, latest.checkpoint, self.folder)
+
+
+@settings(max_examples=8)
+@given(
+    shape=SHAPES,
+    stops=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 8)), max_size=3),
+    num_ranks=st.integers(1, 3),
+)
+@example(shape=Shape([[[1]]], passes=2), stops=[(3, 1), (2, 1)], num_ranks=1)
+@example(shape=replace(SORTED, passes=2), stops=[(2, 3), (3, 2)], num_ranks=2)
+def test_every_row_is_stepped_once_whatever_stops_it(
+    shape: Shape,
+    stops: list[tuple[int, int]],
+    num_ranks: int,
+    write_log: Callable[..., Storage],
+    tiny_encoder: Encoder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Catches rows that are lost, doubled or another unit's, at any boundary, and a cursor ahead of the model."""
+    runs = Runs(shape, write_log(shape.days), tmp_path_factory.mktemp("runs"), tiny_encoder)
+    for ranks, stop in stops:
+        runs.start(ranks, stop)
+    config = runs.start(num_ranks)
+    assert runs.counted() == Counter(dict.fromkeys(range(shape.num_rows), shape.passes))
+    assert audit_line(config, None)["rows"] == shape.passes * shape.num_rows
+
+
+@settings(max_examples=5)
+@given(shape=SHAPES, stops=st.lists(st.integers(1, 8), min_size=1, max_size=3), num_ranks=st.integers(1, 3))
+@example(shape=replace(SORTED, every_steps=2), stops=[3, 2], num_ranks=2)
+def test_a_resume_ends_with_the_same_bits(
+    shape: Shape,
+    stops: list[int],
+    num_ranks: int,
+    write_log: Callable[..., Storage],
+    tiny_encoder: Encoder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Catches other lanes, another order in a unit, other dice or another mix of open units after a restart."""
+    logs = write_log(shape.days)
+    disturbed, undisturbed = (Runs(shape, logs, tmp_path_factory.mktemp("runs"), tiny_encoder) for _ in range(2))
+    for stop in stops:
+        disturbed.start(num_ranks, stop)
+    found = disturbed.tensors(disturbed.start(num_ranks))
+    expected = undisturbed.tensors(undisturbed.start(num_ranks))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
