@@ -488,7 +488,7 @@ def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_lo
     checkpoint = _train(plan, 2, max_steps=1).checkpoint
     assert checkpoint is not None
     (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen.units]
-    bad = replace(checkpoint, seen=checkpoint.seen | {"quarantined": {key: "a reason"}})
+    bad = replace(checkpoint, seen=replace(checkpoint.seen, quarantined={key: "a reason"}))
     for _ in range(2):
         _, header = plan.segments([StreamStart(None, bad)], num_ranks)[0]
         lanes = [[_logs(plan)[0].units[index].key for index in lane] for lane in header.lanes]

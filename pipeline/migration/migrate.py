@@ -146,7 +146,7 @@ def _check_migration(config: Config, parent: Manifest) -> None:
     Raises:
         ConfigError: A kept part has changed its meaning; names the difference.
     """
-    then = parent.content["config"]
+    then = parent.config
     kept = [("schema.hash_salt", then["schema"]["hash_salt"], config.log_schema.hash_salt, "every id has another row")]
     for part in ("tables", "dense"):
         kind = getattr(config.optimizer, part).kind
