@@ -33,6 +33,8 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m jobs.config_reference > docs/config.md.new
 	mv docs/config.md.new docs/config.md
+	$(BIN)/python -m jobs.record_reference > docs/records.md.new
+	mv docs/records.md.new docs/records.md
 
 $(READY): requirements/base.txt requirements/dev.txt requirements/$(DEVICE).txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,9 +1,10 @@
-"""Reference page of every key of a configuration, generated from the config classes and their docstrings."""
+"""Reference pages of configurations and records: every key, generated from the classes and their docstrings."""
 
 import inspect
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -29,7 +30,7 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
     yield path, model
     for name, field in model.model_fields.items():
         for suffix, inner in _models(field.annotation):
-            yield from sections(inner, f"{path}.{field.alias or name}{suffix}".removeprefix("."))
+            yield from sections(inner, f"{path}.{_key(name, field)}{suffix}".removeprefix("."))
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
@@ -51,22 +52,30 @@ def reference(model: type[BaseModel], root: str) -> str:
 
 def _section(path: str, model: type[BaseModel], root: str) -> str:
     kind = model.model_fields.get("kind")
-    tag = f" (kind: {get_args(kind.annotation)[0]})" if kind is not None and kind.is_required() else ""
+    kinds = get_args(kind.annotation) if kind is not None and kind.is_required() else ()
+    tag = f" (kind: {kinds[0]})" if len(kinds) == 1 else ""
     heading = "#" * min(3 + path.count("."), 4) + f" `{path}`{tag}" if path else f"## {root}"
     first_line = (inspect.getdoc(model) or "").partition("\n")[0]
     table = ["| key | type | default | meaning |", "|---|---|---|---|"]
     said = descriptions(model)
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "kind"):
+        if field.exclude:  # not written
+            continue
         type_, default = _type(field.annotation, field.metadata), _default(field)
-        table.append(f"| `{field.alias or name}` | {type_} | {default} | {said.get(name, '')} |")
+        table.append(f"| `{_key(name, field)}` | {type_} | {default} | {said.get(name, '')} |")
     return "\n".join([heading, "", first_line, "", *table, ""])
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    """Return the key of a field in a file."""
+    return field.serialization_alias or field.alias or name
 
 
 def _models(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield the config classes within an annotation, with their suffixes of the path."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
-    place = {list: "[]", dict: ".<name>"}.get(get_origin(annotation), "")
+    place = {list: "[]", tuple: "[]", dict: ".<name>"}.get(get_origin(annotation), "")
     for argument in get_args(annotation):
         yield from ((place + suffix, model) for suffix, model in _models(argument))
 
@@ -86,7 +95,13 @@ def _type(annotation: Any, metadata: Any = ()) -> str:
     if origin is dict:
         return f"by name: {_type(arguments[1])}"
     if origin is tuple:
-        return f"{len(arguments)} of {_type(arguments[0])}"
+        return (
+            f"list of {_type(arguments[0])}"
+            if arguments[1:] == (Ellipsis,)
+            else f"{len(arguments)} of {_type(arguments[0])}"
+        )
+    if not isinstance(annotation, type) or annotation is Any or is_dataclass(annotation):
+        return "JSON"
     return "section" if issubclass(annotation, BaseModel) else _PLAIN[annotation.__name__] + bounds
 
 

@@ -1,0 +1,49 @@
+"""Print every field of the records of a root as a Markdown page; like config_reference, its stdout is no JSON line."""
+
+import argparse
+import sys
+
+_HEAD = """# Records
+
+Generated from the record classes by `make docs`; do not edit. A test holds it to them.
+
+A record is one JSON file with a version and, under `sha256`, the checksum of its own content. A field without a value is
+not written; "absent" stands for that. A record of an earlier version is read, one of a later version is refused. Where
+each record stands is in [root.md](root.md). `<name>` stands for a name, `[]` for the entries of a list.
+
+A checkpoint has two further files, in Arrow's file format: `cursor.arrow`, with a row per unit that was stepped or is
+quarantined (`unit`; `rows` stepped; `sum` modulo 2^64 of hash(unit, row number) over them; `quarantined`, why it could
+not be read), and in its metadata `in_space`, the rows in each task's sample space, and `held_out`; and `lanes.arrow`,
+with a row per unit (`rank`, `unit`), rank by rank in the order of reading. [audit.md](audit.md) shows how to read them.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    from pipeline.config.reference import reference
+    from pipeline.lineage.ledger_entry import LedgerEntry
+    from pipeline.lineage.records import Attempt, Latest, LeaseRecord, Manifest, MoveByHand, Pin
+    from pipeline.storage.kept_results import KeptResult
+
+    titles = {
+        Manifest: "`manifest.json` of a checkpoint",
+        Latest: "`LATEST`",
+        Attempt: "An attempt",
+        LedgerEntry: "An entry of the ledger",
+        LeaseRecord: "`LEASE`",
+        Pin: "A pin",
+        MoveByHand: "A move by hand",
+        KeptResult: "A kept result",
+    }
+    return "\n".join([_HEAD, *(reference(record, title) for record, title in titles.items())])
+
+
+def main() -> int:
+    """Print the page."""
+    argparse.ArgumentParser(prog="python -m jobs.record_reference", description=__doc__).parse_args()
+    sys.stdout.write(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
