@@ -83,7 +83,7 @@ def test_every_key_is_described() -> None:
     """Catches a key without a description, the description of a key that is gone, and one that breaks its table."""
     for path, model in [*sections(Config), *sections(SyntheticConfig)]:
         assert set(descriptions(model)) == set(model.model_fields), f"{path or 'top'}: Args of {model.__name__}"
-    rows = [line for line in page().splitlines() if line.startswith("| `")]
+    rows = [line for line in config_reference.page().splitlines() if line.startswith("| `")]
     assert rows
     assert all(len(cells) == 6 and all(cells[1:-1]) for cells in ([c.strip() for c in row.split("|")] for row in rows))
 

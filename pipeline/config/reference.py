@@ -59,8 +59,6 @@ def _section(path: str, model: type[BaseModel], root: str) -> str:
     table = ["| key | type | default | meaning |", "|---|---|---|---|"]
     said = descriptions(model)
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] != "kind"):
-        if field.exclude:  # not written
-            continue
         type_, default = _type(field.annotation, field.metadata), _default(field)
         table.append(f"| `{_key(name, field)}` | {type_} | {default} | {said.get(name, '')} |")
     return "\n".join([heading, "", first_line, "", *table, ""])
