@@ -7,9 +7,9 @@ _HEAD = """# Records
 
 Generated from the record classes by `make docs`; do not edit. A test holds it to them.
 
-A record is one JSON file with a version and, under `sha256`, the checksum of its own content. A field without a value is
-not written; "absent" stands for that. A record of an earlier version is read, one of a later version is refused. Where
-each record stands is in [root.md](root.md). `<name>` stands for a name, `[]` for the entries of a list.
+A record is one JSON file with a version and, under `sha256`, the checksum of its own content. A field without a value
+is not written; "absent" stands for that. A record of an earlier version is read, one of a later version is refused.
+Where each record stands is in [root.md](root.md). `<name>` stands for a name, `[]` for the entries of a list.
 
 A checkpoint has two further files, in Arrow's file format: `cursor.arrow`, with a row per unit that was stepped or is
 quarantined (`unit`; `rows` stepped; `sum` modulo 2^64 of hash(unit, row number) over them; `quarantined`, why it could
