@@ -69,7 +69,7 @@ def _worker_that_asks(settings: dict[str, Any]) -> dict[str, Any]:
 
     def ask_and_save(self: Trainer, *arguments: Any, complete: bool) -> None:
         save(self, *arguments, complete=complete)
-        if complete and self._day == DAYS[-1] and self._job.line.name == "a":
+        if complete and self.progress.day == DAYS[-1] and self._job.line.name == "a":
             ray.get(self._job.board.request_stop.remote())
 
     Trainer._save = ask_and_save

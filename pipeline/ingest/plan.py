@@ -255,7 +255,7 @@ class RunPlan:
             segments, entries = [], [PlannedParcel("bad", 0, text=str(error))] * num_ranks
         plan = self.read_plan(segments)
         tasks = group_entries(plan, entries)
-        context = DataContext.get_current()
+        context = DataContext.get_current().copy()  # the process's own stays as it is
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1  # bytes: every row, that is every unit, is a block of its own
         context.enable_progress_bars = False
@@ -263,12 +263,13 @@ class RunPlan:
         context.execution_options.resource_limits = ExecutionResources(
             object_store_memory=self.ingest.object_store_mb * 2**20
         )
-        return ray.data.read_datasource(
-            UnitDatasource(plan, tasks),
-            override_num_blocks=len(tasks),
-            concurrency=self.ingest.read_tasks,
-            num_cpus=self.ingest.read_cpus,
-        )
+        with DataContext.current(context):
+            return ray.data.read_datasource(
+                UnitDatasource(plan, tasks),
+                override_num_blocks=len(tasks),
+                concurrency=self.ingest.read_tasks,
+                num_cpus=self.ingest.read_cpus,
+            )
 
 
 class LaneConfig(ray.train.DataConfig):

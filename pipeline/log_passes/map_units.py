@@ -24,11 +24,12 @@ def map_units(days: Sequence[DayLog], work: Callable[[Unit], Any]) -> Iterator[A
     Raises:
         DataError: The function raised it for a unit.
     """
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()  # the process's own stays as it is
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     rows = [{"unit": pickle.dumps(unit)} for day in days for unit in day.units]
-    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Apply(work))
+    with ray.data.DataContext.current(context):
+        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Apply(work))
     for row in found.iter_rows():
         result = pickle.loads(row["result"])
         if isinstance(result, DataError):

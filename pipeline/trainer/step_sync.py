@@ -17,14 +17,52 @@ from features.errors import DataError
 from models.batch import RankingBatch
 from pipeline.cluster.signals import Signals
 
-_NUM_ENDS = 4  # rows, errors, and the two signals
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepVector:
+    """Vector that every step sums over the ranks, by its parts.
+
+    Args:
+        weight: Weight in each task's space, of the batch, float64 of shape (K,).
+        losses_two_steps_ago: Losses that were taken when the batch was made, float64 of shape (K,): the batch is made
+            a step ahead, and the loss of the step before that is the newest then.
+        rows: Rows of the batch.
+        errors: 1 for a rank that could not make its batch.
+        stop: Above 0: end here, save, and be gone.
+        look: Above 0: all ranks ask Ray at this step whether a node is about to be taken away.
+    """
+
+    weight: Tensor
+    losses_two_steps_ago: Tensor
+    rows: float
+    errors: float
+    stop: float
+    look: float
+
+    def pack(self) -> Tensor:
+        """Return the vector, float64 of shape (2 K + 4,)."""
+        figures = torch.tensor([self.rows, self.errors, self.stop, self.look], dtype=torch.float64)
+        return torch.cat([self.weight, self.losses_two_steps_ago, figures])
+
+    @classmethod
+    def unpack(cls, vector: Tensor) -> "StepVector":
+        """Read a vector that `pack` made, or a sum of such vectors."""
+        num_tasks = (len(vector) - 4) // 2
+        weight, losses, figures = vector.split([num_tasks, num_tasks, 4])
+        rows, errors, stop, look = figures.tolist()
+        return cls(weight=weight, losses_two_steps_ago=losses, rows=rows, errors=errors, stop=stop, look=look)
 
 
 @dataclass(slots=True)
 class _Pending:
     batch: RankingBatch | None
     vector: Tensor
-    work: dist.Work | None
+    work: dist.Work
+
+    def wait(self) -> StepVector:
+        """Wait for the sum over the ranks."""
+        self.work.wait()
+        return StepVector.unpack(self.vector)
 
 
 class CountedBatches(Iterator[RankingBatch]):
@@ -75,28 +113,25 @@ class CountedBatches(Iterator[RankingBatch]):
         if self._dry:
             raise StopIteration
         current = self._pending or self._start()
-        assert current.work is not None
-        current.work.wait()
-        weight, losses, (rows, errors, stop, look) = self._split(current.vector)
-        self.losses, self.look = losses, look > 0
-        self.stopped = errors > 0 or not bool(torch.isfinite(losses).all())
-        self.interrupted = stop > 0 and rows > 0
-        if rows == 0 or self.stopped or self.interrupted:
+        summed = current.wait()
+        self.losses, self.look = summed.losses_two_steps_ago / self._group.size(), summed.look > 0
+        self.stopped = summed.errors > 0 or not bool(torch.isfinite(self.losses).all())
+        self.interrupted = summed.stop > 0 and summed.rows > 0
+        if summed.rows == 0 or self.stopped or self.interrupted:
             self._dry = True
             raise StopIteration
         assert current.batch is not None
         self._pending = self._start()
-        self.num_rows += int(rows)
-        current.batch.denominators = (weight / self._group.size()).to(torch.float32)
+        self.num_rows += int(summed.rows)
+        current.batch.denominators = (summed.weight / self._group.size()).to(torch.float32)
         current.batch.loss_weights = self._loss_weights(current.batch.cursor.step)
         return current.batch
 
     def settle(self) -> None:
         """Look at the losses of steps that no vector has brought yet; collective, before anything is saved."""
         losses = self._take_losses().to(torch.float64)
-        if self._pending is not None and self._pending.work is not None:  # carries the step before the last one
-            self._pending.work.wait()
-            losses = losses + self._split(self._pending.vector)[1]
+        if self._pending is not None:  # carries the step before the last one
+            losses = losses + self._pending.wait().losses_two_steps_ago / self._group.size()
         dist.all_reduce(losses, group=self._group)
         self.stopped = self.stopped or not bool(torch.isfinite(losses).all())
 
@@ -109,16 +144,20 @@ class CountedBatches(Iterator[RankingBatch]):
         except DataError as error:
             self.error = error
         self._step += 1
-        weight = torch.zeros_like(losses)
-        rows, errors = 0, 1
+        weight, rows = torch.zeros_like(losses), 0
         if batch is not None:
             weight = (batch.in_space * batch.weight).sum(0, dtype=torch.float64)
-            rows, errors = batch.cursor.num_rows, 0
-        ends = torch.tensor([rows, errors, *self._signals()], dtype=torch.float64)
-        vector = torch.cat([weight, losses, ends])
-        return _Pending(batch, vector, dist.all_reduce(vector, group=self._group, async_op=True))
-
-    def _split(self, vector: Tensor) -> tuple[Tensor, Tensor, list[float]]:
-        num_tasks = (len(vector) - _NUM_ENDS) // 2
-        weight, losses, ends = vector.split([num_tasks, num_tasks, _NUM_ENDS])
-        return weight, losses / self._group.size(), ends.tolist()
+            rows = batch.cursor.num_rows
+        signals, errors = self._signals(), float(batch is None)
+        mine = StepVector(
+            weight=weight,
+            losses_two_steps_ago=losses,
+            rows=rows,
+            errors=errors,
+            stop=signals.stop,
+            look=signals.look,
+        )
+        vector = mine.pack()
+        work = dist.all_reduce(vector, group=self._group, async_op=True)
+        assert work is not None
+        return _Pending(batch, vector, work)
