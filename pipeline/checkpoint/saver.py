@@ -1,4 +1,4 @@
-"""Saving a run's checkpoints, one at a time, while the run goes on."""
+"""Background writer of a run's checkpoints."""
 
 import functools
 import logging
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves a run's checkpoints, one at a time, while the run goes on.
+    """Writer of a run's checkpoints, one at a time, while training continues.
 
     Args:
-        line: Where they go.
-        config: How often, how many.
+        line: Line of the checkpoints.
+        config: Interval of saves, and number of checkpoints to keep.
         group: A gloo process group for the writing thread alone.
 
     Attributes:
-        num_saved: Checkpoints that were handed to it.
+        num_saved: Number of checkpoints handed to the writer.
     """
 
     def __init__(self, line: Line, config: CheckpointConfig, group: dist.ProcessGroup) -> None:
@@ -71,15 +71,15 @@ class Saver:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what a write met, if one did."""
+        """Raise the error of a failed write, if there is one."""
         if self._failed is not None:
             raise self._failed
 
     def wait(self) -> None:
-        """Wait for the write that is going on, if one is.
+        """Wait for the write in progress, if there is one.
 
         Raises:
-            Exception: What it met.
+            Exception: The error of that write.
         """
         if self._thread is not None:
             self._thread.join()
@@ -100,7 +100,7 @@ class Saver:
             self._failed = error
 
     def _retire(self, newest: str) -> None:
-        """Keep the newest few of this start's checkpoints within days; only its own are ever removed."""
+        """Remove all but the newest few checkpoints within days of this start; those of other starts stay."""
         self._within_day.append(newest)
         for name in self._within_day[: -self._config.keep]:
             try:

@@ -1,8 +1,8 @@
 """The daily job: for each day preflight, predict, train, gate and publish, on one line, whatever was cut off before.
 
-Nothing is decided by what a process remembers: every step looks at the line. A result is kept with what it was made
-from (`KeptResults`), the training in its checkpoints, the publication in the ledger and then in LATEST. So a job that
-was killed anywhere and is started again does what is left, and ends with the same ledger.
+No decision depends on the memory of a process: every step reads the line. A result is stored with its inputs
+(`KeptResults`), the training in its checkpoints, the publication in the ledger and then in LATEST. So a job that
+was killed at any point and is started again completes the remaining steps, and ends with the same ledger.
 """
 
 import itertools
@@ -39,7 +39,7 @@ _WEBHOOK_S = 10
 
 
 class Refused(DataError):  # noqa: N818 - it is what the command says
-    """A check said no: LATEST stays, and later days wait."""
+    """Refusal by a check: LATEST stays, and later days wait."""
 
     def __init__(self, day: str, step: str, text: str) -> None:
         super().__init__(text)
@@ -48,12 +48,12 @@ class Refused(DataError):  # noqa: N818 - it is what the command says
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Why somebody goes on in spite of a check.
+    """Reasons of a person to continue in spite of a check.
 
     Args:
-        anomaly: Of preflight.
-        gate: Of the gate.
-        skip: The day is left out.
+        anomaly: Reason to accept the findings of preflight.
+        gate: Reason to accept the findings of the gate.
+        skip: Reason to leave the day out.
     """
 
     anomaly: str | None = None
@@ -69,10 +69,10 @@ def run_days(
     Args:
         config: The project's configuration.
         line: The line.
-        work: The heavy parts.
+        work: Parts of a day that need Ray.
         days: ISO dates in order, without a gap.
-        max_catch_up: Days before the first of them that are missing and may be done first.
-        accepted: What is accepted, of the one day that is asked for.
+        max_catch_up: Largest number of missing days before the first of them that may be done first.
+        accepted: Acceptances for the one requested day.
 
     Returns:
         The figures of the command's JSON line.
@@ -99,7 +99,7 @@ def run_days(
 
 
 def missing_days(line: Line, work: Work, days: Sequence[str], max_catch_up: int) -> list[str]:
-    """Which days are to be done, in order.
+    """Return the days to do, in order.
 
     Raises:
         DataError: The log of a done day has changed, a day lies before the line, or too many are missing.
@@ -126,7 +126,7 @@ def missing_days(line: Line, work: Work, days: Sequence[str], max_catch_up: int)
 
 
 def _check_done(ledger: Ledger, work: Work, day: str) -> None:
-    """Hold the log of a day that is not to be trained against what was trained of it."""
+    """Compare the log of a day that is not to be trained with the files that were trained."""
     entry, name = ledger.find(day), ledger.line.name
     if entry is None:
         newest = ledger.newest()
@@ -151,7 +151,7 @@ def _check_done(ledger: Ledger, work: Work, day: str) -> None:
 
 
 def _files_read(ledger: Ledger, day: str) -> dict[str, str]:
-    """The files of a day as they were read last: with late labels a day is read twice, and written again between."""
+    """Return the files of a day's last read; with late labels a day is read twice, and may be written again between."""
     for entry in ledger.chain():
         late = entry.late.get(day)
         if late is not None:
@@ -169,15 +169,15 @@ def _change(then: str | None, now: str | None) -> str:
 
 @dataclass
 class DayJob:
-    """One day's steps, each of which can be cut off and started again.
+    """Steps of one day, each of which can be cut off and started again.
 
     Args:
         config: The project's configuration.
         line: The line.
-        work: The heavy parts.
+        work: Parts of a day that need Ray.
         day: ISO date.
-        run: The run that holds the line.
-        accepted: What is accepted.
+        run: Run that holds the line.
+        accepted: Acceptances for the day.
     """
 
     config: Config
@@ -189,10 +189,10 @@ class DayJob:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def publish(self) -> LedgerEntry:
-        """Do what is left of the day, and publish it.
+        """Do the remaining steps of the day, and publish it.
 
         Raises:
-            Refused: A check said no.
+            Refused: A check refused the day.
             DataError: Something else is wrong, or another run has taken the line over.
         """
         ledger = Ledger(self.line)
@@ -223,7 +223,7 @@ class DayJob:
                 self.line.remove(entry.checkpoint)
 
     def _entered(self, ledger: Ledger, serial: int) -> LedgerEntry | None:
-        """The day's entry, if a job was cut off between it and LATEST."""
+        """Return the day's entry if a job was cut off between it and LATEST; None otherwise."""
         known = ledger.generations(self.day)
         if not known or known[-1].serial != serial:
             return None
@@ -246,7 +246,7 @@ class DayJob:
         return ledger.enter(entry.model_copy(update=found), parent, state.serial)
 
     def _steps(self, serial: int) -> KeptResults:
-        """The day's steps under LATEST's serial: after a publication or a rollback all of them begin anew."""
+        """Return the kept results under LATEST's serial: after a publication or a rollback all steps begin anew."""
         return KeptResults(self.line.storage, f"steps/{self.day}/{serial}")
 
     def _skip(self, ledger: Ledger, parent: LedgerEntry | None) -> LedgerEntry:
@@ -283,7 +283,7 @@ class DayJob:
             raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
 
     def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog) -> dict[str, Any]:
-        """Hold the day's log against the days before."""
+        """Compare the profile of the day's log with those of the days before."""
         config = self.config.daily.preflight
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
         found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
@@ -297,7 +297,7 @@ class DayJob:
         return {"profile": found, "preflight": verdict}
 
     def _predict(self, steps: KeptResults, base: str | None, files: Any) -> dict[str, Any] | None:
-        """Measure yesterday's model on today's log, before it is trained on it."""
+        """Measure yesterday's model on today's log, before training on it."""
         if base is None:
             return None
         inputs = {"checkpoint": base, "files": files}
@@ -317,7 +317,7 @@ class DayJob:
     def _gate(
         self, ledger: Ledger, steps: KeptResults, base: str | None, manifest: Manifest, predicted: Any
     ) -> dict[str, Any]:
-        """Hold the new model against its parent, on rows that neither was trained on, and the day against others."""
+        """Compare the new model with its parent on rows that trained neither, and the day with other days."""
         config = self.config.daily.gate
         checkpoints = [manifest.checkpoint, *([base] if base else [])]
         measured: list[dict[str, Any]] = []
@@ -365,7 +365,7 @@ class DayJob:
 
 
 def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
-    """What the ledger keeps of measurements: the model's metrics by task, and the use of its experts."""
+    """Return the part of measurements for the ledger: the model's metrics by task, and the use of its experts."""
     return {
         "checkpoints": [
             {
@@ -378,13 +378,13 @@ def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def summary(entry: LedgerEntry) -> dict[str, Any]:
-    """What a command says of an entry."""
+    """Return the summary of an entry for the JSON line of a command."""
     said = entry.model_dump(include={"day", "generation", "checkpoint", "rows", "skipped"}, exclude_none=True)
     return said | {"before": {task: quality(metrics) for task, metrics in (entry.before or {}).items()}}
 
 
 def _tell(config: Config, line: Line, day: str, refusal: DataError) -> None:
-    """Tell whoever wants to know of a refusal; that it cannot be told is only logged."""
+    """Report a refusal to the configured receivers; a failure to report is only logged."""
     url = config.daily.on_refusal.webhook
     if url is None:
         return

@@ -27,10 +27,10 @@ class _OpenUnit:
 
 
 class Batcher:
-    """Cuts a lane into batches.
+    """Cutter of a lane into batches.
 
-    A batch mixes the first `interleave` unfinished units of the lane in equal shares. Which those are follows from
-    the cursor, so a resumed lane goes on with the very batches that it would have had.
+    A batch mixes the first `interleave` unfinished units of the lane in equal shares. The cursor determines these
+    units, so a resumed lane continues with the same batches as without the stop.
 
     Args:
         schema: Names of the sparse features and tasks.
@@ -59,7 +59,7 @@ class Batcher:
         self._open: list[_OpenUnit] = []
 
     def next_batch(self, step: int) -> RankingBatch:
-        """The next batch; all padding when the lane has run dry.
+        """Return the next batch; all padding when the lane has run dry.
 
         Args:
             step: The step that it is for.

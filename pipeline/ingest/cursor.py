@@ -1,7 +1,7 @@
-"""The cursor: for each unit of a day, how many of its rows the model has seen, and which ones.
+"""The cursor: for each unit of a day, the number of rows that the model has seen, and a hash sum over these rows.
 
-It rides on the batch and is advanced with the batch that was stepped; a reader's own position runs ahead of the
-model by whatever is prefetched.
+A batch carries its rows' cursor, and the model's cursor advances with each stepped batch. A reader's own position runs
+ahead of the model by the prefetched batches.
 """
 
 import json
@@ -23,10 +23,10 @@ class StoredCursor:
     """Cursor of a log by the keys of its units, as a checkpoint keeps it.
 
     Args:
-        units: By unit key: rows stepped, and the sum modulo 2^64 of hash(unit, row number) over them.
+        units: Rows stepped, and the sum modulo 2^64 of hash(unit, row number) over them, by unit key.
         in_space: Rows stepped in each task's sample space, in task order; empty before the first.
-        quarantined: By unit key: why the unit could not be read.
-        held_out: Rows stepped that are held out.
+        quarantined: Reason why the unit could not be read, by unit key.
+        held_out: Held-out rows among the stepped rows.
     """
 
     units: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -112,13 +112,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class BatchCursor:
-    """Where the rows of one batch came from; empty for a batch of padding.
+    """Origin of the rows of one batch; empty for a batch of padding.
 
     Args:
         step: The step that the batch is for.
         spans: The batch's rows, in order.
         in_space: Rows in each task's sample space, int64 of shape (K,).
-        held_out: Rows that are held out: they are in no task's space.
+        held_out: Held-out rows, which are in no task's space.
     """
 
     step: int
@@ -137,12 +137,12 @@ class DayCursor:
     """Rows of one (pass, day) that have been stepped.
 
     Args:
-        seen: By unit: rows stepped.
-        sums: By unit: sum modulo 2^64 of hash(unit, row number) over the rows stepped.
+        seen: Rows stepped, by unit.
+        sums: Sum modulo 2^64 of hash(unit, row number) over the rows stepped, by unit.
         in_space: Rows stepped in each task's sample space, in task order; empty before the first.
-        quarantined: By unit: why it could not be read. Its rows are never stepped on this line, except those that
-            were stepped before it went bad.
-        held_out: Of the rows stepped, those that are held out: no weight has moved for them.
+        quarantined: Reason why a unit could not be read, by unit. Its rows are never stepped on this line, except those
+            that were stepped before the unit became unreadable.
+        held_out: Held-out rows among the stepped rows; they have moved no weight.
     """
 
     seen: dict[int, int] = field(default_factory=dict)
@@ -169,12 +169,12 @@ class DayCursor:
         return sum(self.seen.values())
 
     def missing(self, units: Sequence[Unit]) -> dict[int, int]:
-        """Rows that are left to step, by unit; only units that have some."""
+        """Return the number of rows left to step, by unit; units without such rows are left out."""
         left = {index: unit.num_rows - self.seen.get(index, 0) for index, unit in enumerate(units)}
         return {index: rows for index, rows in left.items() if rows > 0 and index not in self.quarantined}
 
     def num_quarantined(self, units: Sequence[Unit]) -> int:
-        """Rows of quarantined units that were never stepped."""
+        """Return the number of rows of quarantined units that were never stepped."""
         return sum(units[index].num_rows - self.seen.get(index, 0) for index in self.quarantined)
 
     def to_stored(self, units: Sequence[Unit]) -> StoredCursor:
@@ -210,7 +210,7 @@ class DayCursor:
 
 
 def union(cursors: Iterable[DayCursor]) -> DayCursor:
-    """The union of cursors of which no two have seen the same unit's rows since they last were one."""
+    """Return the union of cursors; since their last union no two of them have seen rows of the same unit."""
     result = DayCursor()
     for cursor in cursors:
         for index, count in cursor.seen.items():
@@ -223,11 +223,11 @@ def union(cursors: Iterable[DayCursor]) -> DayCursor:
 
 
 def audit(cursor: DayCursor, units: Sequence[Unit]) -> list[str]:
-    """Hold a finished day against its units: every row once.
+    """Compare a finished day with its units: every row once.
 
     Returns:
-        One line for each unit whose count or sum is wrong; empty when every row was stepped exactly once. Quarantined
-        units are not looked at.
+        One line for each unit with a wrong count or sum; empty when every row was stepped exactly once. Quarantined
+        units are not checked.
     """
     problems = []
     for index, unit in enumerate(units):
@@ -240,10 +240,10 @@ def audit(cursor: DayCursor, units: Sequence[Unit]) -> list[str]:
 
 
 def check_audit(cursor: DayCursor, day: DayLog) -> None:
-    """Refuse a finished day of which a row was not stepped, or stepped twice.
+    """Refuse a finished day with a row that was not stepped, or stepped twice.
 
     Raises:
-        DataError: Says how many units, and names one.
+        DataError: Gives the number of such units, and names one.
     """
     problems = audit(cursor, day.units)
     if problems:
@@ -251,7 +251,7 @@ def check_audit(cursor: DayCursor, day: DayLog) -> None:
 
 
 def check_quarantine(cursor: DayCursor, day: DayLog, limit: float) -> None:
-    """Refuse a day of which too much could not be read.
+    """Refuse a day with too large a share of unreadable rows.
 
     Raises:
         DataError: Names the share, a unit and its error.

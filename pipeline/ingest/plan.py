@@ -1,8 +1,8 @@
 """The stream of a run: segments planned where the ranks are known, split by Ray Data, read lane by lane.
 
-The checkpoint to resume from is chosen once, when the stream is planned, and travels in the first parcel, with the
-fencing number of the attempt that this start of the workers is: the weights that a rank restores and the rows that it
-is sent cannot come from different checkpoints, and two starts never write into one directory.
+The checkpoint to resume from is chosen once, when the stream is planned. It travels in the first parcel, with the
+fencing number of this start's attempt. So the weights that a rank restores and the rows that it receives cannot come
+from different checkpoints, and two starts never write into one directory.
 """
 
 import json
@@ -34,7 +34,7 @@ SHARD = "log"
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """What a checkpoint says about where the model is.
+    """Position of the model in a checkpoint.
 
     Args:
         checkpoint: Its name below the line's checkpoints.
@@ -43,10 +43,10 @@ class ResumePoint:
         log_day: Day whose log was being read for it.
         seen: Rows that the model had seen of the log.
         lanes: The day's lanes, as unit keys per rank.
-        complete: Whether all rows of the log have been stepped.
-        seed: Of the run that wrote it.
-        shuffle_rows: Whether that run shuffled rows within their unit.
-        files: Sizes and fingerprints of the log's files, when they were read.
+        complete: True if all rows of the log have been stepped.
+        seed: Seed of the run that wrote it.
+        shuffle_rows: True if that run shuffled rows within their unit.
+        files: Sizes and fingerprints of the log's files at the time of reading.
     """
 
     checkpoint: str
@@ -63,11 +63,11 @@ class ResumePoint:
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """Where the workers start.
+    """Start of the workers.
 
     Args:
         attempt: The fencing number of this start; None where nothing is written.
-        resume: The checkpoint to go on from; None: from nothing.
+        resume: The checkpoint to continue from; None: from nothing.
     """
 
     attempt: str | None = None
@@ -76,17 +76,17 @@ class StreamStart:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first parcel of a segment says.
+    """Content of the first parcel of a segment.
 
     Args:
         pass_index: The pass over the days.
         day: ISO date of the day that is trained.
-        log_day: Of the day whose log is read.
+        log_day: ISO date of the log that is read.
         lanes: Indices of units per rank.
         seen: Rows that the model had seen when the stream was planned.
-        checkpoint: What to restore before the first batch; only in a model's first segment.
+        checkpoint: Checkpoint to restore before the first batch; only in a model's first segment.
         attempt: The fencing number of this start of the workers.
-        model: Whose segment it is, of the models that a run works on one after the other.
+        model: Index of the segment's model, among the models that a run trains one after the other.
     """
 
     pass_index: int
@@ -111,19 +111,19 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Which rows a run reads, in which order.
+    """Rows that a run reads, and their order.
 
     Args:
-        logs: Where the files are.
-        parts: What to read, in order.
-        passes: How often to go over all of it.
-        encoder: How rows are encoded.
+        logs: Storage of the log files.
+        parts: Parts to read, in order.
+        passes: Number of passes over all parts.
+        encoder: Encoder of the rows.
         ingest: Sizes, shuffling and bounds.
         seed: The run's seed.
-        starts: By model: begins an attempt, and says where it starts; called at every start of the workers. Models get
-            all that is left of theirs one after the other.
-        holdout: Which rows are never trained.
-        rows: Which rows have labels: those that are `trained` or `all`; or `held_out`, and then only those are read.
+        starts: Function of each model that begins an attempt and returns its start; called at every start of the
+            workers. Each model gets all of its remaining rows before the next model.
+        holdout: Rows that are never trained.
+        rows: Rows that have labels: `trained`, `all` or `held_out`; with `held_out` only these rows are read.
     """
 
     logs: Storage
@@ -137,7 +137,7 @@ class RunPlan:
     rows: Rows = "trained"
 
     def begin_attempts(self) -> list[StreamStart]:
-        """Begin an attempt of every model: from now on its checkpoints count, and those of earlier attempts no more.
+        """Begin an attempt of every model; from then on only the checkpoints of this attempt count.
 
         Raises:
             DataError: Another run holds a line, or a line does not fit what is asked for.
@@ -148,7 +148,7 @@ class RunPlan:
         """Plan the segments that are left to read, each dealt to the ranks; a pure function.
 
         Args:
-            starts: By model: where it starts.
+            starts: Start of each model.
             num_ranks: Number of ranks.
 
         Raises:
@@ -194,7 +194,7 @@ class RunPlan:
         return Header(resume.pass_index, part.day, day.day, lanes, resume.seen)
 
     def _check_unchanged(self, resume: ResumePoint, day: DayLog) -> None:
-        """Refuse to go on within a day where "the first n rows of a unit" are no longer those that were trained."""
+        """Refuse to continue within a day if "the first n rows of a unit" are no longer the trained ones."""
         if (resume.seed, resume.shuffle_rows) != (self.seed, self.ingest.shuffle.rows):
             raise DataError(
                 f"{resume.checkpoint} is within {day.day}, trained with seed {resume.seed} and shuffle.rows "
@@ -215,7 +215,7 @@ class RunPlan:
             )
 
     def entries(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[PlannedParcel]:
-        """The parcels of all ranks in the order in which the splitter deals them out."""
+        """Return the parcels of all ranks in the splitter's order of dealing."""
         entries = [] if segments else [PlannedParcel("blank", 0)] * num_ranks  # Ray Data wants something to read
         for segment, (part, header) in enumerate(segments):
             text = header.to_json()
@@ -233,7 +233,7 @@ class RunPlan:
         return entries
 
     def read_plan(self, segments: Sequence[tuple[Part, Header]]) -> ReadPlan:
-        """What the data tasks need to know to read segments."""
+        """Return the input of the data tasks for reading segments."""
         return ReadPlan(
             logs=self.logs,
             encoder=self.encoder,
@@ -247,7 +247,7 @@ class RunPlan:
         )
 
     def begin_stream(self, num_ranks: int) -> ray.data.Dataset:
-        """Begin an attempt of every model, and return what is left to read as a Ray Data set of parcels."""
+        """Begin an attempt of every model, and return the remaining rows as a Ray Data set of parcels."""
         try:
             segments = self.segments(self.begin_attempts(), num_ranks)
             entries = self.entries(segments, num_ranks)
@@ -273,10 +273,10 @@ class RunPlan:
 
 
 class LaneConfig(ray.train.DataConfig):
-    """Plans the stream where Ray Train knows the number of workers, at every start of the worker group.
+    """Planner of the stream, called by Ray Train with the number of workers at every start of the worker group.
 
     Args:
-        plan: What the run reads.
+        plan: Plan of the run.
     """
 
     def __init__(self, plan: RunPlan) -> None:
@@ -291,6 +291,6 @@ class LaneConfig(ray.train.DataConfig):
         worker_node_ids: Any = None,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """One lane a rank. `equal=True`, Ray Train's own way, drops rows to make the lanes even."""
+        """Split into one lane per rank. `equal=True`, Ray Train's default, drops rows to make the lanes even."""
         splits = self._plan.begin_stream(world_size).streaming_split(world_size, equal=False)
         return [{SHARD: split} for split in splits]

@@ -21,7 +21,7 @@ class Segment:
     Args:
         header: Its first parcel's header.
         parcels: Its units, in lane order.
-        bad: By unit, why it could not be read or encoded; filled while the parcels are read.
+        bad: Reason why a unit could not be read or encoded, by unit; filled while the parcels are read.
     """
 
     header: Header
@@ -30,7 +30,7 @@ class Segment:
 
 
 def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[Any]:
-    """A rank's blocks as they are, each of them one Arrow row.
+    """Yield a rank's blocks unchanged, each of them one Arrow row.
 
     Args:
         shard: The rank's lane, as Ray Train gives it.
@@ -46,8 +46,8 @@ def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[
 
     Args:
         blocks: A rank's blocks, as `receive_blocks` gives them.
-        on_bad: What the log says of a unit that could not be read or encoded, which is noted in its segment and passed
-            over; None: that is an error.
+        on_bad: Log message for a unit that could not be read or encoded; such a unit is noted in its segment and
+            passed over. None: such a unit is an error.
 
     Raises:
         DataError: While the parcels are read: a unit could not be read or encoded.

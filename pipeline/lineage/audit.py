@@ -1,4 +1,4 @@
-"""Hold what a line says it has trained against the logs themselves: every row once, day after day."""
+"""Audit of a line: the rows that it records as trained, compared with the logs."""
 
 import logging
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
     """Audit a checkpoint and all days before it, back to the first.
 
-    The count of a unit's rows and the sum of their hashes, which the trainer took from the batches that it stepped,
-    are computed again from nothing but the footers of the logs.
+    The trainer took the count of a unit's rows and the sum of their hashes from the batches that it stepped. The audit
+    computes both again from the footers of the logs alone.
 
     Args:
         config: The project's configuration.
-        checkpoint: Its name below the line; None: the newest published.
+        checkpoint: Name of the checkpoint below the line; None: the newest published.
 
     Returns:
         The figures of the command's JSON line.
@@ -71,7 +71,7 @@ def audit_line(config: Config, checkpoint: str | None) -> dict[str, Any]:
 
 
 def _doubled(lineage: list[Manifest]) -> Iterator[str]:
-    """Days that a chain of parents has twice in one pass, for the same tasks."""
+    """Yield the days that a chain of parents has twice in one pass, for the same tasks."""
     seen = set()
     for manifest in lineage:
         trained = (manifest.log_day, manifest.pass_index, str(manifest.tasks))
@@ -81,7 +81,7 @@ def _doubled(lineage: list[Manifest]) -> Iterator[str]:
 
 
 def _differing(line: Line, manifest: Manifest, logs: Storage) -> Iterator[str]:
-    """What of a day is not as its manifest says, one line a unit."""
+    """Yield the differences between a day's cursor and its log, one line per unit."""
     ingest = manifest.config["ingest"]
     try:
         (day,) = list_days(logs, [manifest.log_day], ingest["unit"]["max_rows"])
@@ -100,7 +100,7 @@ def _differing(line: Line, manifest: Manifest, logs: Storage) -> Iterator[str]:
 
 
 def _expected_sum(manifest: Manifest, day: DayLog, index: int, seen: int) -> int:
-    """The sum of the first rows of a unit, in the order in which they were trained."""
+    """Return the hash sum of the first rows of a unit, in training order."""
     unit = day.units[index]
     if seen == unit.num_rows:
         return audit_sum(unit.salt, np.arange(seen))

@@ -1,7 +1,7 @@
-"""Where a run goes on, asked at every start of its workers.
+"""Choice of the checkpoint from which a run continues, at every start of its workers.
 
-Ray Data plans the stream in a process of its own, which imports this file: that process is to be there within a second,
-so nothing here imports torch. Only a checkpoint of another configuration has it imported, to say what differs.
+Ray Data plans the stream in a process of its own, which imports this file and has to start within a second. So this
+file does not import torch, except to name the difference from a checkpoint of another configuration.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipeline.lineage.records import Manifest, RunScope
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """Begins an attempt of a run; called at every start of the workers.
+    """Function that begins an attempt of a run; called at every start of the workers.
 
     Args:
         declared: The configuration, as manifests have it.
@@ -35,7 +35,7 @@ class Beginning:
     trusted: str | None
 
     def __call__(self) -> StreamStart:
-        """Take the line for an attempt, and choose where it starts."""
+        """Take the line for an attempt, and choose its start."""
         attempt, start = self.line.begin_attempt(self.days, self.run, self._choose, passes=self.passes, held=True)
         return StreamStart(attempt, self.line.resume_point(start) if start else None)
 
@@ -46,7 +46,7 @@ class Beginning:
 def start_of(
     declared: dict[str, Any], line: Line, days: Sequence[str], passes: int, trusted: str | None = None
 ) -> Manifest | None:
-    """The checkpoint to start from, if it fits the days that are asked for.
+    """Return the checkpoint to start from, if it fits the requested days.
 
     Args:
         declared: The configuration, as manifests have it.
@@ -56,7 +56,7 @@ def start_of(
         trusted: A checkpoint that was found intact a moment ago.
 
     Raises:
-        DataError: The line is elsewhere, or was trained with another schema.
+        DataError: The line's position does not fit the days, or the line was trained with another schema.
     """
     newest = line.newest(trusted)
     if newest is None:
@@ -87,10 +87,10 @@ def _check_fits(declared: dict[str, Any], manifest: Manifest) -> None:
 
 
 def is_last(manifest: Manifest, days: Sequence[str], passes: int) -> bool:
-    """Whether a checkpoint is the end of all that a run was to train."""
+    """Return True if a checkpoint is the end of a run's last day and pass."""
     return ends_day(manifest, passes) and manifest.day == days[-1]
 
 
 def ends_day(manifest: Manifest, passes: int) -> bool:
-    """Whether a checkpoint is the end of a day, of its own rows and in the last pass."""
+    """Return True if a checkpoint is the end of a day's own rows in the last pass."""
     return manifest.complete and manifest.pass_index == passes - 1 and manifest.is_own_log

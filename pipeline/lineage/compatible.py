@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors mean what the config says that they mean."""
+"""Comparison of the meaning of a checkpoint's tensors with the configuration."""
 
 import json
 from typing import Any
@@ -11,10 +11,10 @@ from pipeline.lineage.records import Manifest
 
 
 def check_same_schema(config: Config, manifest: Manifest) -> None:
-    """Refuse to load a checkpoint whose tensors mean something else, saying which.
+    """Refuse to load a checkpoint with tensors of another meaning.
 
     Raises:
-        DataError: Names the table, or what else differs, and what to do.
+        DataError: Names the table or another difference, and the remedy.
     """
     held, holds = manifest.config.get("holdout"), config.holdout
     if held is not None and holds is not None and held != holds.model_dump(mode="json"):
@@ -62,7 +62,7 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
 
 
 def _same_model(then: dict[str, Any], now: ModelConfig) -> bool:
-    """Whether a model section means the same; keys that have come since have their defaults in the old one."""
+    """Return True if two model sections mean the same; keys added since have their defaults in the old one."""
     try:
         return ModelConfig.model_validate_json(json.dumps(then)) == now
     except ValidationError:

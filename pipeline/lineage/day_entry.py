@@ -16,7 +16,7 @@ def parts_of_run(line: Line, finished: Manifest) -> Iterator[Manifest]:
 
 
 def quarantined(line: Line, manifests: Sequence[Manifest]) -> dict[str, str]:
-    """Return the units that could not be read, and why."""
+    """Return the units that could not be read, with their reasons."""
     found = (line.cursor(manifest).quarantined for manifest in manifests)
     return {key: reason for units in found for key, reason in units.items()}
 

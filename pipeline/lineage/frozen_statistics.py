@@ -11,7 +11,7 @@ STATISTICS = "statistics.json"
 
 
 def load_statistics(config: Config, line: Line) -> Statistics | None:
-    """The line's statistics, as `jobs.fit_features` wrote them; None where the schema needs none.
+    """Return the line's statistics, as `jobs.fit_features` wrote them; None if the schema needs none.
 
     Raises:
         ConfigError: They are missing, or were made for another schema.

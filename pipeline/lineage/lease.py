@@ -1,12 +1,12 @@
-"""The lease of a line: one job at a time, found dead by its silence and not by anybody's clock.
+"""The lease of a line: one job at a time; a silent holder counts as dead, and no clock is compared.
 
-The holder rewrites a file in the line every third of the lease. Whoever wants it watches that file: if it changes, the
-holder lives; if it stays the same for a whole lease, by the watcher's own monotonic clock, the holder is dead and is
-taken over. No time is ever compared between machines, so a clock that is set back or wrong changes nothing. A holder
-of the same machine whose process is gone is dead at once.
+The holder rewrites a file in the line every third of the lease. Another job that wants the lease watches that file. A
+file that changes shows a live holder. A file that stays the same for a whole lease, by the watcher's own monotonic
+clock, shows a dead one, and the watcher takes the lease over. No time is compared between machines, so a wrong clock,
+or one that is set back, has no effect. A holder of the same machine counts as dead at once when its process is gone.
 
-A lease alone cannot keep a job that was stopped for longer from waking up and going on. What it does then is refused
-by LATEST's holder, which whoever takes the lease writes there (`Line.take`).
+A lease alone cannot prevent a job that was suspended for longer from continuing. The holder in LATEST refuses the
+writes of such a job; every job that takes the lease sets this holder (`Line.take`).
 """
 
 import contextlib
@@ -36,14 +36,14 @@ def lease(line: Line, what: str, seconds: float) -> Iterator[str]:
 
     Args:
         line: The line.
-        what: What the job does, for whoever finds the line held.
-        seconds: After which silence a holder is dead; it is renewed three times as often.
+        what: Description of the job, shown to a job that finds the line held.
+        seconds: Silence after which a holder counts as dead; the lease is renewed three times as often.
 
     Yields:
-        A name for this run, which holds the line now.
+        Name of this run, which holds the line now.
 
     Raises:
-        DataError: Somebody who is alive holds it: says who.
+        DataError: A live job holds the line; names the job.
     """
     with leases([line], what, seconds) as (run,):
         yield run
@@ -55,14 +55,14 @@ def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[st
 
     Args:
         lines: The lines.
-        what: What the job does, for whoever finds a line held.
-        seconds: After which silence a holder is dead; it is renewed three times as often.
+        what: Description of the job, shown to a job that finds a line held.
+        seconds: Silence after which a holder counts as dead; the lease is renewed three times as often.
 
     Yields:
-        For each line a name for this run, which holds it now.
+        Name of this run for each line; the run holds the lines now.
 
     Raises:
-        DataError: Somebody who is alive holds one of them: says who.
+        DataError: A live job holds one of them; names the job.
     """
     runs = [uuid.uuid4().hex for _ in lines]
     mine = LeaseRecord(what=what, seconds=seconds, process=_this_process())
@@ -93,10 +93,10 @@ class _Holding:
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def look(self) -> bool:
-        """Take the lease, if nobody who may be alive has it; False: look again after a `pause`.
+        """Take the lease unless a job that may be alive has it; return False to look again after a `pause`.
 
         Raises:
-            DataError: Somebody who is alive holds it.
+            DataError: A live job holds it.
         """
         found, first = self._storage.read_versioned(LEASE), self._first
         held = _read(found[0]) if found else None
@@ -150,7 +150,7 @@ class _Holding:
 
 
 def _read(data: bytes) -> LeaseRecord | None:
-    """Read who holds a lease; None where it was given back."""
+    """Read the holder of a lease; None if the lease was given back."""
     try:
         record = LeaseRecord.from_bytes(data)
     except ValueError:  # whoever it is: its silence is what counts
@@ -173,7 +173,7 @@ def _this_process() -> ProcessIdentity:
 
 
 def _machine() -> ProcessIdentity:
-    """Return this machine since it was started, and the container whose process numbers these are."""
+    """Return the identity of this machine's last start, and of the container of these process numbers."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return ProcessIdentity(host=socket.gethostname(), boot=boot, pids=os.readlink("/proc/self/ns/pid"))
@@ -181,7 +181,7 @@ def _machine() -> ProcessIdentity:
 
 
 def _started(pid: int | None) -> int | None:
-    """When a process was started, in ticks since the machine was, which no clock can change; None: it is no more."""
+    """Return the start of a process, in ticks since the machine's start, which no clock changes; None: it is gone."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -190,7 +190,7 @@ def _started(pid: int | None) -> int | None:
 
 
 def _is_gone(process: ProcessIdentity) -> bool:
-    """Return whether a process is certainly no more: it was on this machine, in this container's view, and ended."""
+    """Return True if a process is certainly gone: it ran on this machine, in this container's view, and has ended."""
     here, then = _machine(), process.model_copy(update={"pid": None, "started": None})
     known = here.boot is not None and then == here and process.pid is not None
     return known and _started(process.pid) != process.started

@@ -1,7 +1,7 @@
-"""The ledger of a line: one entry for each training of a day, which says what it was and what it was worth.
+"""The ledger of a line: one entry for each training of a day, with its inputs, checks and metrics.
 
-An entry is written once, before LATEST moves to it, and never changed. A day is done when an entry that is reachable
-from LATEST through parents says so; what a rollback leaves behind stays readable and is reachable no more.
+An entry is written once, before LATEST moves to it, and never changed. A day is done if an entry for it is reachable
+from LATEST through parents. Entries that a rollback leaves behind stay readable and are not reachable.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pipeline.lineage.records import EntryReference
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The entries of a line.
+    """Entries of a line.
 
     Args:
         line: The line.
@@ -27,12 +27,12 @@ class Ledger:
     line: Line
 
     def generations(self, day: str) -> list[LedgerEntry]:
-        """All trainings of a day, the first one first; published, rolled back, or cut off before they were."""
+        """Return all trainings of a day, the first one first: published, rolled back, or cut off before publication."""
         numbers = sorted(int(name.removesuffix(".json")) for name in self.line.storage.names(f"ledger/{day}"))
         return [self.read(day, number) for number in numbers]
 
     def read(self, day: str, generation: int) -> LedgerEntry:
-        """One entry.
+        """Read one entry.
 
         Raises:
             DataError: It is missing or damaged.
@@ -48,21 +48,21 @@ class Ledger:
             ) from error
 
     def newest(self) -> LedgerEntry | None:
-        """The entry that LATEST names; None where nothing is published."""
+        """Return the entry that LATEST names; None if nothing is published."""
         state = self.line.state()
         if state.branch is not None:  # forked, and nothing of its own is published yet
             return self._of(state.branch)
         return self.read(state.published.day, state.published.generation) if state.published else None
 
     def chain(self) -> Iterator[LedgerEntry]:
-        """What is published, the newest day first, through parents and across the lines that it was forked from."""
+        """Yield the published entries, the newest day first, through parents and across the lines of origin."""
         entry = self.newest()
         while entry is not None:
             yield entry
             entry = self._of(entry.parent) if entry.parent else None
 
     def find(self, day: str) -> LedgerEntry | None:
-        """The published entry of a day, if it is done."""
+        """Return the published entry of a day; None if the day is not done."""
         for entry in self.chain():
             if entry.day <= day:
                 return entry if entry.day == day else None
@@ -75,12 +75,12 @@ class Ledger:
         return Ledger(line).read(reference.day, reference.generation)
 
     def enter(self, entry: LedgerEntry, parent: LedgerEntry | None, serial: int) -> LedgerEntry:
-        """Write the next generation of a day, or find the entry that a try wrote which was cut off after it.
+        """Write the next generation of a day, or find its entry from a try that was cut off after writing.
 
         Args:
-            entry: The entry, whose line, generation, parent and serial are filled in here.
+            entry: The entry; this method fills in its line, generation, parent and serial.
             parent: Entry that it follows.
-            serial: Serial of LATEST when it was begun.
+            serial: Serial of LATEST at the beginning of the training.
         """
         while True:
             known = self.generations(entry.day)
@@ -94,5 +94,5 @@ class Ledger:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of a config that was written out."""
+    """Return twelve hexadecimal digits that identify a config as it was written out."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

@@ -21,7 +21,7 @@ class Verdict(RecordPart):
 
 
 Metrics = dict[str, dict[str, Any]]
-"""By task name: the metrics of `evaluation.metrics.TaskMetrics.result`, with the task's kind."""
+"""Metrics of `evaluation.metrics.TaskMetrics.result` with the task's kind, by task name."""
 
 
 class HoldoutMetrics(RecordPart):
@@ -56,7 +56,8 @@ class LedgerEntry(Record):
     """Entry of the ledger: one training of a day; written once, before LATEST moves to it, and never changed.
 
     Args:
-        kind: Command that made it: `train`, `daily`, `migrate`, or `skip` for a day that was left out.
+        kind: Command that made it: `daily`; `train` (no checks, no metrics, no `seconds`, no `at`); `migrate` (the
+            content of the day's entry before it, with another checkpoint); or `skip` for a day that was left out.
         line: Name of the line.
         day: ISO date.
         generation: Number of the day's training on its line, from 1.
@@ -64,7 +65,7 @@ class LedgerEntry(Record):
         parent: Entry that it follows; absent: it is the first.
         serial: Serial of LATEST when it was begun.
         run: Run that made it.
-        at: Moment, ISO 8601.
+        at: Moment of writing by that machine's clock, ISO 8601; nothing reads it.
         skipped: Reason for which the day was left out; absent: it was trained.
         rows: Rows stepped.
         held_out: Rows among them that are held out.
@@ -74,21 +75,21 @@ class LedgerEntry(Record):
         days_done: Days that the line has finished.
         loss_weights: w_k(t) of each task.
         pass_index: Pass over the days, from 0.
-        new_ids: By table with a vocabulary: figures of the admission of ids.
+        new_ids: Figures of the admission of ids, by table with a vocabulary.
         attempt: Fencing number of the attempt that trained it.
-        logs: Size and fingerprint of each file of the log.
-        quarantined: By unit: why it could not be read.
+        logs: Size and fingerprint of the Parquet footer, for each file of the log.
+        quarantined: Reason why a unit could not be read, by unit.
         audit: Audit of the day.
-        config: Twelve hexadecimal digits of the configuration.
-        train_seconds: Seconds of training.
-        late: By ISO date: late labels of earlier days that were trained with it.
-        profile: Profile of the log, `features.profile.DayProfile`.
+        config: Twelve hexadecimal digits that identify the configuration, which the checkpoint's manifest has in full.
+        train_seconds: Seconds of stepping over the day's own rows, those before a restart included, none counted twice.
+        late: Late labels of earlier days that were trained with it, by ISO date.
+        profile: Profile of the log by preflight, `features.profile.DayProfile`.
         preflight: Verdict of preflight.
         gate: Verdict of the gate.
         before: Metrics of the parent's checkpoint on the day's log, before it was trained.
         holdout: Metrics on the hold-out.
-        expert_use: By module of gates: mean weight of each expert, per gate.
-        seconds: Seconds of the job's steps.
+        expert_use: Mean weight of each expert per gate, by module of gates, on the held-out rows.
+        seconds: Seconds of preflight, predict, train and gate, in the command that published.
         migrated_from: Checkpoint that it was migrated from.
     """
 
@@ -134,5 +135,5 @@ class LedgerEntry(Record):
 
     @property
     def published(self) -> Published:
-        """What LATEST says of the entry once it is published."""
+        """Return the fields of LATEST for the published entry."""
         return Published(day=self.day, generation=self.generation, checkpoint=self.checkpoint)

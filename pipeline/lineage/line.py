@@ -1,4 +1,4 @@
-"""A line of a root: which attempts were made, which checkpoints are complete, which one is the newest published."""
+"""A line of a root: its attempts, its complete checkpoints, and the newest published one."""
 
 import contextlib
 import logging
@@ -47,19 +47,19 @@ class Line:
 
     @classmethod
     def of(cls, root: str, name: str) -> "Line":
-        """The line of a root by its name."""
+        """Return the line of a root by its name."""
         return cls(Storage(root).under(f"lines/{name}"))
 
     @property
     def name(self) -> str:
-        """What the line is called."""
+        """Name of the line."""
         return self.storage.url.rsplit("/", 1)[-1]
 
     def take(self, run: str) -> None:
-        """Make a run the line's holder: no other can complete a checkpoint from its next attempt on, or publish.
+        """Make a run the line's holder: no other run can publish, or complete a checkpoint from the next attempt on.
 
         Args:
-            run: Name of the command; the run that held the line before has lost it.
+            run: Name of the run; the previous holder loses the line.
         """
         while True:
             current, version = self._current()
@@ -76,26 +76,27 @@ class Line:
         migrates: str | None = None,
         held: bool = False,
     ) -> tuple[str, Manifest | None]:
-        """Begin an attempt: from now on its checkpoints count, and those of earlier attempts no more.
+        """Begin an attempt; from then on only its checkpoints count, not those of earlier attempts.
 
-        An earlier attempt may be alive still (the workers of a run whose Ray head was killed step for a minute more).
-        Its number is no longer LATEST's fence, so it can neither complete a checkpoint nor publish. A checkpoint that
-        it completed after `choose` has looked has more steps than this attempt's start, and is passed over for that.
+        An earlier attempt may still be alive: after the death of a Ray head its workers step for another minute. Its
+        number is no longer LATEST's fence, so it can neither complete a checkpoint nor publish. A checkpoint that it
+        completed after the call of `choose` has more steps than this attempt's start, and is therefore passed over.
 
         Args:
             days: ISO dates that the attempt will train.
             run: Run that the attempt belongs to.
-            choose: Finds the checkpoint to start from, given one that was found intact a moment ago, if there is one.
-                Called again once the attempt has begun: until then an earlier one may retire what was chosen.
+            choose: Function that finds the checkpoint to start from, given one that was found intact a moment ago, if
+                there is one. It is called again after the attempt has begun, since an earlier attempt may retire its
+                first choice until then.
             passes: Passes over the days.
             migrates: Checkpoint that the attempt migrates.
-            held: Whether the run has taken the line, and goes on only while it holds it.
+            held: True if the run has taken the line, and continues only while it holds the line.
 
         Returns:
-            The attempt's name, e.g. `0003`, which no other has or will have, and the checkpoint to start from.
+            The attempt's unique name, e.g. `0003`, and the checkpoint to start from.
 
         Raises:
-            DataError: The run has begun before, or taken the line, and another one has taken it over since.
+            DataError: The run has begun before or taken the line, and another run has taken the line over since.
         """
         while True:
             current, version = self._current()
@@ -120,7 +121,7 @@ class Line:
         return f"{number:04d}", start
 
     def end_attempts(self, days: Sequence[str], run: str, result: AttemptResult, reason: str | None = None) -> None:
-        """Add to the records of a run's attempts how they ended; all but the last were restarted."""
+        """Add the results to the records of a run's attempts; all but the last were restarted."""
         mine = [attempt for attempt in self.attempts(days) if attempt.run == run and attempt.result is None]
         for attempt in mine:
             is_last = attempt is mine[-1]
@@ -147,14 +148,14 @@ class Line:
             self.storage.write(f"attempts/{day}/{attempt.attempt:04d}.json", attempt.to_bytes())
 
     def state(self) -> Latest:
-        """Return LATEST as it is."""
+        """Return LATEST."""
         return self._current()[0]
 
     def _current(self) -> tuple[Latest, str | None]:
-        """Return LATEST as it is, and its version in the storage.
+        """Return LATEST and its version in the storage.
 
         Raises:
-            DataError: It is damaged, or gone although the line has been trained.
+            DataError: LATEST is damaged, or gone although the line has been trained.
         """
         found = self.storage.read_versioned(LATEST)
         if found is None and self.storage.names("attempts"):
@@ -162,11 +163,11 @@ class Line:
         return (self._intact(Latest, LATEST, found[0]), found[1]) if found else (Latest(), None)
 
     def rebuild(self, entry: Published, serial: int) -> None:
-        """Write LATEST anew where it is damaged or gone.
+        """Write LATEST anew after it was damaged or lost.
 
         Args:
-            entry: Entry of the ledger that it names from now on.
-            serial: Above that of every entry.
+            entry: Entry of the ledger that LATEST names from then on.
+            serial: New serial, above that of every entry.
         """
         days = self.storage.names("attempts")
         fence = max((attempt.attempt for attempt in self.attempts(days)), default=0) + 1
@@ -176,7 +177,7 @@ class Line:
         return self.storage.replace(LATEST, record.to_bytes(), version)
 
     def check_holder(self, attempt: str) -> None:
-        """Hold an attempt that wants to complete or publish something against the newest one.
+        """Check that an attempt that is about to complete or publish something is the newest one.
 
         Raises:
             DataError: Another attempt has begun since.
@@ -186,7 +187,7 @@ class Line:
             raise self._lost(f"attempt {attempt}", state)
 
     def check_run(self, run: str) -> None:
-        """Hold a run that has taken the line against its holder.
+        """Check that a run that has taken the line still holds it.
 
         Raises:
             DataError: Another run has taken the line over since.
@@ -214,7 +215,7 @@ class Line:
             raise DataError(f"{self.storage.url}/{name} is damaged ({' '.join(str(error).split())}): {what}") from error
 
     def manifests(self, since: str = "") -> Iterator[Manifest]:
-        """Manifests of complete checkpoints of days not before `since`, in no order."""
+        """Yield manifests of complete checkpoints of days not before `since`, in no order."""
         for day in self.storage.names("checkpoints"):
             if day < since:
                 continue
@@ -225,9 +226,9 @@ class Line:
                         yield manifest
 
     def place(self, checkpoint: str) -> tuple[Storage, str]:
-        """Where a checkpoint is: the folder of its line, and its name below it.
+        """Return the place of a checkpoint: the folder of its line, and its name below that folder.
 
-        A branch names what it was forked from with the line before it, as in `main:checkpoints/...`.
+        A branch names the checkpoint of its origin with the line before it, as in `main:checkpoints/...`.
         """
         line, _, name = checkpoint.rpartition(":")
         if not line or line == self.name:
@@ -235,7 +236,7 @@ class Line:
         return self.storage.sibling(line), name
 
     def read_manifest(self, checkpoint: str) -> Manifest | None:
-        """The manifest of a checkpoint; None where it is not complete."""
+        """Read the manifest of a checkpoint; None if the checkpoint is not complete."""
         storage, name = self.place(checkpoint)
         return read_manifest(storage, name, checkpoint)
 
@@ -248,11 +249,11 @@ class Line:
         return read_lanes(*self.place(manifest.checkpoint), manifest)
 
     def resume_point(self, manifest: Manifest) -> ResumePoint:
-        """Return where the model of a checkpoint is, as the stream needs it."""
+        """Return the position of a checkpoint's model, for the stream."""
         return resume_point(*self.place(manifest.checkpoint), manifest)
 
     def lineage(self, newest: Manifest) -> Iterator[Manifest]:
-        """A checkpoint and, through their parents, the finished days before it; ends where one has been removed."""
+        """Yield a checkpoint and, through parents, the finished days before it; end at a removed one."""
         manifest: Manifest | None = newest
         while manifest is not None:
             yield manifest
@@ -260,17 +261,17 @@ class Line:
             manifest = self.read_manifest(qualified(manifest.checkpoint, parent)) if parent else None
 
     def remove(self, checkpoint: str) -> None:
-        """Remove a checkpoint; it is no complete one any more from the first moment on."""
+        """Remove a checkpoint; from the first moment of removal it is not complete."""
         self.storage.remove(f"{checkpoint}/{MANIFEST}")
         self.storage.remove(checkpoint)
 
     @contextlib.contextmanager
     def pinned(self, checkpoint: str, holder: str) -> Iterator[None]:
-        """Keep a checkpoint from being retired while somebody reads it; ends by itself after a week.
+        """Keep a checkpoint from being retired while a job reads it; the pin ends by itself after a week.
 
         Args:
             checkpoint: Its name below the line.
-            holder: Who reads it, for whoever finds the pin.
+            holder: Name of the reader, shown to a job that finds the pin.
         """
         name = pin(self.storage, checkpoint, holder, time.time() + _PIN_S)
         try:
@@ -279,23 +280,23 @@ class Line:
             self.storage.remove(name)
 
     def is_pinned(self, checkpoint: str) -> bool:
-        """Whether LATEST names a checkpoint or somebody reads it."""
+        """Return True if LATEST names a checkpoint or a pin keeps it."""
         latest = self.latest()
         if latest is not None and latest.checkpoint == checkpoint:
             return True
         return is_pinned(self.storage, checkpoint)
 
     def newest(self, trusted: str | None = None) -> Manifest | None:
-        """The newest checkpoint that counts, is complete and intact: most steps, then the highest attempt.
+        """Return the newest checkpoint that counts, is complete and intact: most steps, then the highest attempt.
 
-        Those count that follow what is published: they were begun since LATEST was moved to where it is. Checkpoints
-        whose files differ from their manifest are passed over, with a line in the log.
+        A checkpoint counts if it follows the published one: it was begun since the last move of LATEST. Checkpoints
+        with files that differ from their manifest are passed over, with a line in the log.
 
         Args:
-            trusted: A checkpoint whose files were read and found intact a moment ago.
+            trusted: A checkpoint with files that were read and found intact a moment ago.
 
         Raises:
-            DataError: What is published is damaged, and nothing intact follows it: training must not start from
+            DataError: The published checkpoint is damaged, and no intact one follows it: training must not start from
                 nothing.
         """
         state = self.state()
@@ -335,11 +336,11 @@ class Line:
         return None
 
     def damage(self, manifest: Manifest) -> str | None:
-        """What is wrong with a checkpoint's files, by size and checksum; None if nothing is."""
+        """Return the damage of a checkpoint's files, by size and checksum; None if there is none."""
         return damage(*self.place(manifest.checkpoint), manifest)
 
     def latest(self) -> Published | None:
-        """The newest published (day, generation, checkpoint); None where nothing is published."""
+        """Return the newest published (day, generation, checkpoint); None if nothing is published."""
         return self.state().published
 
     def publish(self, entry: Published, serial: int, run: str) -> None:
@@ -347,7 +348,7 @@ class Line:
 
         Args:
             entry: The entry's day, generation and checkpoint.
-            serial: Serial of LATEST when the training that is published was begun.
+            serial: Serial of LATEST at the beginning of the training that is published.
             run: Run that holds the line.
 
         Raises:
@@ -365,11 +366,11 @@ class Line:
                 raise DataError(f"{self.storage.url}/LATEST was moved by another run: look who else trains this line")
 
     def fork(self, origin: EntryReference, checkpoint: str) -> None:
-        """Let this line, which has nothing yet, go on from an entry of another one.
+        """Make this empty line continue from an entry of another line.
 
         Args:
             origin: The entry.
-            checkpoint: Its checkpoint as its own line names it, which is kept from now on.
+            checkpoint: Checkpoint of the entry, as its own line names it; it is kept from then on.
         """
         owner, name = Line(self.storage.sibling(origin.line)).place(checkpoint)
         pin(owner, name, f"line {self.name}", _FOREVER, self.name)
@@ -379,13 +380,13 @@ class Line:
         self.storage.create(LATEST, forked.to_bytes())
 
     def tidy(self, day: str) -> None:
-        """Remove the checkpoints within a day that is published; nobody starts from them any more."""
+        """Remove the checkpoints within a published day, from which no run starts any more."""
         for manifest in list(self.manifests(day)):
             if manifest.day == day and not manifest.complete and not self.is_pinned(manifest.checkpoint):
                 self.remove(manifest.checkpoint)
 
     def restart(self, run: str) -> int:
-        """Let nothing count that was begun and not published: training starts again from what is published.
+        """Discard begun and unpublished work: training starts again from the published checkpoint.
 
         Args:
             run: The run that holds the line.
@@ -405,11 +406,11 @@ class Line:
 
 
 def qualified(checkpoint: str, parent: str) -> str:
-    """A parent's name as the line knows it that `checkpoint` is named in: beside its child, unless it says otherwise.
+    """Return a parent's name as seen from the line in which `checkpoint` is named; by default on its child's line.
 
     Args:
         checkpoint: The child's name, with or without a line before it.
-        parent: What the child's manifest calls its parent.
+        parent: Name of the parent in the child's manifest.
     """
     line, separator, _ = checkpoint.rpartition(":")
     return parent if ":" in parent else f"{line}{separator}{parent}"

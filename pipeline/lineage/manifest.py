@@ -1,4 +1,4 @@
-"""Manifests of training: a configuration as manifests have it, and the part that follows from what was trained."""
+"""Manifests of training: the configuration in its stored form, and the fields that follow from the trained rows."""
 
 import importlib.metadata
 from typing import Any
@@ -27,14 +27,14 @@ def library_versions() -> dict[str, str]:
 def trained_fields(
     config: Config, statistics: Statistics | None, header: Header, part: Part, cursor: DayCursor
 ) -> dict[str, Any]:
-    """Return the fields of a `Manifest` that follow from what was trained.
+    """Return the fields of a `Manifest` that follow from the trained rows.
 
     Args:
         config: The project's configuration.
         statistics: Statistics that are frozen along the line.
         header: Header of the segment that is being trained.
-        part: What the segment reads.
-        cursor: What the model has seen of it.
+        part: Part that the segment reads.
+        cursor: Rows of the part that the model has seen.
     """
     schema = config.log_schema
     return {

@@ -1,4 +1,4 @@
-"""What a person does to a line by hand: fork it, take it back to an earlier day, forget what was begun."""
+"""Operations on a line by hand: branch, rollback to an earlier day, discard of begun work."""
 
 import logging
 import re
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def branch(line: Line, name: str, day: str, *, from_nothing: bool) -> Line:
-    """A line of that name; if there is none, one that goes on from the day before, or begins anew.
+    """Return the line of a name; make one that continues from the day before, or begins anew, if there is none.
 
     Args:
-        line: What it is forked from.
-        name: Its name.
-        day: The first day that it will train.
-        from_nothing: Without what was trained before that day.
+        line: Line of its origin.
+        name: Name of the branch.
+        day: First day that the branch will train.
+        from_nothing: True to begin without the training before that day.
 
     Raises:
-        ConfigError: Nothing is trained before that day, or the name is none.
+        ConfigError: Nothing is trained before that day, or the name is not a valid one.
     """
     if not re.fullmatch(LINE_NAME, name):
         raise ConfigError(f"--branch {name!r}: expected letters, digits, dots, dashes and underscores")
@@ -47,7 +47,7 @@ def branch(line: Line, name: str, day: str, *, from_nothing: bool) -> Line:
 
 
 def rollback(config: Config, line: Line, day: str, reason: str) -> dict[str, Any]:
-    """Move LATEST back to a day; what came after it stays readable, and is trained again as its next generation.
+    """Move LATEST back to a day; later days stay readable, and are trained again as their next generation.
 
     Args:
         config: The project's configuration.
@@ -86,7 +86,7 @@ def _has_latest(line: Line) -> bool:
 
 
 def _rebuild(line: Line, day: str) -> None:
-    """Make LATEST again, as of the last training of a day whose checkpoint is intact."""
+    """Make LATEST again, at the last training of a day with an intact checkpoint."""
     ledger = Ledger(line)
     for entry in reversed(ledger.generations(day)):
         manifest = line.read_manifest(entry.checkpoint)
@@ -100,7 +100,7 @@ def _rebuild(line: Line, day: str) -> None:
 
 
 def discard(config: Config, line: Line, reason: str) -> dict[str, Any]:
-    """Let nothing count that was trained and not published.
+    """Discard the training that is not published.
 
     Args:
         config: The project's configuration.
@@ -118,7 +118,7 @@ def discard(config: Config, line: Line, reason: str) -> dict[str, Any]:
 
 
 def _record_move(line: Line, state: Latest, reason: str, run: str, to: EntryReference | None = None) -> None:
-    """Write down why LATEST is about to be moved by hand; without an entry to move to, what is unpublished goes."""
+    """Record the reason of a move of LATEST by hand, before the move; without a target entry, of a discard."""
     move = MoveByHand(
         was=state.published, at=datetime.now(UTC).isoformat(), to=to, discarded=to is None, reason=reason, run=run
     )

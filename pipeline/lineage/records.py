@@ -81,30 +81,31 @@ class Manifest(Record):
         log_day: ISO date of the log that was read for it; an earlier day's where late labels were trained.
         tasks: Tasks whose labels were read; absent: all.
         pass_index: Pass over the days, from 0.
-        complete: Whether all rows of the log have been stepped.
-        parent: Checkpoint of the finished day before it; absent: none.
+        complete: True if all rows of the log have been stepped.
+        parent: Checkpoint of the finished part or day before it, with the name of its line before it if that is another
+            line; absent: none.
         attempt: Fencing number of the attempt that wrote it, in four digits.
         step: Steps that the model has made on its line.
         days_done: Days that the line has finished.
         day_began_at: Step at which the day began.
         rows: Rows stepped of the log.
-        held_out: Rows among them that are held out.
+        held_out: Held-out rows among them.
         rows_in_space: Rows in each task's sample space.
         audit: Audit of the rows stepped; the cursor has it per unit.
-        files_of_log: Size and fingerprint of each file of the log when it was read.
+        files_of_log: Size in bytes and fingerprint of the Parquet footer, by file of the log, at the time of reading.
         config: The whole configuration.
         schema_fingerprint: Fingerprint of the schema.
         statistics: Statistics of the line; absent: the schema needs none.
         libraries: Versions of the libraries that wrote it.
         sharding: Placement of each table.
-        loss_weights: w_k(t) of each task.
-        run: Days that the command was asked for.
-        new_ids: By table with a vocabulary: figures of the admission of ids.
+        loss_weights: w_k(t) of each task at that step.
+        run: Days and passes that the command was asked for.
+        new_ids: Figures of the admission of ids on the run's days, by table with a vocabulary.
         seconds: Seconds of training since the log was begun, those of cut-off attempts before it included.
         migrated_from: Checkpoint of another schema or model that it was migrated from; absent: none.
         files: Size and checksum of each file of the checkpoint.
-        cursor: Of format 3 alone, which had the cursor in the manifest; `cursor.arrow` since.
-        lanes: Of format 3 alone: unit keys per rank; `lanes.arrow` since.
+        cursor: Cursor in format 3 alone; later formats have the file `cursor.arrow` instead.
+        lanes: Unit keys per rank in format 3 alone; later formats have the file `lanes.arrow` instead.
     """
 
     VERSION: ClassVar[int] = 4
@@ -142,7 +143,7 @@ class Manifest(Record):
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Take the cursor of format 3, which stood in the manifest.
+        """Return the content of format 3, with its cursor and lanes in the manifest.
 
         Raises:
             ValueError: The manifest is of an earlier format.
@@ -159,7 +160,7 @@ class Manifest(Record):
 
     @property
     def is_own_log(self) -> bool:
-        """Whether the day's own rows were read, not late labels of an earlier day."""
+        """True if the day's own rows were read, not late labels of an earlier day."""
         return self.log_day == self.day
 
 
@@ -195,13 +196,15 @@ class Latest(Record):
     """State of a line; moved by compare-and-swap alone.
 
     Args:
-        fence: Number of the newest attempt.
-        holder: Run that holds the line, with a number that no other write has.
-        serial: Raised by every move. An entry or attempt of another serial does not follow what is published now.
-        day: ISO date of the newest published day; absent: nothing is published.
+        fence: Number of the newest attempt that began.
+        holder: Run that holds the line and may publish, with a random part that makes each taking unique.
+        serial: Number of moves of LATEST and of discards. An entry or attempt of another serial does not follow the
+            published checkpoint.
+        day: ISO date of the newest published entry, `ledger/<day>/<generation>.json`; absent: nothing is published.
         generation: Number of that day's training on its line.
         checkpoint: Name of its checkpoint.
-        branch: Entry of another line that this line goes on from, until it publishes an entry of its own.
+        branch: Entry of another line from which this line continues, until it publishes an entry of its own. Until then
+            `checkpoint` has the other line before it, as in `main:checkpoints/...`.
     """
 
     fence: int = 0
@@ -220,7 +223,7 @@ class Latest(Record):
         return Published(day=self.day, generation=self.generation, checkpoint=self.checkpoint)
 
     def is_held_by(self, run: str) -> bool:
-        """Return whether a run holds the line."""
+        """Return True if a run holds the line."""
         return self.holder.startswith(f"{run}/")
 
 
@@ -239,7 +242,9 @@ class Attempt(Record):
         start_step: Steps of that checkpoint.
         serial: Serial of LATEST when it began.
         migrates: Checkpoint that it migrates; absent: it trains.
-        result: How it ended; absent: it has not ended, or was cut off.
+        result: `done`: finished its days. `restarted`: lost a worker or was resized, and the next attempt continued.
+            `interrupted`: was ended by SIGTERM, and saved. `refused`: was stopped by its logs, a loss that is not
+            finite, or another attempt. `failed`: ended with an error. Absent: still runs, or was killed.
         reason: Error of an attempt that failed or was refused.
     """
 
@@ -278,11 +283,11 @@ class LeaseRecord(Record):
 
     Args:
         run: Run that holds the line.
-        what: What the run does.
+        what: Description of the run's work.
         seconds: Silence after which the holder is dead.
         process: Process of the holder.
         beat: Number of the write.
-        released: Run that gave the lease back; absent: it is held.
+        released: Run that gave the lease back; absent: the lease is held.
     """
 
     run: str = ""
@@ -297,7 +302,7 @@ class Pin(Record):
     """Reason for which a checkpoint is not retired.
 
     Args:
-        holder: Who keeps it.
+        holder: Name of the job or branch that keeps it.
         until: End of the pin, in seconds since the epoch.
     """
 
@@ -311,8 +316,8 @@ class MoveByHand(Record):
     Args:
         was: Published checkpoint before the move.
         at: Moment, ISO 8601.
-        to: Entry that LATEST moved to; absent: what was not published was discarded.
-        discarded: Whether what was not published was discarded.
+        to: Entry that LATEST moved to; absent: the unpublished work was discarded.
+        discarded: True if the unpublished work was discarded.
         reason: Reason that the person gave.
         run: Run that moved it.
     """

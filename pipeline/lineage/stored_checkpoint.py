@@ -1,4 +1,4 @@
-"""A complete checkpoint as it is stored: its manifest, whether its files are what it says, and who keeps it."""
+"""A complete checkpoint in storage: its manifest, the check of its files, and its pins."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ _DIGEST_THREADS = 8
 
 
 def read_manifest(storage: Storage, name: str, checkpoint: str) -> Manifest | None:
-    """Read the manifest of a checkpoint; None where it is not complete, damaged, or of another format.
+    """Read the manifest of a checkpoint; None if it is missing, damaged, or of an unknown format.
 
     Args:
         storage: Folder of its line.
@@ -59,7 +59,7 @@ def read_lanes(storage: Storage, name: str, manifest: Manifest) -> tuple[tuple[s
 
 
 def resume_point(storage: Storage, name: str, manifest: Manifest) -> ResumePoint:
-    """Return where the model is, as the stream needs it; arguments as for `read_cursor`."""
+    """Return the model's position, for the stream; arguments as for `read_cursor`."""
     at_end = manifest.complete  # nothing is left of the log
     return ResumePoint(
         checkpoint=manifest.checkpoint,
@@ -76,7 +76,7 @@ def resume_point(storage: Storage, name: str, manifest: Manifest) -> ResumePoint
 
 
 def damage(storage: Storage, name: str, manifest: Manifest) -> str | None:
-    """What is wrong with a checkpoint's files, by size and checksum; None if nothing is."""
+    """Return the damage of a checkpoint's files, by size and checksum; None if there is none."""
     files = manifest.files
     with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
         problems = pool.map(lambda file: _problem(storage, name, file, files[file]), files)
@@ -89,9 +89,9 @@ def pin(storage: Storage, checkpoint: str, holder: str, until: float, name: str 
     Args:
         storage: The folder of its line.
         checkpoint: Its name.
-        holder: Who keeps it, for whoever finds the pin.
-        until: When the pin ends by itself.
-        name: Of the pin; None: one that no other has.
+        holder: Name of the job that keeps it, shown to a job that finds the pin.
+        until: Moment at which the pin ends by itself.
+        name: Name of the pin; None: a unique one.
 
     Returns:
         The file.
@@ -102,7 +102,7 @@ def pin(storage: Storage, checkpoint: str, holder: str, until: float, name: str 
 
 
 def is_pinned(storage: Storage, checkpoint: str) -> bool:
-    """Whether somebody keeps a checkpoint."""
+    """Return True if a pin keeps a checkpoint."""
     for name in storage.names(_pins(checkpoint)):
         with contextlib.suppress(FileNotFoundError, ValueError):  # it is just being removed, or was cut off
             if Pin.from_bytes(storage.read(f"{_pins(checkpoint)}/{name}")).until > time.time():

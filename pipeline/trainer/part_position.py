@@ -15,7 +15,7 @@ from pipeline.trainer.train_state import check_finite
 
 @dataclass(frozen=True, slots=True)
 class PartPosition:
-    """What the model has seen of a part.
+    """Rows of a part that the model has seen.
 
     Args:
         part: The part.
@@ -44,7 +44,7 @@ class PartPosition:
 
         Args:
             job: The model.
-            shares: By rank: rows stepped, and names of tensors that are not finite.
+            shares: Rows stepped and names of tensors that are not finite, by rank.
             fields: Fields of the manifest that do not follow from the position.
 
         Returns:

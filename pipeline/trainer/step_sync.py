@@ -74,15 +74,15 @@ class CountedBatches(Iterator[RankingBatch]):
         loss_weights: w_k(t) of a step, shape (K,).
         take_losses: Sum of this rank's losses over the steps since the last call, shape (K,).
         group: A gloo process group that nothing else uses.
-        signals: What this rank has to say with its next batch.
+        signals: Signals that this rank sends with its next batch.
 
     Attributes:
         num_rows: Rows of all ranks handed out so far.
         losses: Mean over the ranks of the newest losses that were taken, summed over their steps, shape (K,).
-        error: Why this rank had to stop, if it had to.
-        stopped: Whether any rank had to: nothing is saved.
-        interrupted: Whether the run was asked to end; all batches that were handed out are to be stepped and saved.
-        look: Whether to look for nodes that are about to be taken away; the same on all ranks at every step.
+        error: Reason for which this rank had to stop, if there is one.
+        stopped: True if any rank had to stop: nothing is saved.
+        interrupted: True if the run was asked to end; all batches that were handed out are to be stepped and saved.
+        look: True to look for nodes that are about to be taken away; the same on all ranks at every step.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ def train_model(
         job: The model.
         segments: Its own.
         groups: Process groups.
-        device: Where this rank computes.
+        device: Device of this rank.
         reached: Takes the newest `checkpoint` and its `step`, and `first_step_at`, in seconds since the epoch.
 
     Raises:
@@ -92,13 +92,13 @@ def train_model(
 
 
 class Trainer:
-    """The state of one worker while it trains.
+    """State of one worker in training.
 
     Args:
-        job: What to train.
+        job: Model to train.
         groups: Process groups.
         state: Built and sharded.
-        device: Where this rank computes.
+        device: Device of this rank.
     """
 
     def __init__(self, job: TrainJob, groups: Groups, state: TrainState, device: torch.device) -> None:
@@ -189,7 +189,7 @@ class Trainer:
         return batcher.next_batch(step)
 
     def _next_step(self, batches: CountedBatches) -> StepOutput | None:
-        """One step of TorchRec's pipeline; None when the day is over on all ranks."""
+        """Make one step of TorchRec's pipeline; return None when the day is over on all ranks."""
         seed_step(self._job.config.seed, self.step, dist.get_rank())
         try:
             output: StepOutput = self._pipeline.progress(batches)
@@ -238,6 +238,6 @@ class Trainer:
         self.progress.saved(name, complete=complete)
 
     def _why_stopped(self, batches: CountedBatches) -> str:
-        """The first rank's reason: a unit that could not be read, or the units of a step whose loss was not finite."""
+        """Return the first rank's reason: a unit that could not be read, or units of a step with a loss not finite."""
         mine = str(batches.error) if batches.error else self._not_finite
         return next((reason for reason in self._groups.gather(mine) if reason), "a loss is not finite")

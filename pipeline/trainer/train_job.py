@@ -1,4 +1,4 @@
-"""What every worker of a training run is given."""
+"""Arguments of every worker of a training run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +13,19 @@ from pipeline.lineage.records import RunScope
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """What every worker of a training run is given to train one model.
+    """Arguments of every worker of a training run for one model.
 
     Args:
         config: The project's configuration.
-        statistics: Frozen along the line.
-        line: Where checkpoints go.
+        statistics: Statistics that are frozen along the line.
+        line: Line of the checkpoints.
         days: ISO dates of the days of the run.
-        parts: What is read for them, in order.
-        passes: Passes over all of it.
-        read: What rows are read with: the features of the configuration, and at least its tasks.
+        parts: Parts to read for these days, in order.
+        passes: Number of passes over all parts.
+        read: Configuration for reading rows: the features of `config`, and at least its tasks.
         admission: Reference to an `Admission` in the object store, which the workers of a node read without copies.
         board: A `ProgressBoard`, or None.
-        what: What its progress is called.
+        what: Name of its progress.
     """
 
     config: Config
@@ -41,5 +41,5 @@ class TrainJob:
 
     @property
     def run(self) -> RunScope:
-        """What manifests call the run by, which is the same however often it is started."""
+        """Identity of the run in manifests, independent of the number of starts."""
         return RunScope(days=self.days, passes=self.passes)
