@@ -9,12 +9,13 @@ Generated from the record classes by `make docs`; do not edit. A test holds it t
 
 A record is one JSON file with a version and, under `sha256`, the checksum of its own content. A field without a value
 is not written; "absent" stands for that. A record of an earlier version is read, one of a later version is refused.
-Where each record stands is in [root.md](root.md). `<name>` stands for a name, `[]` for the entries of a list.
+[root.md](root.md) shows the place of each record. `<name>` stands for a name, `[]` for the entries of a list.
 
-A checkpoint has two further files, in Arrow's file format: `cursor.arrow`, with a row per unit that was stepped or is
-quarantined (`unit`; `rows` stepped; `sum` modulo 2^64 of hash(unit, row number) over them; `quarantined`, why it could
-not be read), and in its metadata `in_space`, the rows in each task's sample space, and `held_out`; and `lanes.arrow`,
-with a row per unit (`rank`, `unit`), rank by rank in the order of reading. [audit.md](audit.md) shows how to read them.
+A checkpoint has two further files, in Arrow's file format. `cursor.arrow` has a row per unit that was stepped or is
+quarantined: `unit`; `rows` stepped; `sum` modulo 2^64 of hash(unit, row number) over them; `quarantined`, the reason
+why the unit could not be read. Its metadata has `in_space`, the rows in each task's sample space, and `held_out`.
+`lanes.arrow` has a row per unit: `rank` and `unit`, rank by rank in the order of reading.
+[audit.md](audit.md#read-a-cursor) shows how to read both.
 """
 
 
