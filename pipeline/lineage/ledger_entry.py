@@ -75,7 +75,7 @@ class LedgerEntry(Record):
         days_done: Days that the line has finished.
         loss_weights: w_k(t) of each task.
         pass_index: Pass over the days, from 0.
-        new_ids: Figures of the admission of ids, by table with a vocabulary.
+        new_ids: Figures of the admission of ids (seen, admitted, evicted and more), by table with a vocabulary.
         attempt: Fencing number of the attempt that trained it.
         logs: Size and fingerprint of the Parquet footer, for each file of the log.
         quarantined: Reason why a unit could not be read, by unit.
@@ -83,10 +83,12 @@ class LedgerEntry(Record):
         config: Twelve hexadecimal digits that identify the configuration, which the checkpoint's manifest has in full.
         train_seconds: Seconds of stepping over the day's own rows, those before a restart included, none counted twice.
         late: Late labels of earlier days that were trained with it, by ISO date.
-        profile: Profile of the log by preflight, `features.profile.DayProfile`.
+        profile: Profile of the log by preflight, `features.profile.DayProfile`: rows; nulls by column; by task rows in
+            space, sum and sum of squares of labels; by id feature a sample of ids with their rows.
         preflight: Verdict of preflight.
         gate: Verdict of the gate.
-        before: Metrics of the parent's checkpoint on the day's log, before it was trained.
+        before: Metrics of the parent's checkpoint on the day's log, before training on it; absent: there is no parent,
+            or no daily job trained the day.
         holdout: Metrics on the hold-out.
         expert_use: Mean weight of each expert per gate, by module of gates, on the held-out rows.
         seconds: Seconds of preflight, predict, train and gate, in the command that published.
