@@ -43,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         time.sleep(0.4)
         if step == 2:
             logging.getLogger("pipeline.checkpoint").info("saved checkpoints/2026-11-20")
+    display.show(Progress("evaluate 2026-11-21", 10, 10))
     display.close()
     if arguments.fail:
         raise RuntimeError("the disk is full")
@@ -93,8 +94,9 @@ def _screen(text: str) -> Iterator[str]:
 def test_one_bar_on_a_terminal(surroundings: dict[str, str], num_columns: int) -> None:
     """Catches a bar that begins anew at every look: two new lines each time, elapsed 00:00, 167M rows/s."""
     text = _on_a_terminal(_command(), surroundings, num_columns)
-    saved, bar, end = _screen(text)
+    saved, bar, unknown, end = _screen(text)
     assert saved.endswith("I saved checkpoints/2026-11-20")
+    assert unknown == "evaluate 2026-11-21: 100%|##########| 10.0/10.0 rows"
     assert end == ""
     drawn = r"train 2026-11-20: 100%\|#{10}\| 4\.00k/4\.00k \[00:0[1-9]<00:00, ([\d.]+)k rows/s"
     shown = re.match(drawn, bar)
@@ -111,10 +113,13 @@ def test_lines_without_a_terminal(surroundings: dict[str, str]) -> None:
     assert json.loads(done.stdout)["result"] == "trained"
     lines = done.stderr.splitlines()
     assert all(OWN_LINE.fullmatch(line) for line in lines), done.stderr
-    first, saved, last = (line.partition(" I ")[2] for line in lines)
-    assert first == "train 2026-11-20: 1,000 of 4,000 rows"
-    assert saved == "saved checkpoints/2026-11-20"
-    assert re.fullmatch(r"train 2026-11-20: 4,000 of 4,000 rows, [1-9][\d,]* rows/s, ctr 0\.5000", last)
+    *moving, unknown = (line.partition(" I ")[2] for line in lines)
+    assert len(moving) == 3
+    figures = r"[1-9][\d,]* rows/s, ctr 0\.5000"
+    assert re.fullmatch(rf"train 2026-11-20: 2,000 of 4,000 rows, {figures}", moving[0])
+    assert moving[1] == "saved checkpoints/2026-11-20"
+    assert re.fullmatch(rf"train 2026-11-20: 4,000 of 4,000 rows, {figures}", moving[2])
+    assert unknown == "evaluate 2026-11-21: 10 of 10 rows"
     assert "\x1b" not in done.stderr
     assert list(Path(surroundings["TMPDIR"]).glob("counterpoise-*")) == []
 
@@ -142,10 +147,8 @@ def test_verbose_shows_all(surroundings: dict[str, str]) -> None:
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_streams(surroundings: dict[str, str], closed: str) -> None:
     """Catches a command that cannot begin, or ends with a traceback, where stdout or stderr is closed."""
-    line = f'exec "$0" "$1" {closed}'
-    done = subprocess.run(
-        ["sh", "-c", line, *_command()], capture_output=True, text=True, env=surroundings, check=False
-    )
+    shell = ["sh", "-c", f'exec "$0" "$1" {closed}', *_command()]
+    done = subprocess.run(shell, capture_output=True, text=True, env=surroundings, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))
@@ -171,18 +174,21 @@ def test_no_place_for_a_log_file(surroundings: dict[str, str]) -> None:
     assert "printed by C++ to stderr" in done.stderr
 
 
-def test_own_lines_of_workers(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_lines_of_workers(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a worker's line that is lost, changes its level, or is taken for Ray's, and Ray's taken for ours."""
+    monkeypatch.setenv("RAY_COLOR_PREFIX", "0")
     record = logging.LogRecord("pipeline.x", logging.WARNING, "x.py", 1, "quarantined %s:\nbad", ("a.parquet",), None)
     MarkingHandler().emit(record)
     marked = capsys.readouterr().err.rstrip("\n")
     raw = "Requesting resources: {'CPU': 1.0} * 2"
     with caplog.at_level(logging.DEBUG, "pipeline"):
-        receive_lines({"lines": [raw, marked], "pid": 7, "ip": "10.0.0.1", "actor_name": "RayTrainWorker"})
+        receive_lines({"lines": [raw, marked], "pid": 7, "actor_name": "RayTrainWorker", "is_err": True})
     assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
         (logging.WARNING, "quarantined a.parquet: bad")
     ]
-    assert capsys.readouterr().err == f"(RayTrainWorker 10.0.0.1 7) {raw}\n"
+    assert capsys.readouterr().err == f"(RayTrainWorker pid=7) {raw}\n"
 
 
 def test_an_unknown_loss_is_left_out() -> None:

@@ -23,6 +23,7 @@ import pytest
 import ray
 import torch
 import yaml
+from test_console import OWN_LINE
 from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
 from test_runs import make_config, weights
 
@@ -225,7 +226,10 @@ def run_to(start: Any, tmp_path: Path) -> Callable[[Config, str], dict[str, Any]
 def test_a_driver_that_is_killed(
     where: str, points: list[str], copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path
 ) -> None:
-    """Catches a step that is not done again, is done twice, or whose half is believed, after the command was killed."""
+    """Catches a step that is not done again, is done twice, or whose half is believed, after the command was killed.
+
+    And, in the last start's stderr, a line of the workers that is lost, or one that is not our own.
+    """
     config = _config(logs, copied(where), ray={"address": ray.get_runtime_context().gcs_address})
     for point in points:
         run_to(config, point)
@@ -234,6 +238,11 @@ def test_a_driver_that_is_killed(
         assert latest["day"] == DAYS[0], point
     assert run_to(config, "none")["result"] == "published"
     _check(config, undisturbed, tmp_path)
+    lines = (tmp_path / f"log-{len(points)}").read_text().splitlines()
+    assert [line for line in lines if not OWN_LINE.fullmatch(line)] == []  # none of Ray or FBGEMM
+    if points == ["mid-day"]:  # lines of the workers
+        assert any("I attempt 0003 goes on from " in line for line in lines), lines
+        assert any("I saved checkpoints/" in line for line in lines), lines
 
 
 @pytest.mark.faults

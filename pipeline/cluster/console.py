@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from typing import TextIO
+from typing import Any
 
 OWN_LOGGERS = ("__main__", "jobs", "pipeline", "models", "features")
 _FORMAT = "%(asctime)s %(levelname).1s %(message)s"
@@ -54,8 +54,8 @@ class Console(logging.Handler):
         self._file: str | None = None
 
     @property
-    def stream(self) -> TextIO:
-        """Stream of the lines for the person."""
+    def stream(self) -> Any:
+        """Text stream of the lines for the person."""
         return self._screen or sys.stderr
 
     @property

@@ -1,6 +1,6 @@
 """Progress of a run, from the workers to the command: a bar on a terminal, plain log lines elsewhere.
 
-A figure that is not known yet is left out: rows per second until the second look, the loss of a task before the first
+A figure that is not known yet is left out: rows per second before the second look, the loss of a task before the first
 steps are summed over the ranks.
 """
 
@@ -156,10 +156,10 @@ class ProgressDisplay:
         begins = shown is None or newest.what != shown.what or newest.rows < shown.rows  # fewer: a restart
         if begins:
             self.close()
-            self._since, self._first_rows = time.monotonic(), newest.rows
+            self._since, self._first_rows, self._line_at = time.monotonic(), newest.rows, -_LINE_S
         if console.draws:
             self._draw(newest)
-        elif begins or newest.rows == newest.total or time.monotonic() - self._line_at > _LINE_S:
+        elif newest.rows == newest.total or (not begins and time.monotonic() - self._line_at > _LINE_S):
             self._log(newest)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray._private.worker import print_worker_logs
 
 from pipeline.cluster.console import OWN_LOGGERS
 
@@ -44,15 +45,17 @@ def take_worker_lines() -> None:
 
 
 def receive_lines(batch: dict[str, Any]) -> None:
-    """Log the project's own lines among lines of a worker, and write the others to stderr.
+    """Log the project's own lines among lines of a worker, and let Ray print the others to stderr.
 
     Args:
-        batch: Lines of one process as Ray publishes them: `lines`, `pid`, `ip`, `actor_name`, `task_name`.
+        batch: Lines of one process, as Ray publishes them.
     """
-    who = " ".join(str(batch[key]) for key in ("actor_name", "task_name", "ip", "pid") if batch.get(key))
+    others = []
     for line in batch["lines"]:
         if marked := _MARKED.fullmatch(line):
             logger.log(logging.getLevelName(marked[1]), "%s", marked[2])
         else:
-            with contextlib.suppress(OSError):  # a full disk or a closed stderr must not end Ray's thread
-                sys.stderr.write(f"({who}) {line}\n")
+            others.append(line)
+    with contextlib.suppress(OSError):  # a full disk or a closed stderr must not end Ray's thread
+        rest: Any = batch | {"lines": others}
+        print_worker_logs(rest, sys.stderr)
