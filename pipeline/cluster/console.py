@@ -60,7 +60,7 @@ class Console(logging.Handler):
 
     @property
     def draws(self) -> bool:
-        """Whether a bar can be drawn: on a terminal to which nobody else writes."""
+        """True if a bar can be drawn: on a terminal to which nobody else writes."""
         return self._file is not None and self.stream.isatty()
 
     @property
