@@ -21,6 +21,7 @@ NAMES = (
     "daily_kuairand",
     "together",
     "paced_loop",
+    "startup_cpu",
 )
 
 

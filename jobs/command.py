@@ -1,10 +1,14 @@
-"""Frame of every command: one JSON line on stdout, its log on stderr, an exit code to act upon.
+"""Frame of every command: one JSON line on stdout, its own lines on stderr, an exit code to act upon.
+
+The output of Ray, FBGEMM and the workers goes to a log file, or with `--verbose` to stderr too. The file is kept, and
+named, when a command fails (1); a refusal says all in its own line.
 
 0 done, nothing to do, or waiting; 1 failed; 2 bad arguments or config; 3 refused by a gate or a check. A retry can
 help only after 1. No JSON line at all means that the command crashed.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -39,19 +43,48 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     name = (module.__spec__.name if module.__spec__ else "jobs").removeprefix("jobs.")
     parser = _Parser(prog=f"python -m jobs.{name}", description=module.__doc__)
     add_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="show the output of Ray, FBGEMM and the workers too")
+    _open_missing()
     try:
         arguments, wrong = parser.parse_args(), None
     except ConfigError as error:
-        arguments, wrong = argparse.Namespace(), error
-    stdout = _keep_stdout()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr, force=True
-    )
+        arguments, wrong = argparse.Namespace(verbose=False), error
+    from pipeline.cluster.console import console  # after `--help` has ended
+
+    stdout = os.dup(1)
+    console.open(name, verbose=arguments.verbose)
+    os.dup2(2, 1)  # stdout is for the JSON line alone
     started = time.monotonic()
-    result, code = outcome(run, arguments) if wrong is None else (_failed(wrong), BAD_ARGUMENTS)
+    try:
+        result, code = outcome(run, arguments) if wrong is None else (_failed(wrong), BAD_ARGUMENTS)
+    except BaseException:
+        console.restore()
+        raise
+    if log := console.close_log(keep=code == FAILED):
+        logger.error("the output of Ray and of the workers is in %s", log)
+        result |= {"log": log}
     line = {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)}
-    os.write(stdout, (json.dumps(line) + "\n").encode())
+    with contextlib.suppress(OSError):  # nobody reads stdout any more
+        os.write(stdout, (json.dumps(line) + "\n").encode())
     return code
+
+
+def show(text: str) -> None:
+    """Show a table, or other lines of a command's result, on stderr."""
+    from pipeline.cluster.console import console
+
+    console.write(text)
+
+
+def _open_missing() -> None:
+    """Open a stream that was closed before the start, so that no later file becomes stdout or stderr."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the rest of the process
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,13 +92,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}: see {self.prog} --help")
-
-
-def _keep_stdout() -> int:
-    """Keep stdout for the JSON line: all later output, of Ray's workers too, goes to stderr."""
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    return stdout
 
 
 def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:

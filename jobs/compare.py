@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command, read_config
+from jobs.command import add_config, command, read_config, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     comparison = Comparison(config, plan)
     outcomes = comparison.run()
     rows, kinds = model_rows(outcomes), {task.name: task.kind for task in config.log_schema.tasks}
-    sys.stderr.write(f"\n{to_markdown(rows, kinds, plan)}\n")
+    show(f"\n{to_markdown(rows, kinds, plan)}")
     written = write_report(comparison.storage, outcomes, rows, kinds, plan)
     return {"result": "compared", "verdicts": verdicts(rows), **written}
 

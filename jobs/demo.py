@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import DataError
-from jobs.command import command
+from jobs.command import command, show
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.evaluation.table import metrics_table, share_of_gap
     from pipeline.ingest.units import parse_days
     from pipeline.log_passes.statistics import fit_statistics
+    from pipeline.report.figures import report_evaluation
     from pipeline.trainer.model_check import check_model
     from pipeline.trainer.train_line import train
 
@@ -46,12 +47,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             fit_statistics(config, train_days)
         trained = train(config, train_days, passes=1)
         result = evaluate(config, test_days, None, train_days)
-    sys.stderr.write(f"\n{metrics_table(result)}\n\n")
+    show(f"\n{metrics_table(result)}\n")
     gaps = {entry["task"]: share_of_gap(entry) for entry in result["tasks"]}
     short = [name for name in _HELD_TASKS if (gaps[name] or 0.0) < _HELD_SHARE]
     if short:
         raise DataError(f"the model closes less than {_HELD_SHARE} of the gap to the best on {short}: {gaps}")
-    return {"trained": trained, "share_of_gap": gaps, "tasks": result["tasks"]}
+    evaluated = report_evaluation(config.root, config.line, result)
+    return {"trained": trained, "share_of_gap": gaps, "tasks": evaluated["tasks"], "figures": evaluated["figures"]}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command, read_config
+from jobs.command import add_config, command, read_config, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,19 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate, and show the table on stderr."""
+    """Evaluate, write all metrics, and show the table on stderr."""
     config = read_config(arguments)
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.table import metrics_table
     from pipeline.ingest.units import parse_days
+    from pipeline.report.figures import report_evaluation
     from pipeline.trainer.model_check import check_model
 
     check_model(config)
     history = parse_days(arguments.popularity_days) if arguments.popularity_days else []
     rows = "held_out" if arguments.held_out else "all"
     result = evaluate(config, parse_days(arguments.days), arguments.checkpoint, history, rows)
-    sys.stderr.write(metrics_table(result) + "\n")
-    return result
+    show(metrics_table(result))
+    return report_evaluation(config.root, config.line, result, rows)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import command
+from jobs.command import command, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     experiment = load_experiment(arguments.experiment)
     names = arguments.cases.split(",") if arguments.cases else []
     results = run_cases(cases_of(experiment, arguments.set, names))
-    sys.stderr.write(f"\n{experiment_markdown(experiment, results)}\n")
+    show(f"\n{experiment_markdown(experiment, results)}")
     return {"result": "compared", "cases": [result.case.name for result in results]} | write_experiment(
         experiment, results
     )

@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the missing measurements, and write a configuration for each group."""
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
+    from pipeline.report.figures import without_tables
     from pipeline.studies.group_tasks import GroupingPlan, group_tasks
     from pipeline.trainer.model_check import check_model
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         test_days=tuple(parse_days(arguments.test_days)),
         budget=arguments.budget,
     )
-    return group_tasks(config, plan)
+    return without_tables(config.root, f"group_tasks/{plan.name}", group_tasks(config, plan), ("pairs",))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command, read_config
+from jobs.command import add_config, command, read_config, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Migrate, and show the result for every part on stderr."""
+    """Migrate, write and show the result for every part."""
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.migration.migrate import migrate
+    from pipeline.report.figures import without_tables
     from pipeline.trainer.model_check import check_model
 
     check_model(config)
@@ -28,8 +29,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     result = migrate(config, arguments.checkpoint, days)
     for what in ("kept", "new", "dropped"):
         parts = "".join(f"\n  {part}" for part in result[what])
-        sys.stderr.write(f"{what}: {result[f'num_{what}']:,} parameters{parts}\n")
-    return result
+        show(f"{what}: {result[f'num_{what}']:,} parameters{parts}")
+    name = f"migrate/{config.line}/{result['day']}_{result['generation']}"
+    return without_tables(config.root, name, result, ("kept", "new", "dropped"))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--epochs is {arguments.epochs}, expected at least 1")
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
+    from pipeline.report.figures import first_units
     from pipeline.trainer.model_check import check_model
     from pipeline.trainer.train_line import train
 
     check_model(config)
-    return train(config, parse_days(arguments.days), arguments.epochs)
+    result = train(config, parse_days(arguments.days), arguments.epochs)
+    return result | (first_units(result["quarantined"]) if "quarantined" in result else {})
 
 
 if __name__ == "__main__":

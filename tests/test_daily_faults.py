@@ -25,6 +25,7 @@ import ray
 import torch
 import yaml
 from local_training import Command, on_processes
+from test_console import OWN_LINE
 from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
 from test_runs import make_config, weights
 
@@ -227,11 +228,18 @@ def run_to(start: Any, tmp_path: Path) -> Callable[[Config, str], dict[str, Any]
 def test_a_driver_that_is_killed_on_ray(
     copied: Any, logs: Path, undisturbed: Any, run_to: Any, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """Catches workers of Ray Train that go on without their command, or a start beside them that cannot."""
+    """Catches workers of Ray Train that go on without their command, or a start beside them that cannot.
+
+    And, in the second start's stderr, a line of the workers that is lost, or one that is not our own.
+    """
     config = _config(logs, copied("local"), ray={"address": ray.get_runtime_context().gcs_address})
     run_to(config, "mid-day", on_ray=True)
     assert run_to(config, "none", on_ray=True)["result"] == "published"
     _check(config, undisturbed, tmp_path)
+    lines = (tmp_path / "log-1").read_text().splitlines()
+    assert [line for line in lines if not OWN_LINE.fullmatch(line)] == []  # none of Ray or FBGEMM
+    assert any("I attempt 0003 goes on from " in line for line in lines), lines  # lines of the workers
+    assert any("I saved checkpoints/" in line for line in lines), lines
 
 
 @pytest.mark.parametrize(

@@ -425,7 +425,7 @@ def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any) -> N
     config = _command_config(logs, tmp_path / "root", checkpoint={"every_steps": None})
     first = start_command(config)
     deadline = time.monotonic() + 120
-    while "rows/s" not in first.log.read_text():
+    while " rows" not in first.log.read_text():
         assert first.process.poll() is None, first.log.read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -436,8 +436,7 @@ def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any) -> N
     assert first.process.returncode == 1
     assert "stopped by SIGTERM at step" in result["error"]
     assert "start the same command again" in result["error"]
-    lines = first.log.read_text().splitlines()  # Ray's own cleaner is confused by two Rays on one machine
-    assert not [line for line in lines if "Traceback" in line and "PlacementGroupCleaner" not in line]
+    assert "Traceback" not in first.log.read_text()
     saved = Line.of(config.root, config.line).newest()
     assert saved is not None
     assert 0 < saved.rows < rows

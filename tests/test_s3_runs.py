@@ -269,7 +269,8 @@ def test_a_run_sits_out_a_stopped_server(project: Project):
     _assert_trained_once(project)
     code, line = project.ended(project.start("evaluate", NEXT), 300)
     assert code == 0, project.said()
-    assert line["tasks"][0]["model"]["rows"] == ROWS
+    assert line["tasks"]["ctr"]["rows"] == ROWS
+    assert f"{project.root}/reports/" in line["figures"]
     _assert_no_secret(project)
     Storage(project.root).write("leak", quote(os.environ["AWS_SECRET_ACCESS_KEY"]).encode())
     with pytest.raises(AssertionError, match="leak"):  # the negative control

@@ -1,7 +1,10 @@
-"""Progress of a run, from the workers to the command: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of a run, from the workers to the command: a bar on a terminal, plain log lines elsewhere.
+
+A figure that is not known yet is left out: rows per second before the second look, the loss of a task before the first
+steps are summed over the ranks.
+"""
 
 import logging
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,10 +13,14 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from pipeline.cluster.console import console
+
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _LINE_S = 10.0
+_BEGUN = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} rows"
+_MOVING = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class Progress:
         what: Name of the work, e.g. `train 2026-11-20`.
         rows: Number of rows done.
         total: Number of rows of the day.
-        losses: Mean loss per task over the newest steps.
+        losses: Mean loss per task over the newest steps; without tasks whose loss is not known.
     """
 
     what: str
@@ -72,11 +79,18 @@ class ProgressReporter:
         self._posted_at = 0.0
 
     def post(self, rows: int, losses: dict[str, float], *, final: bool = False) -> None:
-        """Post the number of rows done; too frequent calls are skipped."""
+        """Post the number of rows done; too frequent calls are skipped.
+
+        Args:
+            rows: Number of rows done.
+            losses: Mean loss per task; exactly 0 where no row has been counted, and then left out.
+            final: True to post in any case.
+        """
         now = time.monotonic()
         if self._board is not None and (final or now - self._posted_at > _POLL_S):
             self._posted_at = now
-            self._board.post.remote(Progress(self._what, rows, self._total, losses))
+            known = {name: loss for name, loss in losses.items() if loss != 0}
+            self._board.post.remote(Progress(self._what, rows, self._total, known))
 
 
 class ProgressWatcher:
@@ -92,11 +106,7 @@ class ProgressWatcher:
         self._asked_to_stop, self._told = asked_to_stop, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._bar: tqdm | None = None
-        self._what = ""
-        self._since = (time.monotonic(), 0)
-        self._line_at = 0.0
-        self._shown = ("", -1)
+        self._display = ProgressDisplay()
 
     def __enter__(self) -> "ProgressWatcher":
         self._thread.start()
@@ -105,14 +115,13 @@ class ProgressWatcher:
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._show()
-        if self._bar is not None:
-            self._bar.close()
+        self._look()
+        self._display.close()
 
     def _watch(self) -> None:
         while not self._stop.wait(_POLL_S):
             self._pass_on()
-            self._show()
+            self._look()
 
     def _pass_on(self) -> None:
         if not self._asked_to_stop.is_set():
@@ -122,33 +131,66 @@ class ProgressWatcher:
         self._board.request_stop.remote()  # repeatedly: a board whose node was lost has forgotten it
         self._told = True
 
-    def _show(self) -> None:
+    def _look(self) -> None:
         try:
             newest: Any = ray.get(self._board.read.remote(), timeout=5)
         except ray.exceptions.RayError:  # the cluster is going down; the command itself reports the reason
             return
-        if newest is None:
+        if newest is not None:
+            self._display.show(newest)
+
+
+class ProgressDisplay:
+    """Display of progress: one bar a piece of work on a terminal, a log line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown: Progress | None = None
+        self._bar: tqdm | None = None
+        self._since, self._first_rows, self._line_at = 0.0, 0, 0.0
+
+    def show(self, newest: Progress) -> None:
+        """Show the newest progress, if it is new."""
+        shown, self._shown = self._shown, newest
+        if newest == shown:
             return
-        if newest.what != self._what:
-            self._what, self._since = newest.what, (time.monotonic(), newest.rows)
-        if sys.stderr.isatty():
+        begins = shown is None or newest.what != shown.what or newest.rows < shown.rows  # fewer: a restart
+        if begins:
+            self.close()
+            self._since, self._first_rows, self._line_at = time.monotonic(), newest.rows, -_LINE_S
+        if console.draws:
             self._draw(newest)
-        elif newest.rows == newest.total or time.monotonic() - self._line_at > _LINE_S:
+        elif newest.rows == newest.total or (not begins and time.monotonic() - self._line_at > _LINE_S):
             self._log(newest)
 
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
     def _draw(self, newest: Progress) -> None:
-        if self._bar is None or self._bar.desc != f"{newest.what}: ":
-            if self._bar is not None:
-                self._bar.close()
-            self._bar = tqdm(total=newest.total, desc=newest.what, unit=" rows", unit_scale=True, file=sys.stderr)
+        if self._bar is None:
+            self._bar = tqdm(
+                total=newest.total,
+                desc=newest.what,
+                initial=newest.rows,
+                bar_format=_BEGUN,
+                unit=" rows",
+                unit_scale=True,
+                ascii=True,
+                ncols=console.num_columns - 1,
+                file=console.stream,
+            )
+            return
+        self._bar.bar_format = _MOVING
         self._bar.set_postfix({name: f"{loss:.4f}" for name, loss in newest.losses.items()}, refresh=False)
-        self._bar.update(newest.rows - self._bar.n)
+        self._bar.n, self._bar.ncols = newest.rows, console.num_columns - 1
+        self._bar.refresh()
 
     def _log(self, newest: Progress) -> None:
-        started, first = self._since
-        rate = (newest.rows - first) / max(time.monotonic() - started, 1e-9)
-        text = "  ".join(f"{name} {loss:.4f}" for name, loss in newest.losses.items())
-        if self._shown == (newest.what, newest.rows):
-            return
-        self._line_at, self._shown = time.monotonic(), (newest.what, newest.rows)
-        logger.info("%s: %d of %d rows, %.0f rows/s  %s", newest.what, newest.rows, newest.total, rate, text)
+        self._line_at = time.monotonic()
+        parts = [f"{newest.what}: {newest.rows:,} of {newest.total:,} rows"]
+        if newest.rows > self._first_rows:
+            parts.append(f"{(newest.rows - self._first_rows) / (self._line_at - self._since):,.0f} rows/s")
+        parts += [f"{name} {loss:.4f}" for name, loss in newest.losses.items()]
+        logger.info(", ".join(parts))

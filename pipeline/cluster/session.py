@@ -19,11 +19,14 @@ from pipeline.cluster.failures import run_failed
 from pipeline.cluster.progress import ProgressWatcher
 from pipeline.cluster.signals import stop_on_sigterm
 from pipeline.cluster.worker_entry import run_worker
+from pipeline.cluster.worker_lines import take_worker_lines
 from pipeline.config.project import Config
 from pipeline.ingest.plan import SHARD, LaneConfig, RunPlan
 from pipeline.storage.files import Storage
 
-_RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+_RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_COLOR_PREFIX": "0"}
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -44,6 +47,7 @@ def ray_session(config: Config) -> Iterator[None]:
             "num_cpus": config.ray.num_cpus,
             "object_store_memory": config.ray.object_store_mb * 2**20,
         }
+        logger.info("starting Ray" if config.ray.address == "local" else f"connecting to Ray at {config.ray.address}")
         ray.init(
             address=config.ray.address,
             log_to_driver=True,
@@ -51,6 +55,7 @@ def ray_session(config: Config) -> Iterator[None]:
             runtime_env={"env_vars": _RAY_ENVIRONMENT},
             **(local if config.ray.address == "local" else {}),  # pyright: ignore[reportArgumentType]
         )
+        take_worker_lines()
     try:
         _check_resources(config)
         yield
@@ -123,6 +128,7 @@ def run_workers(
         dataset_config=LaneConfig(plan),
     )
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
+    logger.info("starting workers: %s", num_workers if workers.min is None else f"{workers.fewest} to {workers.most}")
     try:
         with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop):
             result = trainer.fit()

@@ -117,5 +117,6 @@ class PreemptionNotice:
             return False
         self._told = info
         left = f"{info.deadline_ms / 1000 - time.time():.0f} s" if info.deadline_ms else "an unknown time"
-        logger.warning("ranks %s lose their node in %s: saving now", info.preempted_ranks, left)
+        if dist.get_rank() == 0:
+            logger.warning("ranks %s lose their node in %s: saving now", info.preempted_ranks, left)
         return True

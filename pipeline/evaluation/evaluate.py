@@ -111,6 +111,7 @@ def measure_days(
     popularity_days: Sequence[str] = (),
 ) -> "Measurement":
     """Measure one checkpoint on days, all of them together; see `evaluate`."""
+    logger.info("measuring %s on %s", checkpoint, ", ".join(days))
     with line.pinned(checkpoint, "evaluate"):
         whole, history = whole_days(listed_days(config, days)), listed_days(config, popularity_days)
         (measured,) = measure(config, line, [checkpoint], whole, rows, history)

@@ -38,6 +38,7 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"line {config.line!r} has checkpoints, its statistics are frozen: use a new line or root")
     logs, columns = Storage(config.logs.path), schema.columns()
     day_logs = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
+    logger.info("fitting statistics on %s", ", ".join(days))
     with ray_session(config):
         statistics = collect_statistics(logs, schema, columns, day_logs)
     line.storage.write(STATISTICS, seal(statistics.model_dump(mode="json")))

@@ -128,7 +128,7 @@ def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, t
         if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
             if module.optimizer != fused_type(tables):
                 raise RuntimeError(f"a table trains with {module.optimizer}, declared is {tables.kind}")
-            logger.info("tables %s train with %s", module.feature_table_map, module.optimizer)
+            logger.debug("tables %s train with %s", module.feature_table_map, module.optimizer)
     fused = {table for table, chosen in table_shardings(model).items() if chosen.compute_kernel == "fused"}
     declared = {name for name in table_shardings(model) if config.tables.get(name) != "data_parallel"}
     if fused != declared:

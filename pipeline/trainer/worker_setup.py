@@ -24,6 +24,7 @@ from models.all_reduce import Ranks
 from models.assembly import build_ranker
 from models.ranker import Head
 from models.tables import table_of
+from pipeline.cluster.worker_lines import mark_own_lines
 from pipeline.config.project import Config
 from pipeline.trainer.optimizer import StepOptimizer
 from pipeline.trainer.sharding import initialise_tables, shard_model, table_shardings
@@ -35,9 +36,10 @@ Result = TypeVar("Result")
 
 
 def quiet_logs(rank: int) -> None:
-    """Show our own log, on rank 0, and only warnings of the libraries."""
+    """Send the project's own lines to the command, on rank 0; of the other ranks and of libraries only warnings."""
+    mark_own_lines()
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("pipeline").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.getLogger("pipeline").setLevel(logging.DEBUG if rank == 0 else logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for chatty in ("torchrec", "fbgemm_gpu", "torch.fx", "ray.train", "torch.distributed"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -152,7 +154,7 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     model = build_ranker(config.log_schema, network, towers, dropout, autocast, config.joint_loss, ranks, declared)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
     initialise_tables(sharded, config.log_schema, config.seed)
-    logger.info("tables: %s", table_shardings(sharded))
+    logger.debug("tables: %s", table_shardings(sharded))
     return TrainState(sharded, build_optimizer(config, sharded, group))
 
 
