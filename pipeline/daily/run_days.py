@@ -69,7 +69,7 @@ def run_days(
     Args:
         config: The project's configuration.
         line: The line.
-        work: Parts of a day that need Ray.
+        work: Heavy parts of a day.
         days: ISO dates in order, without a gap.
         max_catch_up: Largest number of missing days before the first of them that may be done first.
         accepted: Acceptances for the one requested day.
@@ -174,7 +174,7 @@ class DayJob:
     Args:
         config: The project's configuration.
         line: The line.
-        work: Parts of a day that need Ray.
+        work: Heavy parts of a day.
         day: ISO date.
         run: Run that holds the line.
         accepted: Acceptances for the day.

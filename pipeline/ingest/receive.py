@@ -46,8 +46,8 @@ def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[
 
     Args:
         blocks: A rank's blocks, as `receive_blocks` gives them.
-        on_bad: Log message for a unit that could not be read or encoded; such a unit is noted in its segment and
-            passed over. None: such a unit is an error.
+        on_bad: First words of the warning for a unit that could not be read or encoded; such a unit is noted in its
+            segment and passed over. None: such a unit is an error.
 
     Raises:
         DataError: While the parcels are read: a unit could not be read or encoded.

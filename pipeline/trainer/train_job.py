@@ -22,7 +22,7 @@ class TrainJob:
         days: ISO dates of the days of the run.
         parts: Parts to read for these days, in order.
         passes: Number of passes over all parts.
-        read: Configuration for reading rows: the features of `config`, and at least its tasks.
+        read: Schema for reading rows: the features of `config`, and at least its tasks.
         admission: Reference to an `Admission` in the object store, which the workers of a node read without copies.
         board: A `ProgressBoard`, or None.
         what: Name of its progress.
