@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from benchmarks.workload import DAY, ONE_LAYER_HEAD, PAPER_HEAD, WORKERS, load, project
-from models.batch import RankingBatch
+from models.batch import LogBatch
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.ingest.parts import whole_days
@@ -72,7 +72,7 @@ def _train_and_time(settings: dict[str, list[TrainJob]]) -> dict[str, Any]:
     watch = _Watch()
 
     class WatchedBatcher(train.Batcher):
-        def next_batch(self, step: int) -> RankingBatch:
+        def next_batch(self, step: int) -> LogBatch:
             began = time.perf_counter()
             batch = super().next_batch(step)
             watch.note(began, batch)
@@ -88,7 +88,7 @@ class _Watch:
         self.calls, self.rows, self.waiting = 0, 0, 0.0
         self.began = self.ended = 0.0
 
-    def note(self, began: float, batch: RankingBatch) -> None:
+    def note(self, began: float, batch: LogBatch) -> None:
         """Count one batch: its waiting time, and its rows."""
         self.calls += 1
         now = time.perf_counter()

@@ -70,9 +70,8 @@ def _batches(folder: Any) -> list[RankingBatch]:
     size = config.ingest.batch_size
     batcher = Batcher(config.log_schema, day.units, parcels, size, interleave=1)
     batches = [batcher.next_batch(step) for step in range(day.num_rows // size)]
-    for batch in batches:
-        batch.denominators = (batch.in_space * batch.weight).sum(0)
-    return batches
+    ones = torch.ones(len(config.log_schema.tasks))
+    return [batch.for_step((batch.in_space * batch.weight).sum(0), ones) for batch in batches]
 
 
 def _round_and_round(batches: list[RankingBatch]) -> Iterator[RankingBatch]:

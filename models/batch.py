@@ -1,4 +1,4 @@
-"""Training batch: sparse ids, dense values, labels in their sample spaces, and the cursor of its rows."""
+"""Batches: rows as they are read from a log, and what a step adds to them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,23 +12,62 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass(slots=True)
-class RankingBatch(Pipelineable):
-    """B rows with F sparse features, D dense features and K tasks.
+class LogBatch:
+    """B rows of a log with F sparse features, D dense features and K tasks: all that is read.
 
     Padding rows have empty bags and are in no task's sample space.
 
     Args:
         sparse: `KeyedJaggedTensor` with F keys in schema order, values of the shape `(F, B, L[f][i])`.
         dense: float32; NaN where the value is missing.
-        labels: In the label's own unit, the class index for multiclass tasks; NaN outside the space.
+        labels: In the label's own unit, the class index for multiclass tasks; 0 outside the space.
         in_space: Mask of the rows in each task's sample space.
         weight: Weight of each row in each task.
         slot: The item's place on the page; -1 where unknown.
-        denominators: Weight in space per task over the batches of all ranks, divided by the number of ranks. So the
-            mean over ranks of the per-rank losses is the loss of the union. Filled in before the step.
-        loss_weights: w_k(t) of the batch's step.
         truth: True probabilities of synthetic logs, in evaluations only.
         cursor: Origin of the rows; not a tensor, it stays on the host and returns with the step.
+    """
+
+    sparse: KeyedJaggedTensor
+    dense: Float[Tensor, "batch dense"]
+    labels: Float[Tensor, "batch task"]
+    in_space: Bool[Tensor, "batch task"]
+    weight: Float[Tensor, "batch task"]
+    slot: Int[Tensor, " batch"]
+    truth: Float[Tensor, "batch task"] | None = None
+    cursor: Any = None
+
+    def of_tasks(self, places: Sequence[int]) -> "LogBatch":
+        """Return the batch with some of its tasks, by their numbers; fields without a task dimension are shared."""
+        if list(places) == list(range(self.labels.shape[1])):
+            return self
+        index = torch.tensor(places)
+        by_row = {name: getattr(self, name) for name in ("labels", "in_space", "weight", "truth")}
+        by_row = {name: None if tensor is None else tensor[:, index] for name, tensor in by_row.items()}
+        return replace(self, **by_row)
+
+    def for_step(self, denominators: Float[Tensor, " task"], loss_weights: Float[Tensor, " task"]) -> "RankingBatch":
+        """Return the batch with what a step adds; see `RankingBatch`."""
+        read = {field.name: getattr(self, field.name) for field in fields(self)}
+        return RankingBatch(**read, denominators=denominators, loss_weights=loss_weights)
+
+
+@dataclass(slots=True)
+class RankingBatch(Pipelineable):
+    """Batch of a step: the rows of a `LogBatch`, with the denominators and weights of their losses.
+
+    Args:
+        sparse: As in `LogBatch`, like the next five.
+        dense: Dense values.
+        labels: Labels.
+        in_space: Mask of the rows in each task's sample space.
+        weight: Weight of each row in each task.
+        slot: The item's place on the page.
+        denominators: Weight in space per task over the batches of all ranks, divided by the number of ranks. So the
+            mean over ranks of the per-rank losses is the loss of the union.
+        loss_weights: w_k(t) of the batch's step.
+        truth: As in `LogBatch`.
+        cursor: As in `LogBatch`.
     """
 
     sparse: KeyedJaggedTensor
@@ -53,16 +92,6 @@ class RankingBatch(Pipelineable):
     def pin_memory(self) -> "RankingBatch":
         """Return the batch in page-locked memory, so that its copy to a GPU is asynchronous."""
         return self._each(lambda tensor: tensor.pin_memory())
-
-    def of_tasks(self, places: Sequence[int]) -> "RankingBatch":
-        """Return the batch with some of its tasks, by their numbers; fields without a task dimension are shared."""
-        if list(places) == list(range(self.labels.shape[1])):
-            return self
-        index = torch.tensor(places)
-        by_row = {name: getattr(self, name) for name in ("labels", "in_space", "weight", "truth")}
-        by_row = {name: None if tensor is None else tensor[:, index] for name, tensor in by_row.items()}
-        by_task = {name: getattr(self, name)[index] for name in ("denominators", "loss_weights")}
-        return replace(self, **by_row, **by_task)
 
     def _each(self, change: Callable[[Any], Any]) -> "RankingBatch":
         values: list[Any] = [getattr(self, field.name) for field in fields(self)]

@@ -12,13 +12,14 @@ from test_runs import DAYS, logs, make_config
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError
-from models.batch import RankingBatch
+from models.batch import LogBatch
 from models.network import NetworkConfig
 from pipeline.config.evaluation import BootstrapConfig
 from pipeline.config.load import load_config
 from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import Measurement, measure_days
 from pipeline.lineage.line import Line
+from pipeline.lineage.records import Published
 from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
 from pipeline.studies import trainings
 from pipeline.studies.candidates import (
@@ -251,7 +252,7 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     def trained(works: Any) -> list[dict[str, Any]]:
         for work in works:
             work.place.storage.write("checkpoints/day/weights", b"all of them")
-            work.place.rebuild({"day": DAYS[0], "generation": 1, "checkpoint": "checkpoints/day"}, 1)
+            work.place.rebuild(Published(day=DAYS[0], generation=1, checkpoint="checkpoints/day"), 1)
         return [{"checkpoint": "day"} for _ in works]
 
     def full(self: Any, name: str, inputs: Any, result: Any) -> Any:
@@ -261,7 +262,7 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
     variants = [Variant("a", config, tuple(DAYS)), Variant("b", config, tuple(DAYS))]
     with monkeypatch.context() as patch:
-        patch.setattr(trainings.Steps, "keep", full)
+        patch.setattr(trainings.KeptResults, "keep", full)
         with pytest.raises(OSError, match="No space left"):
             many.measured(variants, ["2026-01-03"])
     assert len(list(tmp_path.rglob("weights"))) == 2
@@ -278,7 +279,7 @@ def test_a_measurement_that_is_lost_is_made_again(tmp_path: Path, monkeypatch: p
     def trained(works: Any) -> list[dict[str, Any]]:
         for work in works:
             started.append(work.place.newest())
-            work.place.rebuild({"day": DAYS[0], "generation": 1, "checkpoint": "checkpoints/day"}, 1)
+            work.place.rebuild(Published(day=DAYS[0], generation=1, checkpoint="checkpoints/day"), 1)
         return [{"checkpoint": "day"} for _ in works]
 
     monkeypatch.setattr(many, "_trained", trained)
@@ -325,15 +326,13 @@ def test_a_batch_of_some_tasks() -> None:
     """Catches a model that is measured by another task's labels, and weights or truths that stay where they were."""
     tasks = torch.arange(3.0).expand(2, 3)
     ids = KeyedJaggedTensor.empty()
-    batch = RankingBatch(
+    batch = LogBatch(
         sparse=ids,
         dense=torch.zeros(2, 1),
         labels=tasks + 10,
         in_space=tasks > 0,
         weight=tasks + 20,
         slot=torch.zeros(2, dtype=torch.int32),
-        denominators=tasks[0] + 30,
-        loss_weights=tasks[0] + 40,
         truth=tasks + 50,
         cursor="the rows",
     )
@@ -343,7 +342,6 @@ def test_a_batch_of_some_tasks() -> None:
     assert some.weight.tolist() == [[22, 20]] * 2
     assert some.truth is not None
     assert some.truth.tolist() == [[52, 50]] * 2
-    assert (some.denominators.tolist(), some.loss_weights.tolist()) == ([32, 30], [42, 40])
     assert (some.sparse, some.cursor) == (ids, "the rows")
     assert batch.of_tasks([0, 1, 2]) is batch
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from features.encoding import Encoder
-from models.batch import RankingBatch
+from models.batch import LogBatch
 from pipeline.cluster.signals import Signals
 from pipeline.ingest.batcher import collate
 from pipeline.ingest.cursor import BatchCursor, Span
@@ -26,7 +26,7 @@ def _hear(rank: int, num_ranks: int, encoder: Encoder, logs: Any, stop_at: int, 
     assert parcel.rows is not None
     rows, made = parcel.rows, [0]
 
-    def next_batch(step: int) -> RankingBatch:
+    def next_batch(step: int) -> LogBatch:
         made[0] += 1
         has_rows = made[0] <= 10 - rank  # the last ranks run dry first
         batch = collate(encoder.schema, [(rows, 0, 4)] if has_rows else [], 4)
@@ -47,7 +47,7 @@ def _save_after(rank: int, num_ranks: int, encoder: Encoder, bad_step: int, save
     """Whether a save after a step is refused, when the loss of a step was infinite on the last rank."""
     losses = torch.zeros(2)
 
-    def next_batch(step: int) -> RankingBatch:
+    def next_batch(step: int) -> LogBatch:
         batch = collate(encoder.schema, [], 4)
         batch.cursor = BatchCursor(step, (Span(0, 1, np.arange(4)),), batch.in_space.sum(0).numpy())
         return batch

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from records import manifest_of
 
 from features.encoded_rows import EncodedRows
-from models.batch import RankingBatch
+from models.batch import LogBatch, RankingBatch
 from models.ranker import Head
 from models.tables import table_of
 from pipeline.checkpoint.write import write_checkpoint
@@ -199,7 +199,7 @@ class Run:
         """The encoded rows of a global batch."""
         return make_rows(step, ROWS_PER_STEP, self.spaces)
 
-    def make_batch(self, rank: int, num_ranks: int, step: int) -> RankingBatch:
+    def make_batch(self, rank: int, num_ranks: int, step: int) -> LogBatch:
         """One rank's share of a global batch."""
         share = ROWS_PER_STEP // num_ranks
         slices = []

@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.encoded_rows import EncodedRows
 from features.schema import Schema
-from models.batch import RankingBatch
+from models.batch import LogBatch
 from pipeline.ingest.cursor import BatchCursor, Span
 from pipeline.ingest.datasource import Parcel
 from pipeline.ingest.units import Unit
@@ -35,7 +35,7 @@ class Batcher:
     Args:
         schema: Names of the sparse features and tasks.
         units: The day's units.
-        parcels: The lane's units, in order.
+        parcels: The lane's units, in order; those without rows are passed over, and named in a batch's cursor.
         batch_size: Rows of every batch; one that has fewer is padded.
         interleave: Open units to mix.
         tasks: Names of the only tasks that batches have; None: all of the schema's.
@@ -57,8 +57,9 @@ class Batcher:
         self._interleave = interleave
         self._places = [schema.task_names.index(name) for name in tasks or schema.task_names]
         self._open: list[_OpenUnit] = []
+        self._bad: dict[int, str] = {}
 
-    def next_batch(self, step: int) -> RankingBatch:
+    def next_batch(self, step: int) -> LogBatch:
         """Return the next batch; all padding when the lane has run dry.
 
         Args:
@@ -82,7 +83,8 @@ class Batcher:
         slices = [(opened.rows, start, stop) for opened, start, stop in pieces if stop > start]
         batch = collate(self._schema, slices, self._batch_size).of_tasks(self._places)
         held = sum(int(rows.held[start:stop].sum()) for rows, start, stop in slices if rows.held is not None)
-        batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy(), held)
+        bad, self._bad = self._bad, {}
+        batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy(), held, bad)
         return batch
 
     def _open_units(self) -> bool:
@@ -90,13 +92,14 @@ class Batcher:
             parcel = next(self._parcels, None)
             if parcel is None:
                 break
-            assert parcel.rows is not None
-            if len(parcel.rows):
+            if parcel.rows is None:
+                self._bad[parcel.unit] = parcel.text
+            elif len(parcel.rows):
                 self._open.append(_OpenUnit(parcel.unit, parcel.rows))
         return bool(self._open)
 
 
-def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_size: int) -> RankingBatch:
+def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_size: int) -> LogBatch:
     """Copy slices of encoded units into one batch.
 
     Args:
@@ -120,15 +123,13 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
         filled += stop - start
     in_space = ~np.isnan(columns["labels"])
     has_truth = bool(slices) and slices[0][0].truth is not None
-    return RankingBatch(
+    return LogBatch(
         sparse=_collate_sparse(schema, slices, batch_size),
         dense=torch.from_numpy(columns["dense"]),
         labels=torch.from_numpy(np.where(in_space, columns["labels"], np.float32(0))),
         in_space=torch.from_numpy(in_space),
         weight=torch.from_numpy(columns["weights"]),
         slot=torch.from_numpy(columns["slots"]),
-        denominators=torch.zeros(len(schema.tasks)),
-        loss_weights=torch.ones(len(schema.tasks)),
         truth=torch.from_numpy(columns["truth"]) if has_truth else None,
     )
 

@@ -5,7 +5,7 @@ ahead of the model by the prefetched batches.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,12 +119,14 @@ class BatchCursor:
         spans: The batch's rows, in order.
         in_space: Rows in each task's sample space, int64 of shape (K,).
         held_out: Held-out rows, which are in no task's space.
+        quarantined: By unit: why it could not be read, of the units that were met since the batch before.
     """
 
     step: int
     spans: tuple[Span, ...]
     in_space: np.ndarray
     held_out: int = 0
+    quarantined: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -158,6 +160,7 @@ class DayCursor:
             self.sums[span.unit] = (self.sums.get(span.unit, 0) + audit_sum(span.salt, span.rows)) & MASK
         self._add_in_space(stepped.in_space.tolist())
         self.held_out += stepped.held_out
+        self.quarantined |= stepped.quarantined
 
     def _add_in_space(self, counts: Sequence[int]) -> None:
         so_far = self.in_space or [0] * len(counts)

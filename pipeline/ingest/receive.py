@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ray.data import DataIterator
@@ -14,19 +14,17 @@ from pipeline.ingest.plan import Header
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A part of a pass, as one rank receives it.
 
     Args:
         header: Its first parcel's header.
-        parcels: Its units, in lane order.
-        bad: Reason why a unit could not be read or encoded, by unit; filled while the parcels are read.
+        parcels: Its units, in lane order; those that could not be read or encoded have no rows.
     """
 
     header: Header
     parcels: Iterator[Parcel]
-    bad: dict[int, str] = field(default_factory=dict)
 
 
 def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[Any]:
@@ -46,15 +44,15 @@ def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[
 
     Args:
         blocks: A rank's blocks, as `receive_blocks` gives them.
-        on_bad: First words of the warning for a unit that could not be read or encoded; such a unit is noted in its
-            segment and passed over. None: such a unit is an error.
+        on_bad: First words of the warning for a unit that could not be read or encoded; such a unit is one of
+            its segment's parcels, without rows. None: such a unit is an error.
 
     Raises:
         DataError: While the parcels are read: a unit could not be read or encoded.
     """
     waiting: list[Parcel] = []
 
-    def parcels(bad: dict[int, str]) -> Iterator[Parcel]:
+    def parcels() -> Iterator[Parcel]:
         for block in blocks:
             parcel = Parcel.from_block(block)
             if parcel.kind == "start":
@@ -63,13 +61,11 @@ def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[
             if parcel.kind == "bad":
                 if on_bad is None or parcel.unit < 0:
                     raise DataError(parcel.text)
-                bad[parcel.unit] = parcel.text
                 logger.warning("%s %s", on_bad, parcel.text)
-            if parcel.kind == "unit":
+            if parcel.kind in ("unit", "bad"):
                 yield parcel
 
-    for _ in parcels({}):
+    for _ in parcels():
         raise AssertionError("a lane begins with the start of a segment")
     while waiting:
-        bad: dict[int, str] = {}
-        yield Segment(Header.from_json(waiting.pop().text), parcels(bad), bad)
+        yield Segment(Header.from_json(waiting.pop().text), parcels())

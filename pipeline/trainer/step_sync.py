@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from features.errors import DataError
-from models.batch import RankingBatch
+from models.batch import LogBatch, RankingBatch
 from pipeline.cluster.signals import Signals
+from pipeline.ingest.cursor import BatchCursor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class StepVector:
 
 @dataclass(slots=True)
 class _Pending:
-    batch: RankingBatch | None
+    batch: LogBatch | None
     vector: Tensor
     work: dist.Work
 
@@ -82,12 +83,13 @@ class CountedBatches(Iterator[RankingBatch]):
         error: Reason for which this rank had to stop, if there is one.
         stopped: True if any rank had to stop: nothing is saved.
         interrupted: True if the run was asked to end; all batches that were handed out are to be stepped and saved.
+        end: Cursor of this rank's last batch, which has no row and is not stepped; None before all ranks have run dry.
         look: True to look for nodes that are about to be taken away; the same on all ranks at every step.
     """
 
     def __init__(
         self,
-        next_batch: Callable[[int], RankingBatch],
+        next_batch: Callable[[int], LogBatch],
         first_step: int,
         loss_weights: Callable[[int], Tensor],
         take_losses: Callable[[], Tensor],
@@ -108,6 +110,7 @@ class CountedBatches(Iterator[RankingBatch]):
         self.stopped = False
         self.interrupted = False
         self.look = False
+        self.end: BatchCursor | None = None
 
     def __next__(self) -> RankingBatch:
         if self._dry:
@@ -119,13 +122,14 @@ class CountedBatches(Iterator[RankingBatch]):
         self.interrupted = summed.stop > 0 and summed.rows > 0
         if summed.rows == 0 or self.stopped or self.interrupted:
             self._dry = True
+            if current.batch is not None and not self.interrupted:
+                self.end = current.batch.cursor
             raise StopIteration
         assert current.batch is not None
         self._pending = self._start()
         self.num_rows += int(summed.rows)
-        current.batch.denominators = (summed.weight / self._group.size()).to(torch.float32)
-        current.batch.loss_weights = self._loss_weights(current.batch.cursor.step)
-        return current.batch
+        denominators = (summed.weight / self._group.size()).to(torch.float32)
+        return current.batch.for_step(denominators, self._loss_weights(current.batch.cursor.step))
 
     def settle(self) -> None:
         """Look at the losses of steps that no vector has brought yet; collective, before anything is saved."""
@@ -138,7 +142,7 @@ class CountedBatches(Iterator[RankingBatch]):
     def _start(self) -> _Pending:
         """Make the next batch and start its sum; a rank that cannot make one says so to the others."""
         losses = self._take_losses().to(torch.float64)
-        batch: RankingBatch | None = None
+        batch: LogBatch | None = None
         try:
             batch = self._next_batch(self._step)
         except DataError as error:

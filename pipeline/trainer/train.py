@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from features.errors import DataError, Interrupted
-from models.batch import RankingBatch
+from models.batch import LogBatch
 from models.ranker import StepOutput
 from pipeline.checkpoint.saver import Saver
 from pipeline.cluster.progress import ProgressReporter
@@ -153,7 +153,7 @@ class Trainer:
             self._state.optimizer.begin_day()
         before = DayCursor.from_stored(header.seen, log.units)
         self._units = log.units
-        position = PartPosition(part, header, before, DayCursor(quarantined=segment.bad))
+        position = PartPosition(part, header, before, DayCursor())
         interleave = ingest.shuffle.interleave
         batcher = Batcher(self._job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
         batches = CountedBatches(
@@ -176,6 +176,8 @@ class Trainer:
                 self._save(batches, position, complete=False)
                 if notice:
                     self.saver.wait()
+        if batches.end is not None:  # units that could not be read, met since the last step
+            position.stepped.advance(batches.end)
         if batches.interrupted:
             self._save(batches, position, complete=False)
             self.saver.wait()
@@ -184,7 +186,7 @@ class Trainer:
         self._save(batches, position, complete=True)
         reporter.post(log.num_rows, self._named(batches.losses), final=True)
 
-    def _next_batch(self, batcher: Batcher, step: int) -> RankingBatch:
+    def _next_batch(self, batcher: Batcher, step: int) -> LogBatch:
         self.saver.check()
         return batcher.next_batch(step)
 
