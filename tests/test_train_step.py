@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from records import manifest_of
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.encoded_rows import EncodedRows
 from models.batch import LogBatch, RankingBatch
@@ -440,10 +440,12 @@ class Counting:
         dist.all_reduce(gradients, group=group)
 
 
-def known_batch(step: int) -> Any:
+def known_batch(step: int) -> LogBatch:
     """Four rows on every rank, so that the mean over the ranks is four."""
     cursor = BatchCursor(step, (Span(0, 0, np.arange(4)),), np.full(3, 4))
-    return SimpleNamespace(in_space=torch.ones(4, 3, dtype=torch.bool), weight=torch.ones(4, 3), cursor=cursor)
+    ones = torch.ones(4, 3)
+    slot = torch.zeros(4, dtype=torch.int32)
+    return LogBatch(KeyedJaggedTensor.empty(), torch.empty(4, 0), ones, ones.bool(), ones, slot, cursor=cursor)
 
 
 def is_wrong(batch: RankingBatch) -> bool:
