@@ -119,7 +119,7 @@ class BatchCursor:
         spans: The batch's rows, in order.
         in_space: Rows in each task's sample space, int64 of shape (K,).
         held_out: Held-out rows, which are in no task's space.
-        quarantined: By unit: why it could not be read, of the units that were met since the batch before.
+        quarantined: Reasons why units could not be read, by unit; units that were met since the batch before.
     """
 
     step: int
