@@ -1,11 +1,12 @@
 """Records of a line for tests that need only some of their fields."""
 
+import hashlib
 from typing import Any
 
 from pipeline.ingest.cursor import StoredCursor, lanes_to_arrow
 from pipeline.lineage.line import Line
-from pipeline.lineage.records import AuditFigures, Manifest, RunScope
-from pipeline.lineage.stored_checkpoint import CURSOR, LANES, MANIFEST
+from pipeline.lineage.records import AuditFigures, FileMark, Manifest, RunScope
+from pipeline.lineage.stored_checkpoint import CURSOR, LANES, MANIFEST, read_manifest
 
 DAY = "2026-01-01"
 
@@ -38,11 +39,23 @@ def manifest_of(**fields: Any) -> Manifest:
 
 
 def write_manifest(line: Line, name: str, manifest: Manifest, **changes: Any) -> None:
-    """Write a manifest, with changes that nobody validates: a test may need what no version wrote."""
-    line.storage.write(f"{name}/{MANIFEST}", manifest.model_copy(update=changes).to_bytes())
+    """Write a manifest, with changes that nobody validates: a test may need what no version wrote.
+
+    Cursor and lanes stand beside it, empty ones where there are none yet.
+    """
+    written = manifest.model_copy(update=changes)
+    for file, empty in ((CURSOR, StoredCursor().to_arrow()), (LANES, lanes_to_arrow([["unit"]]))):
+        if not line.storage.exists(f"{name}/{file}"):
+            line.storage.write(f"{name}/{file}", empty)
+        data = line.storage.read(f"{name}/{file}")
+        written.files[file] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    line.storage.write(f"{name}/{MANIFEST}", written.to_bytes())
 
 
 def write_position(line: Line, name: str, cursor: StoredCursor, lanes: list[list[str]]) -> None:
-    """Write cursor and lanes of a checkpoint."""
+    """Write cursor and lanes of a checkpoint, before its manifest or in the place of what it has."""
     line.storage.write(f"{name}/{CURSOR}", cursor.to_arrow())
     line.storage.write(f"{name}/{LANES}", lanes_to_arrow(lanes))
+    written = read_manifest(line.storage, name, name)
+    if written is not None:
+        write_manifest(line, name, written)

@@ -25,7 +25,9 @@ from pipeline.lineage.records import Manifest, Published
 DAY = "2026-03-01"
 
 
-def _manifest(step: int, attempt: str = "0001", *, complete: bool = False) -> Manifest:
+def _manifest(step: int, attempt: str = "0001", *, complete: bool = False) -> Manifest | None:
+    if dist.is_initialized() and dist.get_rank():
+        return None
     return manifest_of(step=step, day=DAY, complete=complete, attempt=attempt)
 
 

@@ -29,6 +29,7 @@ from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import Published
+from pipeline.lineage.stored_checkpoint import CURSOR, LANES
 from pipeline.log_passes.statistics import fit_statistics
 from pipeline.migration.inheritance import Declared, check_stored, compare, inherit
 from pipeline.migration.migrate import migrate
@@ -351,6 +352,7 @@ def test_a_line_goes_on_with_another_schema(copied: Config) -> None:
     manifest = line.read_manifest(found["checkpoint"])
     assert manifest is not None
     assert line.damage(manifest) is None
+    assert {CURSOR, LANES} <= set(manifest.files)  # rank 0 has written all of it
     then, now = parent.model_dump(), manifest.model_dump()
     changed_keys = {key for key in now if then.get(key) != now[key]}
     assert changed_keys == {

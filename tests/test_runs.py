@@ -18,7 +18,7 @@ import pytest
 import ray
 import torch
 from local_training import on_processes
-from records import write_manifest
+from records import write_manifest, write_position
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from features.encoding import Encoder
@@ -43,7 +43,7 @@ from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.records import Latest, RunScope
-from pipeline.lineage.stored_checkpoint import CURSOR, MANIFEST
+from pipeline.lineage.stored_checkpoint import CURSOR, LANES, MANIFEST
 from pipeline.log_passes.admission import Admission
 from pipeline.log_passes.statistics import fit_statistics
 from pipeline.storage.files import Storage
@@ -247,7 +247,7 @@ def test_the_audit_of_a_line(trained: tuple[Config, dict[str, Any]], tmp_path: P
         (within.checkpoint, _another_sum, "rows trained, but not each of them once"),
         (result["checkpoint"], _another_size, "the files of the log are not those"),
     ):
-        names = [f"{checkpoint}/{file}" for file in (MANIFEST, CURSOR)]
+        names = [f"{checkpoint}/{file}" for file in (MANIFEST, CURSOR, LANES)]
         written = [storage.read(name) for name in names]
         change(Line.of(cut.root, cut.line), checkpoint)
         with pytest.raises(DataError, match=expected):
@@ -280,8 +280,11 @@ def _cursor(line: Line, checkpoint: str) -> StoredCursor:
 
 
 def _write_cursor(line: Line, checkpoint: str, units: dict[str, tuple[int, int]]) -> None:
-    cursor = replace(_cursor(line, checkpoint), units=units)
-    line.storage.write(f"{checkpoint}/{CURSOR}", cursor.to_arrow())
+    manifest = line.read_manifest(checkpoint)
+    assert manifest is not None
+    write_position(
+        line, checkpoint, replace(_cursor(line, checkpoint), units=units), [*map(list, line.lanes(manifest))]
+    )
 
 
 @pytest.mark.parametrize("num", [1, 2, 3])

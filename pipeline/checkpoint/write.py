@@ -46,6 +46,7 @@ def write_checkpoint(
     Raises:
         Exception: On all ranks, the error of any of them.
     """
+    assert (manifest is not None) == (group.rank() == 0), "rank 0 alone commits"
     writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
     writer.fs = hashing = _HashingFileSystem(line)
     with plain_errors(f"checkpoint {name} was not written"):

@@ -98,7 +98,10 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a log record."""
-        self.write(self.format(record))
+        try:
+            self.write(self.format(record))
+        except Exception:  # noqa: BLE001 - a closed stderr or a wrong log call must not end a command
+            self.handleError(record)
 
     def close_log(self, *, keep: bool) -> str | None:
         """End a command: name its log file, or remove it.

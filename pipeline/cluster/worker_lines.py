@@ -26,8 +26,11 @@ class MarkingHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        text = " ".join(self.format(record).splitlines())
-        sys.stderr.write(f"counterpoise {record.levelname}: {text}\n")
+        try:
+            text = " ".join(self.format(record).splitlines())
+            sys.stderr.write(f"counterpoise {record.levelname}: {text}\n")
+        except Exception:  # noqa: BLE001 - a full disk or a wrong log call must not end a training
+            self.handleError(record)
 
 
 def mark_own_lines() -> None:

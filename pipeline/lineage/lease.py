@@ -19,10 +19,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import LeaseRecord, ProcessIdentity
 from pipeline.storage.files import Storage
+from pipeline.storage.record import LaterVersion
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,8 @@ def _read(data: bytes) -> LeaseRecord | None:
     """Read the holder of a lease; None if the lease was given back."""
     try:
         record = LeaseRecord.from_bytes(data)
+    except LaterVersion as error:
+        raise ConfigError(f"the lease of the line cannot be read: {error}") from error
     except ValueError:  # whoever it is: its silence is what counts
         return LeaseRecord(what="a job whose LEASE is damaged")
     return None if record.released is not None else record

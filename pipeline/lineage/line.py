@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.plan import ResumePoint
 from pipeline.lineage.records import Attempt, AttemptResult, EntryReference, Latest, Manifest, Published
@@ -23,7 +23,7 @@ from pipeline.lineage.stored_checkpoint import (
     resume_point,
 )
 from pipeline.storage.files import Storage
-from pipeline.storage.record import Record
+from pipeline.storage.record import LaterVersion, Record
 
 logger = logging.getLogger(__name__)
 
@@ -206,10 +206,13 @@ class Line:
         """Read a record of the line.
 
         Raises:
-            DataError: It is damaged, or of a later version.
+            ConfigError: A later version wrote it.
+            DataError: It is damaged.
         """
         try:
             return kind.from_bytes(data)
+        except LaterVersion as error:
+            raise ConfigError(f"{self.storage.url}/{name} cannot be read: {error}") from error
         except ValueError as error:
             what = _REBUILD if name == LATEST else "restore it from a backup, or use a new line"
             raise DataError(f"{self.storage.url}/{name} is damaged ({' '.join(str(error).split())}): {what}") from error

@@ -134,7 +134,7 @@ class Manifest(Record):
     sharding: dict[str, TableSharding]
     loss_weights: dict[str, float]
     run: RunScope
-    new_ids: dict[str, dict[str, int]]
+    new_ids: dict[str, dict[str, int]] = {}
     seconds: float = 0.0
     migrated_from: str | None = None
     files: dict[str, FileMark] = {}

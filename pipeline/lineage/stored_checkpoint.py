@@ -7,10 +7,12 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from features.errors import DataError
 from pipeline.ingest.cursor import StoredCursor, lanes_from_arrow
 from pipeline.ingest.plan import ResumePoint
 from pipeline.lineage.records import FileMark, Manifest, Pin
 from pipeline.storage.files import Storage
+from pipeline.storage.record import LaterVersion
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ def read_manifest(storage: Storage, name: str, checkpoint: str) -> Manifest | No
         manifest = Manifest.from_bytes(storage.read(f"{name}/{MANIFEST}"))
     except FileNotFoundError:
         return None
+    except LaterVersion as error:
+        logger.warning("checkpoint %s is passed over: its manifest cannot be read: %s", checkpoint, error)
+        return None
     except ValueError as error:
         logger.warning(
             "checkpoint %s is passed over: its manifest is damaged (%s)", checkpoint, " ".join(str(error).split())
@@ -50,12 +55,33 @@ def read_cursor(storage: Storage, name: str, manifest: Manifest) -> StoredCursor
     """
     if manifest.cursor is not None:  # format 3
         return manifest.cursor
-    return StoredCursor.from_arrow(storage.read(f"{name}/{CURSOR}"))
+    return StoredCursor.from_arrow(_intact_file(storage, name, manifest, CURSOR))
 
 
 def read_lanes(storage: Storage, name: str, manifest: Manifest) -> tuple[tuple[str, ...], ...]:
     """Read the lanes of a checkpoint: unit keys per rank; arguments as for `read_cursor`."""
-    return lanes_from_arrow(storage.read(f"{name}/{LANES}")) if manifest.lanes is None else manifest.lanes
+    if manifest.lanes is not None:  # format 3
+        return manifest.lanes
+    return lanes_from_arrow(_intact_file(storage, name, manifest, LANES))
+
+
+def _intact_file(storage: Storage, name: str, manifest: Manifest, file: str) -> bytes:
+    """Read a small file of a checkpoint, and compare it with the manifest.
+
+    Raises:
+        DataError: It is missing, or is not what was written.
+    """
+    expected = manifest.files.get(file)
+    try:
+        data = storage.read(f"{name}/{file}")
+    except FileNotFoundError:
+        data = b""
+    if expected is None or (len(data), hashlib.sha256(data).hexdigest()) != (expected.bytes, expected.sha256):
+        raise DataError(
+            f"{storage.url}/{name}/{file} is missing or not what was written: restore it, or go back to an earlier "
+            "checkpoint with jobs.daily --rollback DAY REASON"
+        )
+    return data
 
 
 def resume_point(storage: Storage, name: str, manifest: Manifest) -> ResumePoint:
@@ -105,7 +131,10 @@ def is_pinned(storage: Storage, checkpoint: str) -> bool:
     """Return True if a pin keeps a checkpoint."""
     for name in storage.names(_pins(checkpoint)):
         with contextlib.suppress(FileNotFoundError, ValueError):  # it is just being removed, or was cut off
-            if Pin.from_bytes(storage.read(f"{_pins(checkpoint)}/{name}")).until > time.time():
+            try:
+                if Pin.from_bytes(storage.read(f"{_pins(checkpoint)}/{name}")).until > time.time():
+                    return True
+            except LaterVersion:  # whoever keeps it knows why
                 return True
     return False
 

@@ -329,7 +329,8 @@ def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
     is_first = groups.saving.rank() == 0
     files = vocabulary_files(_vocabularies(job)) | _position_files(job) if is_first else {}
     try:
-        write_checkpoint(state.tensors(), storage, job.name, manifest, groups.saving, holds, files)
+        mine = manifest if is_first else None
+        write_checkpoint(state.tensors(), storage, job.name, mine, groups.saving, holds, files)
     except DataError as error:  # on all ranks: the line was taken over
         return {"refused": str(error)}
     return {"refused": None}

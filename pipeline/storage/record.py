@@ -7,6 +7,10 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.storage.sealed_json import seal, unseal
 
 
+class LaterVersion(ValueError):  # noqa: N818 - the name says what was found
+    """A record that a later version of Counterpoise wrote; it is not damaged."""
+
+
 class RecordPart(BaseModel):
     """Base of the parts of a record; a key that is not declared is refused."""
 
@@ -32,12 +36,13 @@ class Record(RecordPart):
         """Read a record that `to_bytes` wrote, of this version or of an earlier one.
 
         Raises:
-            ValueError: The data are no JSON with a checksum, are not what was written, or are of a later version.
+            LaterVersion: A later version wrote it.
+            ValueError: The data are no JSON with a checksum, or are not what was written.
         """
         content = unseal(data)
         version = content.pop(cls.VERSION_KEY, 1)
         if version > cls.VERSION:
-            raise ValueError(
+            raise LaterVersion(
                 f"it has {cls.VERSION_KEY} {version}, this version of Counterpoise reads up to {cls.VERSION}: use the "
                 "version that wrote it, or a later one"
             )

@@ -81,19 +81,22 @@ class Groups:
             The result on rank 0; None on the others.
 
         Raises:
-            DataError: On all ranks, where `work` raised it.
+            Exception: On all ranks, what `work` raised.
         """
-        is_first, result, problem = dist.get_rank() == 0, None, [None]
+        is_first, result = dist.get_rank() == 0, None
+        problem: list[Exception | None] = [None]
         gathered: list[Any] | None = [None] * dist.get_world_size() if is_first else None
         dist.gather_object(mine, gathered, dst=0, group=self.control)
         if gathered is not None:
             try:
                 result = work(gathered)
             except DataError as error:
-                problem = [str(error)]
+                problem = [DataError(str(error))]
+            except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain one surely travels
+                problem = [RuntimeError(f"rank 0: {type(error).__name__}: {error}")]
         dist.broadcast_object_list(problem, src=0, group=self.control)
         if problem[0] is not None:
-            raise DataError(problem[0])
+            raise problem[0]
         return result
 
     def gather(self, mine: Any) -> list[Any]:
