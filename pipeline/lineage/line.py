@@ -11,6 +11,7 @@ from typing import TypeVar
 from features.errors import ConfigError, DataError
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.plan import ResumePoint
+from pipeline.lineage.newest_checkpoint import choose_newest
 from pipeline.lineage.records import Attempt, AttemptResult, EntryReference, Latest, Manifest, Published
 from pipeline.lineage.stored_checkpoint import (
     MANIFEST,
@@ -312,31 +313,15 @@ class Line:
         return newest
 
     def _newest_intact(self, state: Latest, trusted: str | None) -> Manifest | None:
-        def age(manifest: Manifest) -> tuple[int, bool, int]:
-            return manifest.step, manifest.complete, manifest.attempt_number
-
-        published, since = state.checkpoint, state.day or ""
+        since = state.day or ""
         attempts = self.attempts([day for day in self.storage.names("attempts") if day >= since])
         # A migrated checkpoint counts once it is published, and not as what was trained since.
-        trained = [attempt for attempt in attempts if attempt.migrates is None]
-        current = [attempt for attempt in trained if attempt.serial == state.serial]
+        current = [attempt for attempt in attempts if attempt.migrates is None and attempt.serial == state.serial]
         numbers = {attempt.attempt for attempt in current}
         found = [manifest for manifest in self.manifests(since) if manifest.attempt_number in numbers]
-        base = self.read_manifest(published) if published else None
-        for manifest in [*sorted(found, key=age, reverse=True), *([base] if base else [])]:
-            later = [attempt for attempt in current if attempt.attempt > manifest.attempt_number]
-            if manifest is not base and any(manifest.step > attempt.start_step for attempt in later):
-                logger.warning(
-                    "checkpoint %s is passed over: attempt %04d had begun from an earlier one when it was completed",
-                    manifest.checkpoint,
-                    later[0].attempt,
-                )
-                continue
-            problem = None if manifest.checkpoint == trusted else self.damage(manifest)
-            if problem is None:
-                return manifest
-            logger.warning("checkpoint %s is passed over: %s", manifest.checkpoint, problem)
-        return None
+        published = self.read_manifest(state.checkpoint) if state.checkpoint else None
+        damage = lambda one: None if one.checkpoint == trusted else self.damage(one)  # noqa: E731
+        return choose_newest(found, current, published, damage)
 
     def damage(self, manifest: Manifest) -> str | None:
         """Return the damage of a checkpoint's files, by size and checksum; None if there is none."""
