@@ -1,7 +1,6 @@
 """A line of a root: its attempts, its complete checkpoints, and the newest published one."""
 
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +24,6 @@ from pipeline.lineage.stored_checkpoint import (
 )
 from pipeline.storage.files import Storage
 from pipeline.storage.record import LaterVersion, Record
-
-logger = logging.getLogger(__name__)
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
