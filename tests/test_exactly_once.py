@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -203,3 +205,20 @@ def test_a_resume_ends_with_the_same_bits(
     found = disturbed.tensors(disturbed.start(num_ranks))
     expected = undisturbed.tensors(undisturbed.start(num_ranks))
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_bad_unit_at_the_end_of_a_lane(
+    num_ranks: int, write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    """Catches a unit that is met after the last row of its rank, in a batch that is never stepped, and is lost."""
+    shape = Shape([[[3], [3], [2]]], units=False, rows=False)  # one batch is the first unit, and the third is bad
+    logs = write_log(shape.days)
+    bad = Path(logs.path(f"dt={DAYS[0]}/part-2.parquet"))
+    table = pq.read_table(bad)
+    pq.write_table(table.set_column(3, "click", pa.array([2, 2], pa.int8())), bad)
+    config = shape.config(logs, tmp_path / "root", tiny_encoder, num_ranks)
+    ingest = config.ingest.model_copy(update={"on_bad_unit": "quarantine", "max_quarantined": 0.5})
+    with on_processes():
+        result = train(config.model_copy(update={"ingest": ingest}), DAYS[:1], passes=1)
+    assert (result["rows"], result["quarantined"].keys()) == (6, {f"dt={DAYS[0]}/part-2.parquet#0[0:2]"})
