@@ -1,6 +1,12 @@
 """The benchmarks: all of them are listed, say what they measure, and can be run by name."""
 
 import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,3 +19,23 @@ def test_a_benchmark_says_what_it_measures(name: str) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
     assert module.__doc__
     assert callable(module.run)
+
+
+def _figures(found: Any) -> list[float]:
+    """Return all numbers of a result."""
+    if isinstance(found, dict | list):
+        inner = found.values() if isinstance(found, dict) else found
+        return [figure for part in inner for figure in _figures(part)]
+    return [float(found)] if isinstance(found, int | float) else []
+
+
+@pytest.mark.parametrize("name", ["determinism", "head_gemm", "save_stall", "startup_cpu", "vocabulary"])
+def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
+    """Catches a benchmark that the code has left behind; how fast it is, is not asked."""
+    command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = _figures(json.loads((tmp_path / "found.json").read_text())[name])
+    assert figures
+    assert all(math.isfinite(figure) for figure in figures)
+    assert f"{name}: " in done.stdout
