@@ -33,7 +33,7 @@ def _figures(found: Any) -> list[float]:
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     """Catches a benchmark that the code has left behind; how fast it is, is not asked."""
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json", str(tmp_path / "found.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     figures = _figures(json.loads((tmp_path / "found.json").read_text())[name])
     assert figures
