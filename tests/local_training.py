@@ -77,7 +77,7 @@ def on_processes(survivors: Path | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What an object reference leads to; it travels with it."""
+    """Object that a reference leads to; the reference carries it."""
 
     value: Any
 
@@ -234,7 +234,7 @@ class _Group:
         shutil.rmtree(self._folder)
 
     def end(self) -> tuple[dict[int, Any], dict[int, Exception]]:
-        """What the ranks returned, or what those met that failed."""
+        """Return the results by rank, and the errors of the ranks that failed."""
         results: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
         waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
@@ -258,7 +258,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Order:
-    """What a rank is to do."""
+    """Order to a rank: its place in the group, its shard, and the function to run."""
 
     rank: int
     num_ranks: int

@@ -145,7 +145,7 @@ class Runs:
         return config
 
     def counted(self) -> Counter[int]:
-        """How often each row was stepped on the way to the model's end: of a start, up to where the next began."""
+        """Count how often each row was stepped on the way to the end: of a start, up to where the next began."""
         found: Counter[int] = Counter()
         until = float("inf")
         for start in reversed(range(self.num_starts)):
