@@ -12,6 +12,7 @@ from features.errors import ConfigError, DataError
 from features.events import check_events
 from features.expressions import as_boolean, parse_expression
 from features.hashing import map_hashes, salt_of, table_rows
+from features.ids import is_id, is_sequence
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature
 from features.statistics import Statistics
 from features.tables import TableConfig
@@ -326,17 +327,9 @@ def _accepts(kind: str, found: pa.DataType) -> bool:
     if kind in ("dense", "bucket"):
         return _is_number(found)
     if kind == "sequence":
-        return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _is_id(found.value_type)
-    return _is_id(found)
+        return is_sequence(found) and is_id(found.value_type)
+    return is_id(found)
 
 
 def _is_number(found: pa.DataType) -> bool:
     return pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
-
-
-def _is_id(found: pa.DataType) -> bool:
-    if pa.types.is_dictionary(found):
-        return _is_id(found.value_type)
-    text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
-    return pa.types.is_integer(found) or pa.types.is_boolean(found) or text or binary

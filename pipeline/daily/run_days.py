@@ -30,6 +30,7 @@ from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import form_changes
 from pipeline.lineage.records import Manifest
 from pipeline.storage.kept_results import KeptResults
 
@@ -236,7 +237,9 @@ class DayJob:
         self._forget_what_was_read_before(files)
         state = self.line.state()
         steps, base = self._steps(state.serial), state.checkpoint
-        preflight = self._preflight(ledger, steps, logs[self.day])
+        trained = self.line.read_manifest(base) if base else None
+        changes = form_changes(self.config, trained, [logs[day] for day in sorted(logs)])
+        preflight = self._preflight(ledger, steps, logs[self.day], changes)
         predicted = self._predict(steps, base, files)
         manifest = self._train(files[self.day])
         gate = self._gate(ledger, steps, base, manifest, predicted)
@@ -282,14 +285,15 @@ class DayJob:
         except DataError as error:
             raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
 
-    def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog) -> dict[str, Any]:
-        """Compare the profile of the day's log with those of the days before."""
+    def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog, changes: Sequence[str]) -> dict[str, Any]:
+        """Compare the profile of the day's log with those of the days before; `changes` are those of its form."""
         config = self.config.daily.preflight
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
         found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
         known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
         earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
-        problems = check_profile(config, self.config.log_schema, DayProfile.from_json(found), earlier)
+        profile = DayProfile.from_json(found)
+        problems = [*changes, *check_profile(config, self.config.log_schema, profile, earlier)]
         reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
         if problems and reason is None:
             raise self._refused("preflight", problems)

@@ -24,8 +24,9 @@ from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
+from pipeline.ingest.day_files import first_line, is_bad_file
 from pipeline.ingest.deal import row_order
-from pipeline.ingest.units import Unit, first_line, is_bad_file
+from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
 _SKIP_ROWS = 8192  # minimum number of rows per read

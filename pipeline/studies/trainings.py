@@ -18,6 +18,7 @@ from pipeline.ingest.units import check_days
 from pipeline.lineage.day_entry import parts_of_run
 from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import check_ids
 from pipeline.lineage.manifest import declared
 from pipeline.log_passes.statistics import collect_statistics
 from pipeline.storage.files import Storage
@@ -127,7 +128,10 @@ class Trainings:
 
     def _measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
         logger.info("measuring %d models on %s", len(subjects), ", ".join(test_days))
-        return measure_together(self._config, subjects, whole_days(listed_days(self._config, test_days)))
+        logs = listed_days(self._config, test_days)
+        for one in subjects:
+            check_ids(one.config, one.line.read_manifest(one.checkpoint), logs)
+        return measure_together(self._config, subjects, whole_days(logs))
 
     def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
         """Collect statistics of the training days once: all models have the same features."""

@@ -22,6 +22,7 @@ from pipeline.lineage.choose_start import Beginning, is_last, start_of
 from pipeline.lineage.frozen_statistics import STATISTICS, load_statistics
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import check_form
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.records import AttemptResult, Manifest, RunScope
 from pipeline.log_passes.admission import Admission, admit, read_vocabularies
@@ -40,11 +41,13 @@ class HeldLine:
         config: The model's configuration.
         line: Line of its checkpoints.
         run: Id of the run that holds the line.
+        form_accepted: True to train a log of another form than the line's earlier ones.
     """
 
     config: Config
     line: Line
     run: str
+    form_accepted: bool = False
 
 
 def train_days(
@@ -85,6 +88,9 @@ def _train_left(
     statistics = [_frozen_statistics(held.config, held.line, start) for held, start in left]
     _check_same_statistics(lines, statistics)
     parts = parts_to_train(read, first.line, days)
+    for held, reached in left:
+        if not held.form_accepted:
+            check_form(held.config, reached, [part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
