@@ -304,9 +304,10 @@ def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
             raise DataError(
                 f"column {feature.source!r} is {found}, feature {feature.name!r} is {_EXPECTED[feature.kind]}"
             )
-    if schema.slot and not pa.types.is_integer(log.field(schema.slot).type):
-        raise DataError(f"column {schema.slot!r} is {log.field(schema.slot).type}, the slot is an integer")
-    empty = {name: pa.array([], log.field(name).type) for name in columns}
+    slot = log.field(schema.slot).type if schema.slot else pa.null()
+    if not (pa.types.is_integer(slot) or pa.types.is_null(slot)):
+        raise DataError(f"column {schema.slot!r} is {slot}, the slot is an integer")
+    empty = contiguous({name: pa.array([], log.field(name).type) for name in columns})
     for task in schema.tasks:
         for text in task.expressions():
             if set(parse_expression(text).columns) <= set(empty):
@@ -324,12 +325,15 @@ _EXPECTED = {
 
 
 def _accepts(kind: str, found: pa.DataType) -> bool:
+    if pa.types.is_null(found):  # all values of the file are missing
+        return True
     if kind in ("dense", "bucket"):
         return _is_number(found)
     if kind == "sequence":
-        return is_sequence(found) and is_id(found.value_type)
+        return is_sequence(found) and (is_id(found.value_type) or pa.types.is_null(found.value_type))
     return is_id(found)
 
 
 def _is_number(found: pa.DataType) -> bool:
-    return pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    return any(test(found) for test in tests)

@@ -76,7 +76,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Value]]] = {
     "floor": (1, lambda value: pc.floor(_float(value))),
     "is_null": (1, pc.is_null),
     "if_else": (3, lambda test, value, other: pc.if_else(as_boolean(test), value, other)),
-    "coalesce": (2, pc.coalesce),
+    "coalesce": (2, lambda value, other: pc.coalesce(_typed(value, other), _typed(other, value))),
 }
 
 
@@ -239,13 +239,21 @@ def _evaluate_node(node: ast.expr, columns: Mapping[str, pa.Array]) -> Value:
     raise AssertionError(f"unchecked node {ast.dump(node)}")
 
 
+def _typed(value: Value, other: Value) -> Value:
+    """Give a column without a type, whose values are all null, the type of the other operand."""
+    if not pa.types.is_null(value.type):
+        return value
+    return pc.cast(value, pa.int64() if pa.types.is_null(other.type) else other.type)
+
+
 def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
     left = _evaluate(node.left, columns)
     if isinstance(node.ops[0], ast.In | ast.NotIn):
         items = node.comparators[0]
         assert isinstance(items, ast.Tuple)
         members = pa.array([_constant(item) for item in items.elts])
-        found = pc.if_else(pc.is_null(left), pa.scalar(None, pa.bool_()), pc.is_in(left, members))
+        found = pc.is_in(_typed(left, members), members)
+        found = pc.if_else(pc.is_null(left), pa.scalar(None, pa.bool_()), found)
         return found if isinstance(node.ops[0], ast.In) else pc.invert(found)
     result: Value | None = None
     for op, comparator in zip(node.ops, node.comparators, strict=True):
@@ -259,6 +267,7 @@ def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
 
 def _comparable(left: Value, right: Value) -> tuple[Value, Value]:
     """Cast a boolean compared with a number, which Arrow refuses; logs hold 0 / 1 columns as either."""
+    left, right = _typed(left, right), _typed(right, left)
     if pa.types.is_boolean(left.type) == pa.types.is_boolean(right.type):
         return left, right
     return tuple(pc.cast(value, pa.int64()) if pa.types.is_boolean(value.type) else value for value in (left, right))

@@ -33,4 +33,11 @@ def is_id(found: pa.DataType) -> bool:
 
 def is_sequence(found: pa.DataType) -> bool:
     """Return True if a column of the type has a list a row."""
-    return pa.types.is_list(found) or pa.types.is_large_list(found)
+    tests = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(test(found) for test in tests)

@@ -510,7 +510,6 @@ _WRONG_TYPES = [
     ("watched_ids", pa.int64(), "column 'watched_ids' is int64, feature 'watched' is a sequence: expected a list of"),
     ("watched_ids", pa.list_(pa.float32()), "feature 'watched' is a sequence"),
     ("watched_ids", pa.list_(pa.list_(pa.int64())), "feature 'watched' is a sequence"),
-    ("watched_ids", pa.list_(pa.int64(), 3), "feature 'watched' is a sequence"),
     ("price", pa.string(), "column 'price' is string, feature 'price' is dense: expected a number or boolean"),
     ("price", pa.timestamp("ms"), "feature 'price' is dense"),
     ("age", pa.string(), "column 'age' is string, feature 'age' is bucketised: expected a number or boolean"),

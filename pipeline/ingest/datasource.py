@@ -20,6 +20,7 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from features.columns import contiguous
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.errors import DataError
@@ -297,7 +298,7 @@ class _RowGroupReader:
         for name in self._columns:
             if name not in table.column_names:
                 raise DataError(f"no column {name!r}, which was there when the day was listed: write the file again")
-        return {name: _one_array(table[name]) for name in self._columns}
+        return contiguous({name: table[name] for name in self._columns})
 
     def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
         """Return the next rows of the row group; fewer at its end."""
@@ -313,10 +314,3 @@ class _RowGroupReader:
             num_rows -= batch.num_rows
             self._next_row += batch.num_rows
         return taken
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)  # combine_chunks would copy it
-    combined = column.combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
