@@ -190,7 +190,7 @@ def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[in
         PlannedParcel("start", 1),
         *_entries(plan, data.draw(st.permutations(units)), segment=1),
     ]
-    tasks = group_entries(plan, entries)
+    tasks = group_entries(plan, entries, task_rows=0)
     _check_tasks(plan, entries, tasks)
     with pytest.raises(AssertionError):  # negative control: a task a unit
         _check_tasks(_day([2]), _entries(_day([2])), [[entry] for entry in _entries(_day([2]))])
@@ -203,14 +203,41 @@ def test_tasks_by_hand():
     plan = _day([2, 1])
     start, blank = PlannedParcel("start", 0), PlannedParcel("blank", 0)
     a, b, c = _entries(plan)
-    assert group_entries(plan, [start, start, a, blank, b, c, blank]) == [[start, start, a, blank, b], [c, blank]]
-    assert group_entries(plan, [b, a, replace(a, segment=1), replace(b, segment=1)]) == [
+    entries = [start, start, a, blank, b, c, blank]
+    assert group_entries(plan, entries, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
+    assert group_entries(plan, [b, a, replace(a, segment=1), replace(b, segment=1)], task_rows=19) == [
         [b],
         [a],
         [replace(a, segment=1), replace(b, segment=1)],
     ]
     assert group_entries(plan, [start, blank]) == [[start, blank]]
     assert group_entries(plan, []) == []
+
+
+def test_small_units_share_a_task():
+    """A row group of two rows costs a task of its own: an hour for a day's rows in ten thousand of them."""
+    plan = _day([1] * 7)
+    entries = [PlannedParcel("start", 0), *_entries(plan), PlannedParcel("blank", 0)]
+    tasks = group_entries(plan, entries, task_rows=30)
+    assert [len(task) for task in tasks] == [4, 3, 2]  # three units of ten rows, with starts and blanks
+    assert list(itertools.chain(*tasks)) == entries
+    assert len(group_entries(plan, entries)) == 1
+
+
+def test_a_file_is_opened_once_a_task(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
+    """The footer of a file with a thousand row groups is read a thousand times."""
+    plan = _plan(write_log([[[2] * 5, [2] * 5]]), tiny_encoder)
+    opened = []
+    opens = pq.ParquetFile.__init__
+
+    def counted(self: Any, source: Any, **settings: Any) -> None:
+        opened.append(source)
+        opens(self, source, **settings)
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", counted)
+    parcels = read_parcels(plan, _entries(plan, [0, 5, 1, 6, 4, 9, 2, 7, 3, 8]))
+    assert sorted(number for parcel in parcels for number in _numbers(parcel)) == list(range(20))
+    assert len(opened) == len(set(opened)) == 2
 
 
 # --- Bad units ---

@@ -18,8 +18,9 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.schema import Schema
 from pipeline.ingest.datasource import read_unit
-from pipeline.ingest.units import DayLog, check_days
+from pipeline.ingest.units import DayLog, Unit, check_days
 from pipeline.storage.files import Storage
+from pipeline.trainer.train_days import warn_of_small_units
 
 DAY = "2026-03-01"
 USERS = 7
@@ -202,3 +203,16 @@ def test_one_type_of_ids_on_all_days(tmp_path: Path) -> None:
         f"{tmp_path}/dt=2026-03-02/part-0: column 'user' is text here and integer in dt={DAY}/part-0, so one id would "
         "become two: write the column with one type in all files"
     )
+
+
+def test_many_small_row_groups_are_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a day that takes an hour because of its writer, and nobody says so; and a warning about a usual log."""
+    small = tuple(Unit(DAY, "a", group, 0, 2, whole=True) for group in range(1000))
+    large = tuple(Unit(DAY, "a", group, 0, 65_536, whole=True) for group in range(1000))
+    warn_of_small_units([DayLog(DAY, large, {}), DayLog(DAY, small[:100], {})])
+    assert not caplog.messages
+    warn_of_small_units([DayLog(DAY, small, {})])
+    assert caplog.messages == [
+        f"{DAY} has 1000 row groups of 2 rows on average: each takes some 20 ms to be handed on, 20 s in all; "
+        "write row groups of 10000 rows and more"
+    ]

@@ -31,6 +31,7 @@ from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
 _SKIP_ROWS = 8192  # minimum number of rows per read
+_TASK_ROWS = 4096  # units of fewer rows share a task
 _BUFFER_BYTES = 1 << 20  # bytes of a column, read ahead from a local file
 
 Kind = Literal["start", "unit", "blank", "bad"]
@@ -186,23 +187,37 @@ class UnitDatasource(Datasource):
         ]
 
 
-def group_entries(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> list[list[PlannedParcel]]:
-    """Group entries into tasks of one unit each; successive ranges of one row group share a task, and its decoding."""
+def group_entries(
+    plan: ReadPlan, entries: Sequence[PlannedParcel], task_rows: int = _TASK_ROWS
+) -> list[list[PlannedParcel]]:
+    """Group entries into tasks, in order.
+
+    Successive ranges of one row group share a task, and its decoding. So do units of few rows, and the opening of their
+    file: it costs more than reading them.
+
+    Args:
+        plan: Plan with the units.
+        entries: Parcels in order.
+        task_rows: Units share a task if they have no more rows than this together.
+    """
     tasks: list[list[PlannedParcel]] = []
     last: Unit | None = None
+    rows = 0  # of the units of the newest task
     for entry in entries:
         unit = plan.unit_of(entry) if entry.kind == "unit" else None
-        follows = unit is None or (
-            last is not None
-            and (unit.file, unit.row_group) == (last.file, last.row_group)
-            and unit.first_row > last.first_row
-        )
-        if tasks and (follows or last is None):
+        follows = unit is None or last is None or _is_next_range(last, unit) or rows + unit.num_rows <= task_rows
+        if tasks and follows:
             tasks[-1].append(entry)
         else:
             tasks.append([entry])
+            rows = 0
         last = unit or last
+        rows += unit.num_rows if unit else 0
     return tasks
+
+
+def _is_next_range(last: Unit, unit: Unit) -> bool:
+    return (unit.file, unit.row_group) == (last.file, last.row_group) and unit.first_row > last.first_row
 
 
 def _run_task(plan_ref: Any, entries: tuple[PlannedParcel, ...]) -> Iterator[pa.Table]:
@@ -217,6 +232,7 @@ def _run_task(plan_ref: Any, entries: tuple[PlannedParcel, ...]) -> Iterator[pa.
 def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[Parcel]:
     """Yield the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel with the error."""
     reader: _RowGroupReader | None = None
+    files: dict[str, pq.ParquetFile] = {}
     for entry in entries:
         if entry.kind != "unit":
             yield Parcel(entry.kind, entry.segment, text=entry.text)
@@ -225,10 +241,11 @@ def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[P
         try:
             with named_unit(plan.logs, unit):
                 if reader is None or not reader.reaches(unit):
-                    reader = _RowGroupReader(plan.logs, unit, plan.columns)
+                    reader = _RowGroupReader(_opened(plan.logs, unit.file, files), unit, plan.columns)
                 encoded = plan.encode(reader.read(unit), entry.segment)
         except DataError as error:
             reader = None  # the position in a broken row group is unknown
+            files.pop(unit.file, None)
             yield Parcel("bad", entry.segment, entry.unit, text=str(error))
             continue
         order = row_order(unit, seed=plan.seed, pass_index=plan.passes[entry.segment], shuffle=plan.shuffle_rows)
@@ -246,7 +263,7 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
         DataError: The unit cannot be read; names file and row group.
     """
     with named_unit(logs, unit):
-        return _RowGroupReader(logs, unit, columns).read(unit)
+        return _RowGroupReader(_opened(logs, unit.file, {}), unit, columns).read(unit)
 
 
 @contextlib.contextmanager
@@ -261,15 +278,22 @@ def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
         raise DataError(f"{where}: {first_line(error)}") from error
 
 
+def _opened(logs: Storage, file: str, files: dict[str, pq.ParquetFile]) -> pq.ParquetFile:
+    """Return a file, opened once for all units of a task."""
+    if file not in files:
+        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
+        source = logs.path(file) if logs.is_local else logs.open_read(file)
+        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
+        # Without the optional checksums of a page, most flipped bytes are read as other values.
+        files[file] = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
+    return files[file]
+
+
 class _RowGroupReader:
     """Reader of a row group, forwards, by ranges."""
 
-    def __init__(self, logs: Storage, unit: Unit, columns: list[str]) -> None:
-        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
-        source = logs.path(unit.file) if logs.is_local else logs.open_read(unit.file)
-        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
-        # Without the optional checksums of a page, most flipped bytes are read as other values.
-        self._file = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
+    def __init__(self, file: pq.ParquetFile, unit: Unit, columns: list[str]) -> None:
+        self._file = file
         self._of = (unit.file, unit.row_group)
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())

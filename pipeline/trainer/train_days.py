@@ -1,6 +1,7 @@
 """Days of one model or several, trained to their end by one group of workers; nothing is published."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.config.project import Config
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part, late_days, parts_of
 from pipeline.ingest.plan import RunPlan
-from pipeline.ingest.units import check_days
+from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.choose_start import Beginning, is_last, start_of
 from pipeline.lineage.frozen_statistics import STATISTICS, load_statistics
 from pipeline.lineage.ledger import Ledger
@@ -30,6 +31,10 @@ from pipeline.storage.files import Storage
 from pipeline.trainer.train import train_worker
 from pipeline.trainer.train_job import TrainJob
 
+logger = logging.getLogger(__name__)
+
+_MANY_UNITS, _FEW_ROWS = 200, 1000  # row groups, and rows of one, at which the number of row groups is worth a warning
+_UNIT_S = 0.02  # seconds that Ray Data takes to hand on a unit, measured on two cores
 OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, all that the rows of a run depend on
 
 
@@ -91,6 +96,7 @@ def _train_left(
     for held, reached in left:
         if not held.form_accepted:
             check_form(held.config, reached, [part.log for part in parts])
+    warn_of_small_units([part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
@@ -111,6 +117,18 @@ def _train_left(
                 _end_attempts(lines, days, passes, "failed", reason)
             raise
     return _finished(lines, days, passes, reported)
+
+
+def warn_of_small_units(logs: Sequence[DayLog]) -> None:
+    """Log the cost of reading logs with many small row groups."""
+    for log in logs:
+        units, rows = len(log.units), log.num_rows
+        if units >= _MANY_UNITS and rows / units < _FEW_ROWS:
+            logger.warning(
+                "%s has %d row groups of %.0f rows on average: each takes some %.0f ms to be handed on, %.0f s in all; "
+                "write row groups of %d rows and more",
+                *(log.day, units, rows / units, 1000 * _UNIT_S, units * _UNIT_S, 10 * _FEW_ROWS),
+            )
 
 
 def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest | None) -> Beginning:
