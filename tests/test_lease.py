@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from test_daily import SmallWork, World, config_of, day_of, history, run
+from small_daily import SmallWork, World, config_of, day_of, history, run
 
 from features.errors import DataError
 from features.profile import DayProfile
