@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_runs import DAYS, logs, make_config
+from small_runs import DAYS, logs, make_config
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError

@@ -25,9 +25,9 @@ import ray
 import torch
 import yaml
 from local_training import Command, on_processes
+from small_runs import make_config, weights
 from test_console import OWN_LINE
 from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
-from test_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
 from pipeline.checkpoint import write

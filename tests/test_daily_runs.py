@@ -15,8 +15,8 @@ import pytest
 import ray
 import torch
 from local_training import on_processes
+from small_runs import make_config, weights
 from test_faults import Fault, train_with_faults
-from test_runs import make_config, weights
 
 from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day

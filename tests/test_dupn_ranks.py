@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_migrate import Migrate
+from migrations import Migrate
 from test_reset_rows import ResetRun
 from test_resharding import FIRST, NONE, SECOND, assert_equal
 from test_table_growth import GrownLoad
-from test_train_step import (
+from train_steps import (
     SGD,
     LocalDenominators,
     Run,

@@ -23,7 +23,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from local_training import on_processes
-from test_runs import weights
+from small_runs import weights
 
 from features.encoding import Encoder
 from pipeline.cluster.failures import RunFailed

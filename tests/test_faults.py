@@ -27,7 +27,7 @@ import ray
 import torch
 import yaml
 from local_training import on_processes
-from test_runs import make_config, weights
+from small_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
 from models.ranker import StepOutput

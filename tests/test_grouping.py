@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_runs import DAYS, logs, make_config
+from small_runs import DAYS, logs, make_config
 
 from features.errors import ConfigError
 from pipeline.config.load import load_config, parse_config

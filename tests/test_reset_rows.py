@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_train_step import NUM_STEPS, SGD, Run, assert_tables_moved, blocks_of, make_config, whole
+from train_steps import NUM_STEPS, SGD, Run, assert_tables_moved, blocks_of, make_config, whole
 
 from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at

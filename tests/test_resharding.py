@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_step import NUM_STEPS, Run, assert_tables_moved, largest_difference, make_config, whole
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
+from train_steps import NUM_STEPS, Run, assert_tables_moved, largest_difference, make_config, whole
 
 from pipeline.trainer.optimizer import StepOptimizer
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from records import manifest_of
-from test_train_step import NUM_STEPS, Run, assert_tables_moved, blocks_of, make_config, whole
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     TensorProperties,
     TensorStorageMetadata,
 )
+from train_steps import NUM_STEPS, Run, assert_tables_moved, blocks_of, make_config, whole
 
 from features.errors import DataError
 from features.vocabulary import Vocabulary

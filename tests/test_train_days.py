@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
-from test_runs import DAYS, logs, make_config, weights
+from small_runs import DAYS, logs, make_config, weights
 
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import StatisticsAccumulator

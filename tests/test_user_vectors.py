@@ -12,7 +12,7 @@ import pytest
 import torch
 from dupn_models import around_of, random_batch, ranker_of, schema_of
 from test_dupn_ranks import make_dupn_config
-from test_train_step import make_config
+from train_steps import make_config
 
 from features.errors import ConfigError
 from models.user_item_split import SplitRanker
