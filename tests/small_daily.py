@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import be_another_process
 from records import manifest_of, write_manifest, write_position
 
 from features.profile import DayProfile
@@ -22,7 +23,6 @@ from pipeline.evaluation.evaluate import Measurement
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.parts import before
 from pipeline.ingest.units import DayLog, Unit
-from pipeline.lineage import lease as lease_file
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import FileMark, Manifest, RunScope
@@ -177,10 +177,7 @@ def killable() -> Iterator[World]:
 def kill_at_writes(world: World, patch: pytest.MonkeyPatch) -> None:
     for name in ("write", "create", "replace", "remove"):
         patch.setattr(Storage, name, _counted(world, getattr(Storage, name)))
-    process = lease_file._this_process().model_copy(
-        update={"pid": 2**22 + 1}
-    )  # none has this number: it is dead at once
-    patch.setattr(lease_file, "_this_process", lambda: process)
+    be_another_process(patch.setattr, pid=2**22 + 1)  # no process has this number: it is dead at once
 
 
 def _counted(world: World, operation: Callable[..., Any]) -> Callable[..., Any]:

@@ -204,9 +204,9 @@ def test_trials_without_a_metric_are_no_riddle(tmp_path: Path, monkeypatch: pyte
     """Catches `mean requires at least one data point` after hours of trials."""
     plan = replace(PLAN, trials=2, train_days=("2026-01-01", "2026-01-02"), choose_days=("2026-01-02",))
     comparison = Comparison(make_config(tmp_path, tmp_path), plan)
-    monkeypatch.setattr(comparison, "_outcomes", lambda entrants, *_: [_undefined(model) for model, _ in entrants])
+    monkeypatch.setattr(comparison, "outcomes", lambda entrants, *_: [_undefined(model) for model, _ in entrants])
     with pytest.raises(ConfigError, match="no main task has a metric on the days to choose on"):
-        comparison._chosen()
+        comparison.chosen()
 
 
 def _undefined(model: str) -> Outcome:
@@ -258,8 +258,8 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     def full(self: Any, name: str, inputs: Any, result: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(many, "_trained", trained)
-    monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
+    monkeypatch.setattr(many, "trained", trained)
+    monkeypatch.setattr(many, "measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
     variants = [Variant("a", config, tuple(DAYS)), Variant("b", config, tuple(DAYS))]
     with monkeypatch.context() as patch:
         patch.setattr(trainings.KeptResults, "keep", full)
@@ -282,8 +282,8 @@ def test_a_measurement_that_is_lost_is_made_again(tmp_path: Path, monkeypatch: p
             work.place.rebuild(Published(day=DAYS[0], generation=1, checkpoint="checkpoints/day"), 1)
         return [{"checkpoint": "day"} for _ in works]
 
-    monkeypatch.setattr(many, "_trained", trained)
-    monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
+    monkeypatch.setattr(many, "trained", trained)
+    monkeypatch.setattr(many, "measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
     for _ in range(2):
         many.measured([Variant("a", config, tuple(DAYS))], ["2026-01-03"])
         many.storage.remove("results")
@@ -303,10 +303,10 @@ def test_late_labels_of_others_are_not_read(tmp_path: Path, monkeypatch: pytest.
 
     many = trainings.Trainings(config, "many", keep_checkpoints=True)
     monkeypatch.setattr(trainings, "train_together", together)
-    monkeypatch.setattr(trainings, "_trained_figures", lambda work, checkpoint: {})
-    monkeypatch.setattr(many, "_fit", lambda *_: None)
+    monkeypatch.setattr(trainings, "trained_figures", lambda work, checkpoint: {})
+    monkeypatch.setattr(many, "fit_statistics", lambda *_: None)
     variants = [Variant(name, with_tasks(config, [name]), tuple(DAYS)) for name in own]
-    many._trained([many._work(variant, ["2026-01-03"]) for variant in variants])
+    many.trained([many.work_of(variant, ["2026-01-03"]) for variant in variants])
     assert read == [([name], [name]) for name in own]
 
 
@@ -318,7 +318,7 @@ def test_a_measurement_without_intervals_is_another_one(tmp_path: Path) -> None:
     variant, lines = Variant("a", plain, tuple(DAYS)), []
     for config in (plain, plain, plain.model_copy(update={"evaluation": drawn})):
         many = trainings.Trainings(config, "many", keep_checkpoints=True)
-        lines.append(many._work(variant, ["2026-01-03"]).line)
+        lines.append(many.work_of(variant, ["2026-01-03"]).line)
     assert lines[0] == lines[1] != lines[2]
 
 

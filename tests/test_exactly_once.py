@@ -5,7 +5,6 @@ has stepped is written down from the batches themselves; of a start that was cut
 from which the next one went on.
 """
 
-import functools
 import itertools
 import json
 import sys
@@ -20,19 +19,20 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from faults import after_step, replace_worker
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from local_training import on_processes
 from small_runs import weights
 
 from features.encoding import Encoder
+from models.ranker import StepOutput
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
-from pipeline.trainer import train_days
 from pipeline.trainer.train import Trainer, train_worker
 from pipeline.trainer.train_line import train
 
@@ -96,23 +96,21 @@ SORTED = Shape([[[9, 5], [7]], [[2], [8, 1]]], interleave=3, batch_size=4)
 
 def _worker(settings: dict[str, Any], folder: Path, start: int, stop: int | None) -> dict[str, Any]:
     """`train_worker`, which writes down the rows of every step, and fails after a number of its own steps."""
-    step_once, own = Trainer._next_step, [0]
+    own, file = [0], folder / f"{start}-{ray.train.get_context().get_world_rank()}"
 
-    def step(self: Trainer, batches: Any) -> Any:
-        with (folder / f"{start}-{ray.train.get_context().get_world_rank()}").open("a") as file:
-            began, output = self.step, step_once(self, batches)
-            rows = []
-            if output is not None:
-                batch = output.batch
-                rows = batch.dense[: batch.cursor.num_rows, 0].int().tolist()
-                assert batch.labels[: len(rows), 0].int().tolist() == [row % 2 for row in rows]
-            file.write(json.dumps([began, rows]) + "\n")
+    def note(trainer: Trainer, output: StepOutput | None) -> None:
+        rows = []
+        if output is not None:
+            batch = output.batch
+            rows = batch.dense[: batch.cursor.num_rows, 0].int().tolist()
+            assert batch.labels[: len(rows), 0].int().tolist() == [row % 2 for row in rows]
+        with file.open("a") as noted:
+            noted.write(json.dumps([trainer.step - (output is not None), rows]) + "\n")
         own[0] += output is not None
         if own[0] == stop:
             raise RuntimeError("cut off")
-        return output
 
-    Trainer._next_step = step
+    after_step(setattr, note)
     return train_worker(settings)
 
 
@@ -133,10 +131,9 @@ class Runs:
     def start(self, num_ranks: int, stop: int | None = None) -> Config:
         """Run the command to its end, or until it is cut off after a number of steps."""
         config = self.shape.config(self.logs, self.folder / "root", self.encoder, num_ranks)
-        worker = functools.partial(_worker, folder=self.folder, start=self.num_starts, stop=stop)
-        self.num_starts += 1
         with on_processes(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_days, "train_worker", worker)
+            replace_worker(patch.setattr, _worker, folder=self.folder, start=self.num_starts, stop=stop)
+            self.num_starts += 1
             try:
                 train(config, self.days, self.shape.passes)
             except RunFailed as error:

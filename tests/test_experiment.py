@@ -17,7 +17,7 @@ from pipeline.studies import experiment
 from pipeline.studies.comparison import Comparison
 from pipeline.studies.experiment import CaseResult, ExperimentConfig, cases_of, load_experiment, mean_gains
 from pipeline.studies.gains import model_rows
-from pipeline.trainer.train_days import HeldLine, _check_alike
+from pipeline.trainer.train_days import HeldLine, check_alike
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "jobs/configs/experiments").glob("*.yaml"))
@@ -33,7 +33,7 @@ def test_shipped_experiments_can_be_carried_out(path: Path, monkeypatch: pytest.
         comparison = Comparison(case.config, case.plan)
         models = comparison.variants(case.config.seed)
         lines = [HeldLine(model.config, Line.of(model.config.root, model.name), "run") for model in models]
-        _check_alike(case.read, lines, case.plan.train_days)
+        check_alike(case.read, lines, case.plan.train_days)
 
 
 EXPERIMENT: dict[str, Any] = {

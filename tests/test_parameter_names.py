@@ -71,13 +71,13 @@ def test_control_columns_that_are_one_off_are_seen(kind: str, monkeypatch: pytes
     old, new = Built(CHANGES["nothing"](kind)), Built(CHANGES["features"](kind), seed=1)
     values, old_layout = values_of_features(), old.layout
     before = old.outputs(values)
-    right = assembly._columns
+    right = assembly.column_labels
 
     def shifted(feature: Any, width: int) -> Any:
         labels = right(feature, width)
         return (*labels[1:], labels[0])
 
-    monkeypatch.setattr(assembly, "_columns", shifted)
+    monkeypatch.setattr(assembly, "column_labels", shifted)
     for tensor in new.dense.values():
         tensor.fill_(0)
     copy_matches(match_layouts(old_layout, new.layout), old.dense, new.dense)

@@ -44,7 +44,7 @@ def _clear_before_ddp(optimizer: StepOptimizer, set_to_none: bool = True) -> Non
 
 
 def _leave_to_ddp(optimizer: StepOptimizer) -> None:
-    for parameter in optimizer._parameters:
+    for parameter in optimizer.dense_parameters:
         parameter.grad = None
 
 
@@ -52,10 +52,10 @@ def _leave_to_ddp(optimizer: StepOptimizer) -> None:
 def test_ddp_is_not_bit_identical(run_ranks: Any, tmp_path: Path, num_ranks: int) -> None:
     """The negative control: DDP orders its buckets anew after the first step, and three numbers have no one sum."""
     ddp = {
-        "pipeline.trainer.sharding._NoDataParallel": DefaultDataParallelWrapper,
+        "pipeline.trainer.sharding.NoDataParallel": DefaultDataParallelWrapper,
         "pipeline.trainer.optimizer.StepOptimizer.step": _step_after_ddp,
         "pipeline.trainer.optimizer.StepOptimizer.zero_grad": _clear_before_ddp,
-        "pipeline.trainer.optimizer.StepOptimizer._bind_gradients": _leave_to_ddp,
+        "pipeline.trainer.optimizer.StepOptimizer.bind_gradients": _leave_to_ddp,
     }
     undisturbed, resumed = _with_and_without_a_stop(run_ranks, make_config(), tmp_path, num_ranks, ddp)
     if num_ranks == 2:  # it is the order that does it, not what this test has put into DDP's place

@@ -145,12 +145,12 @@ def test_pieces_of_rows_with_row_wise_accumulators_differ(run_ranks: Any, one_ra
 
 def adam_of_everything(optimizer: StepOptimizer, parameters: Any) -> torch.optim.Optimizer:
     """What trains a table that has lost its fused optimizer, where nobody looks after it."""
-    return build_dense_optimizer(optimizer._config.dense, parameters)
+    return build_dense_optimizer(optimizer.config.dense, parameters)
 
 
 def test_data_parallel_tables_under_adam_differ(run_ranks: Any, one_rank: Any) -> None:
     """The negative control: TorchRec drops a data-parallel table's fused optimizer without a word."""
-    patches = {"pipeline.trainer.optimizer.StepOptimizer._replicated_class": adam_of_everything}
+    patches = {"pipeline.trainer.optimizer.StepOptimizer.replicated_class": adam_of_everything}
     results = run_ranks(Run(make_config("data_parallel"), patches=patches), 2)
     assert relative_difference(one_rank("skewed"), results) > 1e-2
 
