@@ -11,6 +11,7 @@ A test says what happens and at which point; this module knows which function of
 | a manifest is due    | `write.commit`                    |
 | workers are started  | `train_days.train_worker`         |
 | a lease is taken     | `lease.this_process`              |
+| a batch is made      | `Batcher.next_batch`              |
 
 Every builder takes `patch`: `monkeypatch.setattr` in a test, whose end undoes it, or `setattr` in a worker, which keeps
 it until its process ends. Ray's workers cannot import this file, so it is sent to them by value.
@@ -18,13 +19,14 @@ it until its process ends. Ray's workers cannot import this file, so it is sent 
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ import psutil
 import pytest
 import ray
 
+from models.batch import LogBatch
 from models.ranker import StepOutput
 from pipeline.checkpoint import write
+from pipeline.ingest.batcher import Batcher
 from pipeline.lineage import lease
 from pipeline.lineage.records import ProcessIdentity
 from pipeline.trainer import train_days
@@ -118,6 +122,27 @@ def be_another_process(patch: Patch, **changes: Any) -> ProcessIdentity:
 
 
 # --- What happens there ---
+
+
+def count_what_was_read(patch: Patch) -> None:
+    """Let the cursor follow the reader, which is ahead of the model: a mistake, for a negative control."""
+    next_batch, read = Batcher.next_batch, []
+
+    def next_and_note(self: Batcher, step: int) -> LogBatch:
+        batch = next_batch(self, step)
+        read.append(batch.cursor)
+        return batch
+
+    def count(trainer: Trainer, output: StepOutput | None) -> None:
+        if output is not None:
+            cursor = output.batch.cursor
+            spans = tuple(itertools.chain.from_iterable(one.spans for one in read))
+            in_space = sum((one.in_space for one in read), start=cursor.in_space * 0)
+            output.batch.cursor = replace(cursor, spans=spans, in_space=in_space)
+        read.clear()
+
+    patch(Batcher, "next_batch", next_and_note)
+    after_step(patch, count)
 
 
 def no_space(*_: Any) -> None:
