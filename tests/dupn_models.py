@@ -1,10 +1,11 @@
-"""A small model with DUPN, and batches for it."""
+"""A small model with DUPN, batches for it, and the configuration of a train step with one."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from train_steps import make_config
 
 from features.schema import Schema
 from models.assembly import build_ranker
@@ -12,6 +13,8 @@ from models.optional_parts import AroundConfig
 from models.ranker import Ranker
 from models.sharing import HardSharingConfig
 from models.tables import build_sequences, build_tables
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
 
 
 def schema_of(**changed: Any) -> Schema:
@@ -85,3 +88,40 @@ def random_batch(rows: int = 5, seed: int = 0) -> tuple[KeyedJaggedTensor, Tenso
     values = [torch.randint(0, size, (int(of.sum()),), generator=random) for of, size in pairs]
     sparse = KeyedJaggedTensor(KEYS, torch.cat(values), lengths=torch.cat(lengths))
     return sparse, torch.randn(rows, 3, generator=random)
+
+
+USER = {
+    "kind": "dupn",
+    "events": {"item": "watched", "properties": ["watched_kind", "watched_tab"]},
+    "profile": ["user_id", "age"],
+    "query": ["tab"],
+    "hidden": 8,
+    "attention": [8, 4],
+    "learning_to_rank": {"tasks": ["share"], "features": ["price"]},
+}
+KINDS = {"user": "row_wise", "video": "row_wise", "kind": "row_wise", "tab": "row_wise"}
+
+
+def make_dupn_config(sharding: dict[str, str] | None = None, **more: Any) -> Config:
+    """The test's project with events: videos that share the candidate's table, and two properties of other widths."""
+    data = make_config(**more).model_dump(mode="json", by_alias=True)
+    schema = data["schema"]
+    schema["tables"] += [{"name": "kind", "num_rows": 5, "dim": 4}, {"name": "tab", "num_rows": 7, "dim": 8}]
+    unpooled = {"kind": "sequence", "max_length": 6, "pooling": "none"}
+    aligned = unpooled | {"aligned_with": "watched"}
+    user, video, _, age = schema["features"]
+    schema["features"] = [
+        user,
+        video,
+        unpooled | {"name": "watched", "table": "video"},
+        aligned | {"name": "watched_kind", "table": "kind"},
+        age,
+        # The candidate's table is read by a pooled sequence, too.
+        {"kind": "sequence", "name": "liked", "table": "video", "max_length": 6},
+        {"kind": "id", "name": "tab", "table": "tab"},
+        aligned | {"name": "watched_tab", "table": "tab"},
+        {"kind": "dense", "name": "price", "standardise": False},
+    ]
+    data["model"]["user"] = USER
+    data["sharding"]["tables"] = KINDS if sharding is None else sharding
+    return parse_config(data, "test")

@@ -27,8 +27,8 @@ import yaml
 from daily_command import EVERY, main_on_processes
 from faults import Fault, replace_worker, set_clock_back, train_with_faults, worker_on_a_full_disk
 from local_training import Command, on_processes
+from own_lines import OWN_LINE
 from small_runs import make_config, weights
-from test_console import OWN_LINE
 
 from features.synthetic.logs import SyntheticConfig, write_day
 from pipeline.config.project import Config

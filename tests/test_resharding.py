@@ -6,21 +6,23 @@ from typing import Any
 import pytest
 import torch
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
-from train_steps import NUM_STEPS, Run, assert_tables_moved, largest_difference, make_config, whole
+from train_steps import (
+    FIRST,
+    NONE,
+    SECOND,
+    Run,
+    assert_equal,
+    assert_tables_moved,
+    largest_difference,
+    make_config,
+    whole,
+)
 
 from pipeline.trainer.optimizer import StepOptimizer
 
-HALF = NUM_STEPS // 2
-FIRST, SECOND, NONE = range(HALF), range(HALF, NUM_STEPS), range(HALF, HALF)
 MIXED = {"user": "table_wise", "video": "row_wise"}
 PARTLY_REPLICATED = {"user": "data_parallel", "video": "row_wise"}
 PARTLY_CUT = {"user": "column_wise", "video": "row_wise"}
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert set(first) == set(second)
-    different = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
-    assert different == []
 
 
 # --- The same ranks ---

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from dupn_models import around_of, random_batch, ranker_of, schema_of
-from test_dupn_ranks import make_dupn_config
+from dupn_models import around_of, make_dupn_config, random_batch, ranker_of, schema_of
 from train_steps import make_config
 
 from features.errors import ConfigError

@@ -28,6 +28,8 @@ from pipeline.trainer.train_state import TrainState
 from pipeline.trainer.worker_setup import Groups, build_optimizer, build_state, build_train_pipeline
 
 NUM_STEPS, ROWS_PER_STEP = 20, 96
+HALF = NUM_STEPS // 2  # of a run that is cut off, and of the one that goes on
+FIRST, SECOND, NONE = range(HALF), range(HALF, NUM_STEPS), range(HALF, HALF)
 SGD: dict[str, Any] = {"tables": "sgd", "rate": 150.0, "kind": "sgd", "learning_rate": 0.5}
 
 
@@ -272,3 +274,9 @@ def assert_tables_moved(results: list[dict[str, Any]]) -> None:
     start, end = whole(results, "before"), whole(results, "after")
     for name in (name for name in start if table_of(name) and name.startswith("model:")):
         assert (end[name] - start[name]).abs().max() > 0.1, f"{name} has not moved: the test would see nothing"
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert set(first) == set(second)
+    different = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+    assert different == []
