@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from features.errors import ConfigError
 from features.schema import Schema
 from models.assembly import build_ranker
-from models.balancing import _blocks
+from models.balancing import blocks_of_dense
 from models.interaction import NFwFM
 from models.mran import MRAN, MRANConfig
 from models.optional_parts import AroundConfig
@@ -193,7 +193,7 @@ def test_all_tasks_meet_in_it() -> None:
     """Catches parameters that balancing takes for one task's, or for nobody's."""
     ranker = _ranker(around=_around())
     dense: dict[str, nn.Parameter] = dict(ranker.dense_parameters())
-    blocks = {block.name: block for block in _blocks(dense, ranker.head.network, 12 + 1 + 5, 2)}
+    blocks = {block.name: block for block in blocks_of_dense(dense, ranker.head.network, 12 + 1 + 5, 2)}
     for name, rows in (("interaction.pairs", 3), ("interaction.first_order", 3)):
         assert (blocks[name].start, blocks[name].stop, blocks[name].tasks) == (0, rows, (0, 1))
 
