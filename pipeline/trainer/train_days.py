@@ -74,7 +74,7 @@ def train_days(
         DataError: The logs, or what a line has trained already, do not fit.
         Interrupted: SIGTERM came; the workers have saved their state.
     """
-    _check_alike(read, lines, days)
+    check_alike(read, lines, days)
     starts = [start_of(declared(held.config), held.line, days, passes) for held in lines]
     done = [start is not None and is_last(start, days, passes) for start in starts]
     left = [(held, start) for held, start, is_done in zip(lines, starts, done, strict=True) if not is_done]
@@ -116,7 +116,7 @@ def _train_left(
             with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
                 _end_attempts(lines, days, passes, "failed", reason)
             raise
-    return _finished(lines, days, passes, reported)
+    return finished_checkpoints(lines, days, passes, reported)
 
 
 def warn_of_small_units(logs: Sequence[DayLog]) -> None:
@@ -136,7 +136,7 @@ def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest
     return Beginning(declared(held.config), held.line, tuple(days), held.run, passes, trusted)
 
 
-def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
+def check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
     """Check that all models would read the same rows.
 
     Raises:
@@ -196,7 +196,9 @@ def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Par
     return parts_of(schema, days, {log.day: log for log in found})
 
 
-def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, reported: dict[str, Any]) -> list[Manifest]:
+def finished_checkpoints(
+    lines: Sequence[HeldLine], days: Sequence[str], passes: int, reported: dict[str, Any]
+) -> list[Manifest]:
     """Record the end of the workers' attempts, and return their finished checkpoints.
 
     Raises:
