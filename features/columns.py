@@ -19,10 +19,11 @@ def contiguous(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, p
     A decimal becomes float64, a list of a fixed size or a list view a list, a list without a type one of integers. A
     column of type null, whose values are all missing, stays as it is. Columns of several chunks are copied.
     """
-    return {name: _plain(_one_array(column)) for name, column in columns.items()}
+    return {name: _plain(one_array(column)) for name, column in columns.items()}
 
 
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; a column of several chunks is copied."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # copies even one chunk

@@ -22,6 +22,7 @@ class Shape:
         passes: Over all days.
         seed: Of the shuffles.
         every_steps: Steps between two checkpoints, where there are any.
+        block_rows: Units with together at most so many rows share a block.
     """
 
     days: list[list[list[int]]]
@@ -33,6 +34,7 @@ class Shape:
     passes: int = 1
     seed: int = 1
     every_steps: int = 1
+    block_rows: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -53,5 +55,6 @@ SHAPES = st.builds(
     passes=st.integers(1, 2),
     seed=st.integers(0, 9),
     every_steps=st.integers(1, 3),
+    block_rows=st.sampled_from([0, 7, 4096]),
 )
 SORTED = Shape([[[9, 5], [7]], [[2], [8, 1]]], interleave=3, batch_size=4)

@@ -15,9 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.errors import DataError
-from pipeline.ingest.datasource import Parcel, PlannedParcel, ReadPlan, group_entries, read_parcels, read_unit
+from pipeline.ingest.datasource import (
+    Bundle,
+    Parcel,
+    PlannedParcel,
+    ReadPlan,
+    group_bundles,
+    read_bundles,
+    read_parcels,
+    read_unit,
+    unpack,
+)
 from pipeline.ingest.deal import row_order
 from pipeline.ingest.units import Unit, list_days
 from pipeline.storage.files import Storage
@@ -124,12 +135,12 @@ def test_a_parcel_travels_as_one_row(write_log: WriteLog, tiny_encoder: Encoder)
     ]
     parcels = list(read_parcels(plan, entries))
     assert [parcel.kind for parcel in parcels] == ["start", "unit", "bad", "blank", "unit"]
-    blocks = [parcel.to_block(tiny_encoder.empty()) for parcel in parcels]
+    blocks = [parcel.to_row(tiny_encoder.empty()) for parcel in parcels]
     assert all(block.schema.equals(blocks[0].schema) for block in blocks)
     together = pa.concat_tables(blocks).combine_chunks()
     assert together.num_rows == len(parcels)
     for index, (parcel, block) in enumerate(zip(parcels, blocks, strict=True)):
-        for received in (Parcel.from_block(block), Parcel.from_block(together.slice(index, 1))):
+        for received in (Parcel.from_row(block), Parcel.from_row(together.slice(index, 1))):
             assert received.read_at > 1.7e9
             assert replace(received, rows=None, read_at=0.0) == replace(parcel, rows=None)
             if parcel.rows is None:
@@ -160,10 +171,14 @@ def _day(groups: list[int]) -> ReadPlan:
     return ReadPlan(Storage("nowhere"), encoder, (units, units), (0, 1), seed=0, shuffle_rows=True)
 
 
-def _check_tasks(plan: ReadPlan, entries: list[PlannedParcel], tasks: list[list[PlannedParcel]]) -> None:
+def _bundles(entries: list[PlannedParcel]) -> list[Bundle]:
+    return [(entry,) for entry in entries]
+
+
+def _check_tasks(plan: ReadPlan, bundles: list[Bundle], tasks: list[list[Bundle]]) -> None:
     """Order is kept, and a task is one row group, read forwards."""
-    assert list(itertools.chain(*tasks)) == entries
-    named = [[plan.unit_of(entry) for entry in task if entry.kind == "unit"] for task in tasks]
+    assert list(itertools.chain(*tasks)) == bundles
+    named = [[plan.unit_of(entry) for (entry,) in task if entry.kind == "unit"] for task in tasks]
     for units in named:
         assert len({(unit.file, unit.row_group) for unit in units}) <= 1
         assert [unit.first_row for unit in units] == sorted({unit.first_row for unit in units})
@@ -190,38 +205,74 @@ def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[in
         PlannedParcel("start", 1),
         *_entries(plan, data.draw(st.permutations(units)), segment=1),
     ]
-    tasks = group_entries(plan, entries, task_rows=0)
-    _check_tasks(plan, entries, tasks)
+    tasks = group_bundles(plan, _bundles(entries), task_rows=0)
+    _check_tasks(plan, _bundles(entries), tasks)
+    two, apart = _bundles(_entries(_day([2]))), _bundles(_entries(_day([1, 1])))
     with pytest.raises(AssertionError):  # negative control: a task a unit
-        _check_tasks(_day([2]), _entries(_day([2])), [[entry] for entry in _entries(_day([2]))])
+        _check_tasks(_day([2]), two, [[bundle] for bundle in two])
     with pytest.raises(AssertionError):  # and one task for all
-        _check_tasks(_day([1, 1]), _entries(_day([1, 1])), [_entries(_day([1, 1]))])
+        _check_tasks(_day([1, 1]), apart, [apart])
 
 
 def test_tasks_by_hand():
     """Starts and blanks have no task of their own, the next pass begins a new one."""
     plan = _day([2, 1])
-    start, blank = PlannedParcel("start", 0), PlannedParcel("blank", 0)
-    a, b, c = _entries(plan)
-    entries = [start, start, a, blank, b, c, blank]
-    assert group_entries(plan, entries, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
-    assert group_entries(plan, [b, a, replace(a, segment=1), replace(b, segment=1)], task_rows=19) == [
-        [b],
-        [a],
-        [replace(a, segment=1), replace(b, segment=1)],
-    ]
-    assert group_entries(plan, [start, blank]) == [[start, blank]]
-    assert group_entries(plan, []) == []
+    start, blank = (PlannedParcel("start", 0),), (PlannedParcel("blank", 0),)
+    a, b, c = _bundles(_entries(plan))
+    again_a, again_b = ((replace(entry, segment=1),) for (entry,) in (a, b))
+    bundles = [start, start, a, blank, b, c, blank]
+    assert group_bundles(plan, bundles, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
+    assert group_bundles(plan, [b, a, again_a, again_b], task_rows=19) == [[b], [a], [again_a, again_b]]
+    assert group_bundles(plan, [start, blank]) == [[start, blank]]
+    assert group_bundles(plan, []) == []
 
 
 def test_small_units_share_a_task():
     """A row group of two rows costs a task of its own: an hour for a day's rows in ten thousand of them."""
     plan = _day([1] * 7)
-    entries = [PlannedParcel("start", 0), *_entries(plan), PlannedParcel("blank", 0)]
-    tasks = group_entries(plan, entries, task_rows=30)
+    bundles = _bundles([PlannedParcel("start", 0), *_entries(plan), PlannedParcel("blank", 0)])
+    tasks = group_bundles(plan, bundles, task_rows=30)
     assert [len(task) for task in tasks] == [4, 3, 2]  # three units of ten rows, with starts and blanks
-    assert list(itertools.chain(*tasks)) == entries
-    assert len(group_entries(plan, entries)) == 1
+    assert list(itertools.chain(*tasks)) == bundles
+    assert len(group_bundles(plan, bundles)) == 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), cuts=st.sets(st.integers(1, 5)), skip=st.integers(0, 9)
+)
+def test_units_that_share_a_block(
+    sizes: list[int], cuts: set[int], skip: int, write_log: WriteLog, tiny_encoder: Encoder
+):
+    """A unit's rows come with another unit's number or another's ids, or a bad unit takes others along."""
+    plan = _plan(write_log([[sizes]]), tiny_encoder, shuffle=True)
+    plan.logs.write("dt=2026-03-01/part-1.parquet", b"")
+    gone = Unit(DAY, "dt=2026-03-01/part-1.parquet", 0, 0, 5, whole=True)
+    plan = replace(plan, units=((*plan.units[0], gone),))
+    entries = _entries(plan)
+    entries[0] = replace(entries[0], skip=min(skip, sizes[0]))
+    ends = [0, *sorted(cut for cut in cuts if cut < len(entries)), len(entries)]
+    bundles = [tuple(entries[start:stop]) for start, stop in itertools.pairwise(ends)]
+    blocks = list(read_bundles(plan, bundles, tiny_encoder.empty()))
+    assert [block.num_rows for block in blocks] == [1] * len(bundles)
+    together = pa.concat_tables(blocks).combine_chunks()  # as Ray hands on neighbours
+    received = [parcel for place in range(len(blocks)) for parcel in unpack(together.slice(place, 1))]
+    alone = list(read_parcels(plan, entries))
+    assert [(parcel.kind, parcel.unit, parcel.text) for parcel in received] == [
+        (parcel.kind, parcel.unit, parcel.text) for parcel in alone
+    ]
+    for ours, theirs in zip(received[:-1], alone[:-1], strict=True):
+        assert ours.rows is not None
+        assert theirs.rows is not None
+        _assert_same_rows(ours.rows, theirs.rows)
+    assert received[-1].kind == "bad"
+
+
+def _assert_same_rows(left: EncodedRows, right: EncodedRows) -> None:
+    for name in ("dense", "labels", "slots", "rows"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+    for name in ("ids", "offsets"):
+        for ours, theirs in zip(getattr(left, name), getattr(right, name), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_file_is_opened_once_a_task(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
@@ -293,9 +344,10 @@ def test_a_bad_unit_is_named(
     else:
         _spoilt(logs, file, change)
     after = [
-        Parcel.from_block(parcel.to_block(tiny_encoder.empty()))
-        for task in group_entries(plan, _entries(plan))
-        for parcel in read_parcels(plan, task)
+        parcel
+        for task in group_bundles(plan, _bundles(_entries(plan)))
+        for block in read_bundles(plan, task, tiny_encoder.empty())
+        for parcel in unpack(block)
     ]
     assert [parcel.unit for parcel in after] == [parcel.unit for parcel in before]
     bad = []

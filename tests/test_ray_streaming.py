@@ -60,7 +60,7 @@ def _receive(split: Any, delay_s: float) -> list[tuple[str, list[int]]]:
 def test_ray_deals_the_lanes(logs: Path, tmp_path: Path, ray_cluster: None, num_ranks: int) -> None:
     """Catches a Ray whose splitter no longer deals one-row blocks round and round, or that splits or merges blocks."""
     config = without_statistics(make_config(logs, tmp_path))
-    plan = plan_of(config, DAYS)
+    plan = replace(plan_of(config, DAYS), block_rows=400)
     expected = [(header.day, header.lanes) for _, header in plan.segments(plan.begin_attempts(), num_ranks)]
     splits = plan.begin_stream(num_ranks).streaming_split(num_ranks, equal=False)
     # One slow consumer: who gets what must not depend on who is fast.
@@ -75,13 +75,13 @@ def test_ray_deals_the_lanes(logs: Path, tmp_path: Path, ray_cluster: None, num_
 def test_equal_split_loses_parcels(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
     """The negative control of the stream: `equal=True`, Ray Train's own way, drops what does not divide evenly."""
     config = without_statistics(make_config(logs, tmp_path))
-    plan = plan_of(config, DAYS[:1])
+    plan = replace(plan_of(config, DAYS[:1]), block_rows=0)
     dataset = plan.begin_stream(1)
-    num_parcels = len(plan.entries(plan.segments(plan.begin_attempts(), 1), 1))
-    num_ranks = next(num for num in range(2, num_parcels) if num_parcels % num)
+    num_blocks = len(plan.bundles(plan.segments(plan.begin_attempts(), 1), 1))
+    num_ranks = next(num for num in range(2, num_blocks) if num_blocks % num)
     splits = dataset.streaming_split(num_ranks, equal=True)
     counts = ray.get([_count_blocks.remote(split) for split in splits])
-    assert sum(counts) < num_parcels
+    assert sum(counts) < num_blocks
 
 
 @ray.remote(num_cpus=0.5)
@@ -93,15 +93,14 @@ def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
     """`train_worker`, noting when each unit was read; it begins late, so that reading has time to run ahead."""
     time.sleep(5)
     reads: list[float] = []
-    original = Parcel.from_block.__func__  # pyright: ignore[reportFunctionMemberAccess]
+    original = receive.unpack
 
-    def from_block(cls: type[Parcel], block: pa.Table) -> Parcel:
-        parcel = original(cls, block)
-        if parcel.kind == "unit":
-            reads.append(parcel.read_at)
-        return parcel
+    def noting(block: pa.Table) -> list[Parcel]:
+        parcels = original(block)
+        reads.extend(parcel.read_at for parcel in parcels if parcel.kind == "unit")
+        return parcels
 
-    receive.Parcel.from_block = classmethod(from_block)  # pyright: ignore[reportAttributeAccessIssue]
+    receive.unpack = noting
     return train_worker(settings) | {"reads": reads}
 
 
@@ -124,7 +123,9 @@ def test_first_step_comes_early(tmp_path: Path, ray_cluster: None) -> None:
     plan = plan_of(config, DAYS[:1], units=500)
     line = Line.of(config.root, config.line)
     attempt, _ = line.begin_attempt(DAYS[:1], "a", lambda _: None)
-    plan = replace(plan, starts=(partial(StreamStart, attempt),))
+    plan = replace(
+        plan, starts=(partial(StreamStart, attempt),), block_rows=0
+    )  # units of 500 rows stand for large ones
     board = ProgressBoard.remote()
     schema, admission = config.log_schema, ray.put(Admission({}, {}, {}))
     job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, schema, admission, board)

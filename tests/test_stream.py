@@ -22,7 +22,7 @@ from models.batch import LogBatch
 from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.cursor import DayCursor, StoredCursor, audit
-from pipeline.ingest.datasource import PlannedParcel, group_entries, read_parcels
+from pipeline.ingest.datasource import PlannedParcel, group_bundles, read_bundles
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import Header, ResumePoint, RunPlan, StreamStart
 from pipeline.ingest.receive import Segment, read_segments
@@ -41,16 +41,17 @@ def _plan(shape: Shape, write_log: WriteLog, encoder: Encoder) -> RunPlan:
     shuffle = ShuffleConfig(units=shape.units, rows=shape.rows, interleave=shape.interleave)
     ingest = IngestConfig(batch_size=shape.batch_size, unit=UnitConfig(max_rows=shape.max_rows), shuffle=shuffle)
     parts = whole_days(list_days(logs, DAYS[: len(shape.days)], shape.max_rows))
-    return RunPlan(logs, parts, shape.passes, encoder, ingest, shape.seed, starts=(StreamStart,))
+    starts = (StreamStart,)
+    return RunPlan(logs, parts, shape.passes, encoder, ingest, shape.seed, starts, block_rows=shape.block_rows)
 
 
 def _split(plan: RunPlan, num_ranks: int) -> list[list[pa.Table]]:
     """The blocks of each rank. Least rows, ties by rank: of blocks of one row each, that is round and round."""
     segments = plan.segments(plan.begin_attempts(), num_ranks)
     read_plan = plan.read_plan(segments)
-    tasks = group_entries(read_plan, plan.entries(segments, num_ranks))
+    tasks = group_bundles(read_plan, plan.bundles(segments, num_ranks), task_rows=20)
     blank = plan.encoder.empty()
-    blocks = [parcel.to_block(blank) for task in tasks for parcel in read_parcels(read_plan, task)]
+    blocks = [block for task in tasks for block in read_bundles(read_plan, task, blank)]
     return [blocks[rank::num_ranks] for rank in range(num_ranks)]
 
 
@@ -212,7 +213,8 @@ def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog
     checkpoint = _resume_point(plan, 2, 2)
     seen = {key: count for key, (count, _) in checkpoint.seen.units.items()}
     resumed = replace(plan, starts=(lambda: StreamStart(None, checkpoint),))
-    entries = resumed.entries(resumed.segments(resumed.begin_attempts(), num_ranks), num_ranks)
+    bundles = resumed.bundles(resumed.segments(resumed.begin_attempts(), num_ranks), num_ranks)
+    entries = [entry for bundle in bundles for entry in bundle]
     read = {day.units[entry.unit].key: entry.skip for entry in entries if entry.kind == "unit" and entry.segment == 0}
     left = {unit.key: seen.get(unit.key, 0) for unit in day.units if seen.get(unit.key, 0) < unit.num_rows}
     assert read == left
@@ -256,14 +258,16 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
 
 @settings(max_examples=20)
 @given(shape=SHAPES, num_ranks=_RANKS)
-def test_entries_come_in_turns(shape: Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
+def test_blocks_come_in_turns(shape: Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """One blank too few, and every unit after it goes to the next rank."""
     plan = _plan(shape, write_log, tiny_encoder)
     segments = plan.segments(plan.begin_attempts(), num_ranks)
-    entries = plan.entries(segments, num_ranks)
-    assert len(entries) % num_ranks == 0
+    read_plan, bundles = plan.read_plan(segments), plan.bundles(segments, num_ranks)
+    assert len(bundles) % num_ranks == 0
+    rows = [sum(read_plan.unit_of(entry).num_rows for entry in bundle if entry.kind == "unit") for bundle in bundles]
+    assert all(len(bundle) == 1 or size <= shape.block_rows for bundle, size in zip(bundles, rows, strict=True))
     for rank in range(num_ranks):
-        own = entries[rank::num_ranks]
+        own = [entry for bundle in bundles[rank::num_ranks] for entry in bundle]
         assert [entry.segment for entry in own if entry.kind == "start"] == list(range(len(segments)))
         for segment, (_, header) in enumerate(segments):
             assert own[0] == PlannedParcel("start", 0, text=own[0].text)
