@@ -88,6 +88,9 @@ def with_network(config: Config, network: Any) -> Config:
 def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
     """Return a configuration with some of the tasks, each with its own tower, their losses weighted by the schedule.
 
+    A single task has weight 1. So has a task of weight 0 among several: it was trained through a composed probability,
+    which it no longer is.
+
     Args:
         config: Configuration with all tasks.
         tasks: Names of the tasks, in the order of the declaration.
@@ -97,7 +100,9 @@ def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
     biased = bias.model_copy(update={"tasks": kept}) if bias and kept else None
     user = config.model.user
     towered = user.model_copy(update={"learning_to_rank": None, "alone": []}) if user else None
-    of_tasks = {name: weight for name, weight in weights.tasks.items() if name in tasks}
+    of_tasks = {
+        name: weight for name, weight in weights.tasks.items() if name in tasks and len(tasks) > 1 and weight.is_trained
+    }
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"entire_space": None, "slot_bias": biased, "user": towered}),
