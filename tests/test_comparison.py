@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from outcomes import outcome_of
 from small_runs import DAYS, logs, make_config
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -16,7 +17,7 @@ from features.errors import ConfigError
 from models.batch import LogBatch
 from models.network import NetworkConfig
 from pipeline.config.evaluation import BootstrapConfig
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, parse_config
 from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import Measurement, measure_days
 from pipeline.lineage.line import Line
@@ -87,7 +88,11 @@ def test_composed_probabilities_are_compared_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
     rule = {"towers": ["cvr"], "probabilities": {"vtr": {"given": "ctr", "then": "cvr"}}}
     bias = {"tasks": ["ctr"], "num_slots": 8}
-    config = load_config(ROOT / "jobs/configs/demo.yaml", [f"model.entire_space={rule}", f"model.slot_bias={bias}"])
+    content = yaml.safe_load((ROOT / "jobs/configs/demo.yaml").read_text())
+    content["model"] |= {"entire_space": rule, "slot_bias": bias}
+    features = content["schema"]["features"]
+    content["schema"]["features"] = [feature for feature in features if feature["name"] != "slot"]
+    config = parse_config(content, "demo.yaml")
     (setting,) = settings_of("asymmetric_sharing", config, 1)
     assert set(setting.network.reads) == {"vcr", "shr", "cmr", "cvr"}  # of the towers, but for the first
     assert [with_tasks(config, [name]).model.slot_bias is None for name in ("ctr", "vtr")] == [False, True]

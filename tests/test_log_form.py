@@ -1,17 +1,16 @@
 """A line that an earlier version trained: a log that is read otherwise today is refused until somebody accepts it."""
 
 import contextlib
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from old_root import extract_old_root
 from records import manifest_of
 
 from features.errors import DataError
-from pipeline.config.load import load_config
 from pipeline.config.project import Config
 from pipeline.daily.ray_work import RayWork
 from pipeline.daily.run_days import Accepted, run_days
@@ -29,9 +28,7 @@ DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 @pytest.fixture
 def old(tmp_path: Path) -> Config:
     """A root of an earlier version, stopped within the second of three days."""
-    with tarfile.open(Path(__file__).parent / "data/old_root.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return load_config(tmp_path / "config.yaml", [f"root={tmp_path}/root", f"logs.path={tmp_path}/logs"])
+    return extract_old_root(tmp_path)
 
 
 def _daily(config: Config, day: str, reason: str | None = None) -> dict[str, Any]:

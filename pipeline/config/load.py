@@ -58,6 +58,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
             raise ConfigError(f"{source}: {key}: {error}") from error
     check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)
     config.loss_weights.schedule(config.log_schema.task_names)
+    _check_inputs(config)
     _check_cluster(config)
     _check_evaluation(config)
     unknown = sorted(set(config.daily.gate.tasks) - set(config.log_schema.task_names))
@@ -66,6 +67,22 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
             f"daily.gate.tasks: there is no task {unknown[0]!r}, declared are {config.log_schema.task_names}"
         )
     return config
+
+
+def _check_inputs(config: Config) -> None:
+    """Check that no feature tells the model its answer; an old checkpoint may have been trained so, and is read."""
+    schema = config.log_schema
+    for column, (feature, task) in schema.outcome_columns().items():
+        raise ConfigError(
+            f"schema.features: {feature!r} reads column {column!r}, which the label of task {task!r} reads: if it is "
+            "an outcome, remove the feature; if it is known before the outcome, say why with allow_outcome: REASON"
+        )
+    slots = [feature.name for feature in schema.features if feature.source == schema.slot]
+    if config.model.slot_bias is not None and slots:
+        raise ConfigError(
+            f"model.slot_bias with the slot among the inputs (feature {slots[0]!r} reads column {schema.slot!r}): the "
+            "network would learn the bias that slot_bias is to take out; remove one of the two"
+        )
 
 
 def _check_cluster(config: Config) -> None:
