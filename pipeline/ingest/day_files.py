@@ -124,6 +124,24 @@ def _mark(opened: BinaryIO, footer_bytes: int) -> str:
     return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
 
 
+def extremes(footer: pq.FileMetaData, column: str) -> list[int] | None:
+    """Return the smallest and the largest value of an integer column in each row group, by their statistics.
+
+    Returns:
+        Empty if all values are null; None if a row group with values has no statistics, as some writers make them.
+    """
+    found_so_far: list[int] = []
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        places = [place for place in range(group.num_columns) if group.column(place).path_in_schema == column]
+        found = group.column(places[0]).statistics if places else None
+        if found is not None and found.has_min_max:
+            found_so_far += [int(found.min), int(found.max)]
+        elif found is None or found.null_count != group.num_rows:
+            return None
+    return found_so_far
+
+
 def _check_rows(footer: pq.FileMetaData) -> None:
     """Check a footer, which has no checksum, for consistency: a row group without rows would be silently skipped."""
     groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]

@@ -100,6 +100,8 @@ def _train_left(
         if not held.form_accepted:
             check_form(held.config, reached, [part.log for part in parts])
     warn_of_small_units([part.log for part in parts])
+    for held, _ in left:
+        check_slots(held.config, [part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
@@ -120,6 +122,24 @@ def _train_left(
                 _end_attempts(lines, days, passes, "failed", reason)
             raise
     return finished_checkpoints(lines, days, passes, reported)
+
+
+def check_slots(config: Config, logs: Sequence[DayLog]) -> None:
+    """Check that the slots of logs are those that `model.slot_bias` declares.
+
+    Raises:
+        DataError: A day has others.
+    """
+    bias = config.model.slot_bias
+    for log in logs if bias is not None else ():
+        assert bias is not None
+        if log.slots is None:
+            logger.warning("%s: its slots are not checked, since its files have no statistics of them", log.day)
+            continue
+        try:
+            bias.check_slots(*log.slots)
+        except DataError as error:
+            raise DataError(f"{log.day}: {error}") from error
 
 
 def warn_of_small_units(logs: Sequence[DayLog]) -> None:
