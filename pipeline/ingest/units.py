@@ -75,8 +75,8 @@ class DayLog:
         id_types: `integer` or `text`, by name of each read column that is one of them.
         read_otherwise: Files of the day that versions before sub-folders were read did not read, or did read although
             their names hide them.
-        slots: Smallest and largest slot by the statistics of the files, -1 for an unknown one; None: no slot is declared,
-            or a file has no statistics.
+        slots: Smallest and largest slot by the statistics of the files, -1 for an unknown one; None: no slot is
+            declared, or a file has no statistics.
     """
 
     day: str
