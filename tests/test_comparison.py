@@ -30,12 +30,11 @@ from pipeline.studies.candidates import (
     SINGLE,
     head_parameters,
     settings_of,
-    tower_names,
     with_network,
     with_tasks,
 )
 from pipeline.studies.comparison import Comparison, ComparisonPlan, Outcome
-from pipeline.studies.gains import Spread, collapsed, gate_names, model_rows, verdicts
+from pipeline.studies.gains import Spread, model_rows, verdicts
 from pipeline.studies.trainings import Variant
 
 __all__ = ["logs"]  # a fixture
@@ -168,34 +167,6 @@ def test_what_one_seed_and_no_positives_say() -> None:
     assert verdicts(model_rows([outcome_of("ple", 1, 0.7, 0.1)])) == {}
 
 
-def test_collapsed_experts_are_named() -> None:
-    """Catches an expert that nobody uses and no alarm, and an alarm for one that the gate may not choose."""
-    means = [[0.995, 0.005, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]
-    use = {"levels.0.gates": {"mean": means, "deviation": [[0.0] * 3] * 3}}
-    outcome = outcome_of("ple", 1, 0.7, 0.1, expert_use=use)
-    assert collapsed(outcome) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
-    assert gate_names(outcome, "levels.0.gates") == ["ctr", "vcr", "shared"]
-
-
-def test_gates_of_several_levels_in_one_module() -> None:
-    """Catches the tasks' gates of an ML-MMoE named as those of experts: they are the module's last."""
-    use = {"gates": {"mean": [[0.3] * 6] * 5, "deviation": [[0.0] * 6] * 5}}
-    outcome = outcome_of("ml_mmoe", 1, 0.7, 0.1, expert_use=use)
-    names = ["expert 0 above", "expert 1 above", "expert 2 above", "ctr", "vcr"]
-    assert gate_names(outcome, "gates") == names
-
-
-def test_gates_are_those_of_the_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches gates with the name of a task whose probability is composed of other towers': it has none."""
-    monkeypatch.chdir(ROOT)
-    composed = load_config("jobs/configs/aliccp.yaml")
-    assert composed.log_schema.task_names == ["ctr", "cvr", "ctcvr"]
-    assert tower_names(composed) == ["ctr", "cvr"]
-    use = {"levels.0.gates": {"mean": [[0.5] * 2] * 3, "deviation": [[0.0] * 2] * 3}}
-    outcome = outcome_of("ple", 1, 0.7, 0.1, expert_use=use, towers=("ctr", "cvr"))
-    assert gate_names(outcome, "levels.0.gates") == ["ctr", "cvr", "shared"]
-
-
 def test_trials_without_a_metric_are_no_riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches `mean requires at least one data point` after hours of trials."""
     plan = replace(PLAN, trials=2, train_days=("2026-01-01", "2026-01-02"), choose_days=("2026-01-02",))
@@ -210,10 +181,13 @@ def _undefined(model: str) -> Outcome:
     return replace(outcome, tasks=[task for task in outcome.tasks if task["task"] == "ctr"])
 
 
+MMOE = {"kind": "mmoe", "num_experts": 2, "expert_layers": [4]}
+
+
 def test_the_tables_say_the_same() -> None:
     """Catches a form of the table that has other numbers, a name that breaks the page, and a chart without a model."""
     use = {"gates": {"mean": [[0.995, 0.005], [0.4, 0.6]], "deviation": [[0.1, 0.1], [0.2, 0.2]]}}
-    outcomes = [*OUTCOMES[:2], *(replace(one, model="<ple>", expert_use=use) for one in OUTCOMES[2:])]
+    outcomes = [*OUTCOMES[:2], *(replace(one, model="<ple>", expert_use=use, setting=MMOE) for one in OUTCOMES[2:])]
     rows, kinds = model_rows(outcomes), {"ctr": "binary", "vcr": "regression"}
     cells = table_of(rows, kinds)
     assert cells[0] == ["model", "ctr (AUC)", "vcr (MSE)", "gain ctr", "gain vcr", "parameters", "rows/s"]
@@ -224,7 +198,7 @@ def test_the_tables_say_the_same() -> None:
         assert text in page
     assert "<ple>" not in page
     assert page.count("seesaw:") == 2
-    assert "Collapsed: gates, ctr: expert 1" in page
+    assert "Collapsed: gate of task ctr, level 1: shared expert 1 has 0.0050" in page
     read = pq.read_table(io.BytesIO(to_parquet(outcomes))).to_pylist()
     assert [row["value"] for row in read if row["task"] == "ctr"] == [0.70, 0.72, 0.73, 0.73]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.evaluation.table import metric_of
 from pipeline.report.svg import Point, bars, scatter
 from pipeline.studies.comparison import ComparisonPlan, Outcome
-from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_names, metric, verdicts
+from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_use, metric, verdicts
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 .table{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}
@@ -175,21 +175,11 @@ def _expert_use(outcomes: Sequence[Outcome]) -> str:
     parts = []
     for outcome in reversed(first.values()):
         alarms = "".join(f'<p class="alarm">Collapsed: {escape(text)}</p>' for text in collapsed(outcome))
-        charts = [
-            _gate_bars(f"{module}: {name}", means, deviations)
-            for module, use in outcome.expert_use.items()
-            for name, means, deviations in zip(gate_names(outcome, module), use["mean"], use["deviation"], strict=True)
-        ]
+        charts = [bars(used.gate, used.experts, used.means, used.deviations) for used in gate_use(outcome)]
         title = f"<h3>{escape(outcome.model)}, seed {outcome.seed}</h3>"
         parts.append(f'{title}{alarms}<div class="charts">{"".join(charts)}</div>')
     note = "<p>Mean and standard deviation of a gate's weights over the measured rows.</p>"
     return f"<h2>Use of experts</h2>{note}{''.join(parts)}" if parts else ""
-
-
-def _gate_bars(title: str, means: Sequence[float], deviations: Sequence[float]) -> str:
-    chosen = [(index, mean, dev) for index, (mean, dev) in enumerate(zip(means, deviations, strict=True)) if mean > 0]
-    names = [f"expert {index}" for index, _, _ in chosen]
-    return bars(title, names, [mean for _, mean, _ in chosen], [deviation for _, _, deviation in chosen])
 
 
 def write_report(

@@ -174,6 +174,10 @@ def _experts(kind: str, num_experts: int, *ratios: int) -> Shape:
     }
 
 
+def _mran(num_heads: int) -> Shape:
+    return lambda width, tasks: {"kind": "mran", "width": num_heads * width, "num_heads": num_heads}
+
+
 def _ml_mmoe(num_experts: int) -> Shape:
     return lambda width, tasks: {
         "kind": "ml_mmoe",
@@ -210,6 +214,7 @@ _SHAPES: dict[str, tuple[Shape, ...]] = {
     "sluice": (_sluice(2, 2), _sluice(2, 1), _sluice(3, 2), _sluice(3, 1)),
     "omoe": tuple(_experts("omoe", count, 2, 1) for count in (6, 3, 12, 4)),
     "mmoe": tuple(_experts("mmoe", count, 2, 1) for count in (6, 3, 12, 4)),
+    "mran": tuple(_mran(heads) for heads in (1, 2, 4, 3)),
     "ml_mmoe": tuple(_ml_mmoe(count) for count in (6, 3, 12, 4)),
     "cgc": (_cgc(1, 1, 2, 1), _cgc(1, 2, 2, 1), _cgc(2, 2, 2, 1), _cgc(1, 4, 2, 1)),
     "ple": (_ple(1, 1, 2, 1), _ple(1, 2, 2, 1), _ple(2, 2, 2, 1), _ple(1, 4, 2, 1)),
