@@ -34,7 +34,7 @@ from pipeline.studies.candidates import (
     with_tasks,
 )
 from pipeline.studies.comparison import Comparison, ComparisonPlan, Outcome
-from pipeline.studies.gains import Spread, model_rows, verdicts
+from pipeline.studies.gains import Spread, model_rows
 from pipeline.studies.trainings import Variant
 
 __all__ = ["logs"]  # a fixture
@@ -151,20 +151,6 @@ def test_gains_by_hand() -> None:
     assert ple.gains is not None
     assert ple.gains["ctr"].values == pytest.approx((0.03, 0.01))
     assert ple.gains["vcr"].values == pytest.approx((-0.01, -0.01))  # MSE: less is better
-    said = verdicts([single, ple])
-    assert said["ctr"] == "transfer helps ctr: ple gains +0.0200 ± 0.0141"
-    assert said["vcr"].startswith("transfer is negative for vcr, ple at -0.0100")
-    assert said["vcr"].endswith("train it alone")
-
-
-def test_what_one_seed_and_no_positives_say() -> None:
-    """Catches a verdict on chance, and a metric that is not defined and counts as 0."""
-    rows = model_rows([outcome_of("single", 1, None, 0.1), outcome_of("ple", 1, 0.7, 0.1)])
-    said = verdicts(rows)
-    assert "not defined" in said["ctr"]
-    assert said["vcr"] == "vcr: ple gains +0.0000; one seed says nothing of the spread: ask for 3"
-    assert str(rows[0].metrics["ctr"]) == "undefined"
-    assert verdicts(model_rows([outcome_of("ple", 1, 0.7, 0.1)])) == {}
 
 
 def test_trials_without_a_metric_are_no_riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.evaluation.table import metric_of
 from pipeline.report.svg import Point, bars, scatter
 from pipeline.studies.comparison import ComparisonPlan, Outcome
-from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_use, metric, verdicts
+from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_use, metric
+from pipeline.studies.verdicts import verdicts
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 .table{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}
@@ -95,7 +96,7 @@ def signed(spread: Spread) -> str:
 def to_markdown(rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan) -> str:
     """Format the table, the plan, and the verdicts."""
     lines = [f"# Comparison {plan.name}", "", _what(plan), "", markdown_table(table_of(rows, kinds))]
-    lines += ["", *(f"* {text}" for text in verdicts(rows).values()), ""]
+    lines += ["", *(f"* {text}" for text in verdicts(rows, plan.least_gain).values()), ""]
     lines += [f"* {row.model}: `{row.setting}`" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -105,7 +106,7 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
     parts = [
         f"<h1>Comparison {escape(plan.name)}</h1><p>{escape(_what(plan))}</p>",
         _table(table_of(rows, kinds)),
-        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdicts(rows).values())}</ul>",
+        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdicts(rows, plan.least_gain).values())}</ul>",
         _seesaw(rows, list(kinds)),
         _expert_use(outcomes),
         "<h2>Settings</h2>",
@@ -120,7 +121,7 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
 def _what(plan: ComparisonPlan) -> str:
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, mean ± standard deviation"
     text = (
-        f"Trained on {span(plan.train_days)} in one pass, on the same rows in the same order; measured on "
+        f"Trained on {span(plan.train_days)} in {passes_of(plan)}, on the same rows in the same order; measured on "
         f"{span(plan.test_days)}, each task in its own sample space; {seeds}. "
     )
     if plan.trials > 1:
@@ -133,6 +134,11 @@ def _what(plan: ComparisonPlan) -> str:
         "Parameters are of network and towers; of single-task models, of each of them, which also have tables of their "
         "own."
     )
+
+
+def passes_of(plan: ComparisonPlan) -> str:
+    """Format the number of passes."""
+    return "one pass" if plan.passes == 1 else f"{plan.passes} passes"
 
 
 def span(days: Sequence[str]) -> str:

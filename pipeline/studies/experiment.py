@@ -59,8 +59,9 @@ class ExperimentConfig(Declaration):
         set: Settings that replace those of the file in all cases, in the form of `--set`.
         models: Kinds of networks, and `single`.
         networks: Network of a model by name, in any size; others are sized like the base's network.
-        train_days: A day, or a first and a last one: trained in one pass.
+        train_days: A day, or a first and a last one.
         test_days: Days that are measured together.
+        passes: Number of passes over the training days.
         choose_days: The last of the training days, on which sizes are chosen if there are several trials.
         seeds: Number of seeds, from the base's on.
         trials: Number of sizes of each model to choose from.
@@ -75,6 +76,7 @@ class ExperimentConfig(Declaration):
     train_days: Days
     test_days: Days
     choose_days: Days | None = None
+    passes: int = Field(default=1, ge=1)
     seeds: int = Field(default=1, ge=1)
     trials: int = Field(default=1, ge=1)
     cases: list[CaseConfig] = Field(min_length=1)
@@ -95,12 +97,14 @@ class Case:
     Args:
         name: Name of the case.
         config: The base with the case's settings and tasks.
+        differs: Settings and tasks by which the case differs from the base, in the form of `--set`.
         plan: Plan of the comparison.
         read: The same with all of the base's tasks: the configuration that reads rows for this case and others.
     """
 
     name: str
     config: Config
+    differs: tuple[str, ...]
     plan: ComparisonPlan
     read: Config
 
@@ -170,6 +174,7 @@ def cases_of(experiment: ExperimentConfig, overrides: Sequence[str] = (), names:
         train_days=tuple(parse_days(experiment.train_days)),
         test_days=tuple(parse_days(experiment.test_days)),
         choose_days=tuple(parse_days(experiment.choose_days)) if experiment.choose_days else (),
+        passes=experiment.passes,
         seeds=experiment.seeds,
         trials=experiment.trials,
         networks=experiment.networks,
@@ -189,9 +194,11 @@ def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, 
         config = with_tasks(config, case.tasks)
     models = tuple(case.models) if case.models else plan.models
     networks = {model: network for model, network in plan.networks.items() if model in models}
-    return Case(
-        case.name, config, replace(plan, models=models, networks=networks, seeds=case.seeds or plan.seeds), read
+    differs = (*case.set, *([f"tasks: {', '.join(case.tasks)}"] if case.tasks is not None else []))
+    plan = replace(
+        plan, models=models, networks=networks, seeds=case.seeds or plan.seeds, least_gain=config.evaluation.least_gain
     )
+    return Case(case.name, config, differs, plan, read)
 
 
 def run_cases(cases: Sequence[Case]) -> list[CaseResult]:

@@ -1,4 +1,4 @@
-"""Results of a comparison: metrics with their spread, MTL gain (Eq. 11 of PLE), and a verdict on every task."""
+"""Results of a comparison: metrics with their spread, MTL gain (Eq. 11 of PLE), and the use of experts."""
 
 import statistics
 from collections.abc import Sequence
@@ -106,30 +106,6 @@ def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
         return None
     (task,) = [task for task in outcome.tasks if task["task"] == name]
     return alone - found if metric_of(task["kind"]) in _LESS_IS_BETTER else found - alone
-
-
-def verdicts(rows: Sequence[ModelRow]) -> dict[str, str]:
-    """Return advice for each task, by the model that gains most on it; empty without a single-task model.
-
-    A gain counts beyond its own spread over seeds. With one seed the spread is unknown, and the advice says so.
-    """
-    shared = [row for row in rows if row.gains is not None]
-    return {name: _verdict(name, shared) for name in (shared[0].metrics if shared else ())}
-
-
-def _verdict(task: str, rows: Sequence[ModelRow]) -> str:
-    known = [(row.gains[task], row.model) for row in rows if row.gains and row.gains[task].mean is not None]
-    if not known:
-        return f"the metric of {task} is not defined on these days: measure more of them"
-    gain, model = max(known, key=lambda pair: pair[0].mean or 0.0)
-    assert gain.mean is not None
-    if gain.deviation is None:
-        return f"{task}: {model} gains {gain.mean:+.4f}; one seed says nothing of the spread: ask for 3"
-    if gain.mean < -gain.deviation:
-        return f"transfer is negative for {task}, {model} at {gain.mean:+.4f} ± {gain.deviation:.4f}: train it alone"
-    if gain.mean > gain.deviation:
-        return f"transfer helps {task}: {model} gains {gain.mean:+.4f} ± {gain.deviation:.4f}"
-    return f"no model differs from training {task} alone by more than the spread ({model} {gain.mean:+.4f})"
 
 
 def collapsed(outcome: Outcome) -> list[str]:
