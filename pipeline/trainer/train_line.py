@@ -13,6 +13,7 @@ from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.records import Manifest
+from pipeline.lineage.retention import retire
 from pipeline.trainer.train_days import HeldLine, train_days
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> di
             parent = Ledger(line).enter(trained_entry(line, manifest, held.run, "train"), parent, serial)
     assert parent is not None
     line.publish(parent.published, serial, held.run)
-    return {
+    result = {
         "result": "trained",
         "checkpoint": finished.checkpoint,
         "step": finished.step,
@@ -101,6 +102,9 @@ def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> di
         "rows_in_space": _rows_in_space(manifests),
         "quarantined": quarantined(line, manifests),
     }
+    if held.config.checkpoint.keep_days is not None:
+        retire(line, held.config.checkpoint.keep_days)
+    return result
 
 
 def _rows_in_space(manifests: Sequence[Manifest]) -> dict[str, int]:
