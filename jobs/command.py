@@ -63,10 +63,30 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     if log := console.close_log(keep=code == FAILED):
         logger.error("the output of Ray and of the workers is in %s", log)
         result |= {"log": log}
-    line = {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)}
-    with contextlib.suppress(OSError):  # nobody reads stdout any more
-        os.write(stdout, (json.dumps(line) + "\n").encode())
+    _write_line(stdout, {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)})
     return code
+
+
+def refuse_arguments(name: str, message: str) -> int:
+    """End a command that cannot begin: one line on stderr, and the JSON line.
+
+    Args:
+        name: Name of the command.
+        message: The error.
+
+    Returns:
+        The exit code.
+    """
+    from pipeline.cluster.console import FORMAT
+
+    logging.basicConfig(format=FORMAT)
+    _write_line(1, {"job": name, "exit_code": BAD_ARGUMENTS, **_failed(ConfigError(message)), "seconds": 0.0})
+    return BAD_ARGUMENTS
+
+
+def _write_line(descriptor: int, line: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # nobody reads stdout any more
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
 
 
 def show(text: str) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from typing import Any
 
 OWN_LOGGERS = ("__main__", "jobs", "pipeline", "models", "features")
-_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 _STDERR = 2
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Console(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter(_FORMAT))
+        self.setFormatter(logging.Formatter(FORMAT))
         self._screen: Screen | None = None
         self._file: str | None = None
 
@@ -83,7 +83,7 @@ class Console(logging.Handler):
                 descriptor, self._file = tempfile.mkstemp(".log", f"counterpoise-{name}-")
                 os.dup2(descriptor, _STDERR)
                 os.close(descriptor)
-        logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stderr, force=True)
+        logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr, force=True)
         for own in map(logging.getLogger, OWN_LOGGERS):
             own.setLevel(logging.DEBUG)
             if self._file is not None:
