@@ -30,15 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the missing days."""
+    from pipeline.config.urls import local_directory
     from pipeline.ingest.units import parse_days
 
+    logs = Path(local_directory(arguments.logs, "--logs"))
     world = load_world(arguments.world, arguments.set)
     written, skipped = [], []
     for day in parse_days(arguments.days):
-        if (Path(arguments.logs) / f"dt={day}").exists():
+        if (logs / f"dt={day}").exists():
             skipped.append(day)
             continue
-        write_day(world, day, arguments.logs)
+        write_day(world, day, logs)
         written.append(day)
         logger.info("%s: %d rows", day, world.rows_per_day)
     return {"logs": arguments.logs, "written": written, "there_already": skipped, "rows_per_day": world.rows_per_day}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from features.errors import ConfigError
 from pipeline.config.project import Config
 from pipeline.config.sharding import check_sharding
-from pipeline.config.urls import check_url
+from pipeline.config.urls import resolve_url
 from pipeline.config.yaml_text import read_yaml, read_yaml_file
 
 _MESSAGES = {"bool_type": "expected true or false"}  # where pydantic's own does not say what to write
@@ -46,7 +46,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
         raise ConfigError("; ".join(f"{source}: {line}" for line in _explain(error))) from error
     for key, url in (("root", config.root), ("logs.path", config.logs.path)):
         try:
-            check_url(url)
+            resolve_url(url)
         except ConfigError as error:
             raise ConfigError(f"{source}: {key}: {error}") from error
     check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.config.urls import check_url
+from pipeline.config.urls import S3, resolve_url, uri_of
 
 _READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
 # Answers to a conditional put: another writer was first, or has removed the file to be replaced.
@@ -27,27 +27,32 @@ class Storage:
     """Files under one prefix.
 
     Args:
-        url: A local directory or `s3://bucket/prefix`. A directory's path is made absolute at once: a worker that
-            receives the storage may have another working directory.
+        url: A local directory or `s3://bucket/prefix`, as `resolve_url` takes it. A directory's path is made absolute
+            at once: a worker that receives the storage may have another working directory.
 
     Raises:
         ConfigError: The url is of another kind.
     """
 
     def __init__(self, url: str) -> None:
-        check_url(url)
-        self.is_local = not url.startswith("s3://")
+        url = resolve_url(url)
+        self.is_local = not url.startswith(S3)
         if self.is_local:
             self.filesystem: Any = LocalFileSystem()
         else:
             from pipeline.storage.s3 import PatientS3FileSystem  # a second's import, which a local run does without
 
             self.filesystem = PatientS3FileSystem()
-        self._prefix = str(self.filesystem._strip_protocol(url.rstrip("/") or "/"))
+        self._prefix = str(self.filesystem._strip_protocol(url))
         self.url = self._prefix if self.is_local else f"s3://{self._prefix}"
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.url,)
+
+    @property
+    def uri(self) -> str:
+        """Name of the prefix for libraries that parse URIs; `url` is for people, and for fsspec."""
+        return uri_of(self.url)
 
     def path(self, name: str = "") -> str:
         """Return the path of a file or folder as the file system knows it."""
