@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from features.errors import ConfigError, DataError, Interrupted
+from features.full_disk import with_advice
 
 if TYPE_CHECKING:  # `--help` answers without torch
     from pipeline.config.project import Config
@@ -134,7 +135,7 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = with_advice(" ".join(str(error).split())) or type(error).__name__
     logger.error(text)
     return {"error": text}
 

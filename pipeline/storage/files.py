@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
+from features.full_disk import naming_place
 from pipeline.config.urls import S3, resolve_url, uri_of
 
 _READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
@@ -196,7 +197,7 @@ class Storage:
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
         try:
             os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the file from other users of a shared disk
-            with os.fdopen(descriptor, "wb") as file:
+            with naming_place(self.path(name)), os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
