@@ -18,6 +18,8 @@ def names() -> list[str]:
 
 def main() -> int:
     """Print each command with the first line of its docstring; refuse anything else."""
+    from jobs.command import write_page
+
     if sys.argv[1:] not in ([], ["-h"], ["--help"]):
         name, *rest = sys.argv[1:]
         return refuse(name, rest)
@@ -25,7 +27,7 @@ def main() -> int:
     for name in names():
         text = ast.get_docstring(ast.parse((_FOLDER / f"{name}.py").read_text())) or ""
         lines.append(f"  {name:18}{text.splitlines()[0]}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    write_page("\n".join(lines) + "\n")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray._common.utils import get_default_system_temp_dir, get_system_memory
+from ray._private import worker
 from ray._private.services import get_ray_address_from_environment
 
 from features.errors import ConfigError
@@ -74,6 +75,12 @@ def _too_large(config: RayConfig) -> ConfigError:
     )
 
 
+def owns_ray() -> bool:
+    """Return True if this process has started its Ray, which ends with it."""
+    node = worker._global_node
+    return node is not None and node.head
+
+
 def _join(address: str) -> None:
     found = _running_here() if address == "auto" else address
     place = re.fullmatch(r"(?:ray://)?\[?([^\s/\]]+)\]?:(\d+)", found)
@@ -87,7 +94,7 @@ def _join(address: str) -> None:
         raise ConnectionError(
             f"no Ray answers at {address} ({error}): start its head, or correct ray.address"
         ) from error
-    _init(address=found)
+    _init({"RAY_ADDRESS": found}, address=found)  # Ray's own processes would look for one, and may find several
 
 
 def _running_here() -> str:
@@ -104,6 +111,6 @@ def _none_here() -> ConfigError:
     )
 
 
-def _init(**settings: Any) -> None:
-    runtime_env = {"env_vars": _RAY_ENVIRONMENT}
+def _init(environment: dict[str, str] | None = None, **settings: Any) -> None:
+    runtime_env = {"env_vars": _RAY_ENVIRONMENT | (environment or {})}
     ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env=runtime_env, **settings)

@@ -11,14 +11,16 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
-import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.torch import TorchTrainer as RayTorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from features.errors import ConfigError
 from pipeline.cluster.failures import run_failed
+from pipeline.cluster.processes import adopt_orphans, no_process_left
 from pipeline.cluster.progress import ProgressWatcher
-from pipeline.cluster.ray_start import start_ray
+from pipeline.cluster.ray_start import owns_ray, start_ray
 from pipeline.cluster.signals import stop_on_sigterm
 from pipeline.cluster.worker_entry import run_worker
 from pipeline.cluster.worker_lines import take_worker_lines
@@ -31,6 +33,23 @@ _LONGEST_NAME = 40  # characters of a project's name that a run on Ray shows
 logger = logging.getLogger(__name__)
 
 
+class TorchTrainer(RayTorchTrainer):
+    """Ray Train's trainer, whose command a person can end by Ctrl-C.
+
+    Ray's handler of SIGINT ends the process as if a worker had failed. Its cleaner of placement groups is for a cluster
+    that outlives the command; on a local Ray it ends in a traceback where somebody else's Ray runs, too.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if not owns_ray():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
 @contextlib.contextmanager
 def ray_session(config: Config) -> Iterator[None]:
     """Connect to a Ray for the duration of a command: a new local one, or the config's cluster.
@@ -41,15 +60,18 @@ def ray_session(config: Config) -> Iterator[None]:
         ConfigError: No Ray can start, or it has fewer logical CPUs than the workers and one data task need.
         ConnectionError: The cluster does not answer.
     """
-    owned = not ray.is_initialized()
-    if owned:
-        start_ray(config.ray)
-        take_worker_lines()
-    try:
+    if ray.is_initialized():
         _check_resources(config)
         yield
-    finally:
-        if owned:
+        return
+    with no_process_left():
+        try:
+            start_ray(config.ray)
+            take_worker_lines()
+            _check_resources(config)
+            yield
+        finally:
+            adopt_orphans()  # those of the raylet, whose end they do not all notice
             ray.shutdown()
 
 

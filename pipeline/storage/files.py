@@ -6,6 +6,7 @@ endpoint come from the environment or the instance's role, never from a config.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -16,9 +17,12 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
+from features.errors import ConfigError
 from features.full_disk import naming_place
 from pipeline.config.urls import S3, resolve_url, uri_of
 
+# Errors of a place that is no other one when the command is tried again.
+_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.EEXIST}
 _READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
 # Answers to a conditional put: another writer was first, or has removed the file to be replaced.
 _CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
@@ -108,6 +112,26 @@ class Storage:
             return
         with self._complete_file(name, data) as temporary:
             os.replace(temporary, self.path(name))
+
+    def check_writable(self) -> None:
+        """Write a file and remove it: a command that reads for hours first asks whether it may write its result.
+
+        Raises:
+            ConfigError: Nothing can be written there, and a retry would not help.
+        """
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.filesystem.rm_file(self.path(probe))
+        except OSError as error:
+            if self.is_local and error.errno not in _PLACES:
+                raise
+            if not self.is_local and not isinstance(error, PermissionError):
+                raise
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                f"{self.url} cannot be written ({reason}): give a place that this user may write"
+            ) from error
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless it exists; one of several racing writers wins.
