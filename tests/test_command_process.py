@@ -38,12 +38,13 @@ DAY = "2026-01-01"
 MARK = "COUNTERPOISE_TEST_RUN"
 
 
-def settings(folder: Path, root: str) -> dict[str, Any]:
+def settings(folder: Path, root: str, *, standardise: bool = True) -> dict[str, Any]:
     """A project with a day of 300 rows in three row groups."""
     (folder / f"logs/dt={DAY}").mkdir(parents=True)
     rows = pa.table({"user_id": list(range(300)), "age": [float(n % 90) for n in range(300)], "click": [0, 1, 0] * 100})
     pq.write_table(rows, folder / f"logs/dt={DAY}/part-0.parquet", row_group_size=100)
-    features = [{"kind": "id", "name": "user_id", "table": "user"}, {"kind": "dense", "name": "age"}]
+    dense = {"kind": "dense", "name": "age", "standardise": standardise}
+    features = [{"kind": "id", "name": "user_id", "table": "user"}, dense]
     tables = [{"name": "user", "num_rows": 100, "dim": 4}]
     return {
         "name": "mine",
@@ -194,10 +195,10 @@ def test_no_colour_codes(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_real_command(tmp_path: Path) -> None:
-    """Catches a process of Ray that is left, silence, colour codes, and a traceback where another Ray runs as well."""
+    """Catches a controller of Ray Train that is left, colour codes, and a traceback where another Ray runs as well."""
     config, mark = tmp_path / "my.yaml", uuid.uuid4().hex
-    config.write_text(yaml.safe_dump(settings(tmp_path, str(tmp_path / "root"))))
-    command = [sys.executable, "-m", "jobs.fit_features", "--config", str(config), "--days", DAY, "--verbose"]
+    config.write_text(yaml.safe_dump(settings(tmp_path, str(tmp_path / "root"), standardise=False)))
+    command = [sys.executable, "-m", "jobs.train", "--config", str(config), "--days", DAY, "--verbose"]
     started = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {MARK: mark}
@@ -208,7 +209,7 @@ def test_a_real_command(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert result["rows"] == 300
     assert result["seconds"] <= took + 0.1
-    assert re.search(r" I fit statistics: 300 of 300 rows", done.stderr)
+    assert re.search(r" I train 2026-01-01: 300 of 300 rows", done.stderr)
     assert "\x1b" not in done.stderr
     assert "Traceback" not in done.stderr
 
