@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from features.errors import ConfigError, DataError, Interrupted
+from features.errors import NO_PLACE, ConfigError, DataError, Interrupted
 from features.full_disk import with_advice
 from pipeline.cluster.processes import process_age
 
@@ -135,11 +135,19 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
         return _failed(error), FAILED
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C; Ray turns a SIGTERM into SystemExit
         return _failed(RuntimeError("interrupted: start the same command again")), FAILED
-    except Exception as error:  # the one place where everything ends
-        logger.debug("failed", exc_info=True)
-        if os.environ.get("COUNTERPOISE_TRACEBACK"):
-            raise
-        return _failed(RuntimeError(f"{type(error).__name__}: {error}")), FAILED
+    except Exception as error:  # noqa: BLE001 - the one place where everything ends
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> tuple[dict[str, Any], int]:
+    # An S3 server's refusal names no file: credentials may be renewed.
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename is not None:
+        text = f"{error.filename} cannot be read or written ({error.strerror}): give another place, or the right to it"
+        return _failed(ConfigError(text)), BAD_ARGUMENTS
+    logger.debug("failed", exc_info=True)
+    if os.environ.get("COUNTERPOISE_TRACEBACK"):
+        raise error
+    return _failed(RuntimeError(f"{type(error).__name__}: {error}")), FAILED
 
 
 def _failed(error: BaseException) -> dict[str, Any]:

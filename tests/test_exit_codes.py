@@ -72,6 +72,17 @@ def _wrong_config(folder: Path, patch: pytest.MonkeyPatch) -> int:
     return code
 
 
+def _no_place(folder: Path, patch: pytest.MonkeyPatch) -> int:
+    (folder / "file").touch()
+    storage = Storage(str(folder / "file/root"))
+    codes = {_make_logs(folder, "s3://bucket/logs"), _outcome(lambda: storage.write("LATEST", b"1"))}
+    for number, words in ((13, "Permission denied"), (30, "Read-only file system")):
+        codes.add(_outcome(_raising(OSError(number, words, str(folder)))))
+    (code,) = codes
+    assert _outcome(_raising(PermissionError("S3 refuses the key"))) == 1  # credentials may be renewed
+    return code
+
+
 def _no_ray(folder: Path, patch: pytest.MonkeyPatch) -> int:
     patch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 100)
     return _outcome(lambda: start_ray(RayConfig()))
@@ -97,7 +108,7 @@ CAUSES: dict[str, Callable[[Path, pytest.MonkeyPatch], int] | str] = {
     "Ctrl-C, or SIGTERM after a save": _interrupted,
     "the command has another name, or other arguments": lambda *_: refuse("dialy", []),
     "the configuration is missing, wrong or ambiguous": _wrong_config,
-    "a place is none, or cannot be written": lambda folder, _: _make_logs(folder, "s3://bucket/logs"),
+    "a place is none, or cannot be written": _no_place,
     "no Ray can start on this machine": _no_ray,
     "a log is missing, damaged, or does not fit the configuration": _no_log,
     "preflight or the gate refuses the day": "test_an_anomalous_day_is_refused_until_it_is_accepted",

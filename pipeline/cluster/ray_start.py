@@ -12,15 +12,13 @@ from ray._common.utils import get_default_system_temp_dir, get_system_memory
 from ray._private import worker
 from ray._private.services import get_ray_address_from_environment
 
-from features.errors import ConfigError
+from features.errors import NO_PLACE, ConfigError
 from pipeline.config.workers import RayConfig
 
 _RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_COLOR_PREFIX": "0"}
 _SOCKET = "/ray/session_2026-11-29_13-45-07_176219_{pid}/sockets/plasma_store"  # below the temporary folder
 _LONGEST_SOCKET = 107
 _CONNECT_S = 10.0
-# Errors of a folder that does not become another one when the command is tried again.
-_PLACES = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR}
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ def _start_local(config: RayConfig) -> None:
     try:
         _init(address="local", num_cpus=config.num_cpus, object_store_memory=store)
     except OSError as error:
-        if error.errno not in _PLACES:
+        if error.errno not in {*NO_PLACE, errno.ENOENT}:
             raise
         raise ConfigError(
             f"Ray cannot write {error.filename} ({error.strerror}): give HOME and TMPDIR a folder that can be written"

@@ -17,12 +17,10 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from features.errors import ConfigError
+from features.errors import NO_PLACE, ConfigError
 from features.full_disk import naming_place
 from pipeline.config.urls import S3, resolve_url, uri_of
 
-# Errors of a place that is no other one when the command is tried again.
-_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.EEXIST}
 _READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
 # Answers to a conditional put: another writer was first, or has removed the file to be replaced.
 _CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
@@ -124,7 +122,7 @@ class Storage:
             self.write(probe, b"")
             self.filesystem.rm_file(self.path(probe))
         except OSError as error:
-            if self.is_local and error.errno not in _PLACES:
+            if self.is_local and error.errno not in {*NO_PLACE, errno.EEXIST}:
                 raise
             if not self.is_local and not isinstance(error, PermissionError):
                 raise
