@@ -22,6 +22,7 @@ NAMES = (
     "together",
     "paced_loop",
     "startup_cpu",
+    "small_units",
 )
 
 

@@ -62,7 +62,7 @@ def run(quick: bool) -> dict[str, Any]:
         with ray_session(config), TreeWatcher(os.getpid()) as watcher:
             consumers = [Consumer.remote() for _ in range(WORKERS)]
             readings: dict[str, Callable[[int], int]] = {
-                "ours": lambda passes: _stream(config, encoder, day, passes, consumers),
+                "ours": lambda passes: stream(config, encoder, day, passes, consumers),
                 "bare_ray": lambda passes: _bare_ray(folder, encoder.columns, passes),
                 "bare_pyarrow": lambda passes: _bare_pyarrow(folder, encoder.columns, passes),
             }
@@ -72,7 +72,8 @@ def run(quick: bool) -> dict[str, Any]:
     return _figures(costs, rows, config)
 
 
-def _stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumers: list[Any]) -> int:
+def stream(config: Config, encoder: Encoder, day: DayLog, passes: int, consumers: list[Any]) -> int:
+    """Read a day several times through the stream of training; return the rows."""
     plan = RunPlan(
         Storage(config.logs.path), whole_days([day]), passes, encoder, config.ingest, config.seed, (StreamStart,)
     )

@@ -7,20 +7,44 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import DataError
+from features.ids import is_sequence
 from features.schema import BucketFeature, DenseFeature, IdFeature, SequenceFeature
 
 LARGEST = float(np.finfo(np.float32).max)  # a larger value would become infinite in a batch
 
 
 def contiguous(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, pa.Array]:
-    """Return the columns, such as a Parquet table's, with one array each; copy columns of several chunks."""
-    return {name: _one_array(column) for name, column in columns.items()}
+    """Return the columns, such as a Parquet table's, with one array of a plain type each.
+
+    A decimal becomes float64, a list of a fixed size or a list view a list, a list without a type one of integers. A
+    column of type null, whose values are all missing, stays as it is. Columns of several chunks are copied.
+    """
+    return {name: _plain(one_array(column)) for name, column in columns.items()}
 
 
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; a column of several chunks is copied."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # copies even one chunk
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    found = column.type
+    if pa.types.is_decimal(found):
+        return pc.cast(column, pa.float64(), safe=False)
+    if not is_sequence(found):
+        return column
+    if pa.types.is_null(found.value_type):
+        return pc.cast(column, pa.large_list(pa.int64()) if pa.types.is_large_list(found) else pa.list_(pa.int64()))
+    return column if pa.types.is_list(found) or pa.types.is_large_list(found) else _list_of(column)
+
+
+def _list_of(column: pa.Array) -> pa.Array:
+    """Copy a list view or a list of a fixed size to a list; Arrow's own cast of a view returns other lists."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+    return pa.LargeListArray.from_arrays(offsets, column.flatten(), mask=column.is_null())
 
 
 def dense_values(feature: DenseFeature | BucketFeature, column: pa.Array) -> np.ndarray:
@@ -60,6 +84,8 @@ def id_values(feature: IdFeature | SequenceFeature, column: pa.Array) -> tuple[p
     Raises:
         DataError: A list is null, or a list that is not pooled holds a null; names column and row.
     """
+    if pa.types.is_null(column.type):
+        column = pc.cast(column, pa.int64() if isinstance(feature, IdFeature) else pa.list_(pa.int64()))
     if isinstance(feature, IdFeature):
         column = _without_dictionary_nulls(column)
         if column.null_count == 0:

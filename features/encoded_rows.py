@@ -52,12 +52,13 @@ class EncodedRows:
     def to_arrow(self) -> pa.Table:
         """Pack all N rows into one Arrow row, so that no later stage can split or reorder them."""
         columns: dict[str, pa.Array] = {}
-        for name, value in self._columns().items():
+        for name, value in self.arrays().items():
             flat = pa.array(value.reshape(-1))
             columns[name] = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat)
         return pa.table(columns)
 
-    def _columns(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays by name, a list's with their index, and the widths of the matrices."""
         found: dict[str, np.ndarray] = {}
         for field in fields(self):
             value = getattr(self, field.name)

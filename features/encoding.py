@@ -12,6 +12,7 @@ from features.errors import ConfigError, DataError
 from features.events import check_events
 from features.expressions import as_boolean, parse_expression
 from features.hashing import map_hashes, salt_of, table_rows
+from features.ids import is_id, is_sequence
 from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature
 from features.statistics import Statistics
 from features.tables import TableConfig
@@ -304,9 +305,10 @@ def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
             raise DataError(
                 f"column {feature.source!r} is {found}, feature {feature.name!r} is {_EXPECTED[feature.kind]}"
             )
-    if schema.slot and not pa.types.is_integer(log.field(schema.slot).type):
-        raise DataError(f"column {schema.slot!r} is {log.field(schema.slot).type}, the slot is an integer")
-    empty = {name: pa.array([], log.field(name).type) for name in columns}
+    slot = log.field(schema.slot).type if schema.slot else pa.null()
+    if not (pa.types.is_integer(slot) or pa.types.is_null(slot)):
+        raise DataError(f"column {schema.slot!r} is {slot}, the slot is an integer")
+    empty = contiguous({name: pa.array([], log.field(name).type) for name in columns})
     for task in schema.tasks:
         for text in task.expressions():
             if set(parse_expression(text).columns) <= set(empty):
@@ -333,20 +335,15 @@ _EXPECTED = {
 
 
 def _accepts(kind: str, found: pa.DataType) -> bool:
+    if pa.types.is_null(found):  # all values of the file are missing
+        return True
     if kind in ("dense", "bucket"):
         return _is_number(found)
     if kind == "sequence":
-        return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _is_id(found.value_type)
-    return _is_id(found)
+        return is_sequence(found) and (is_id(found.value_type) or pa.types.is_null(found.value_type))
+    return is_id(found)
 
 
 def _is_number(found: pa.DataType) -> bool:
-    return pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
-
-
-def _is_id(found: pa.DataType) -> bool:
-    if pa.types.is_dictionary(found):
-        return _is_id(found.value_type)
-    text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
-    return pa.types.is_integer(found) or pa.types.is_boolean(found) or text or binary
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    return any(test(found) for test in tests)

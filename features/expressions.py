@@ -1,8 +1,9 @@
 """Small declared expressions over the columns of a log, parsed once and evaluated by pyarrow.compute.
 
 The grammar is a fixed subset of Python's expression syntax. The expression tree is walked node by node and never
-evaluated as Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error). Logic is Kleene's (unknown stays null).
-As a truth value, a non-zero number is true and NaN is unknown.
+evaluated as Python. Arithmetic is float64 (so 1 / 0 is infinite, not an error). NaN is unknown and means the same as
+null, in a column or as a result such as 0 / 0. Logic is Kleene's: what depends on an unknown value is null. As a truth
+value, a non-zero number is true.
 
     play_ms >= 7000 and played == 1        clip(play_ms / duration_ms, 0, 1)        scene in ("wifi", "feed")
 """
@@ -50,12 +51,21 @@ def as_boolean(value: Value) -> Value:
     """Return the truth of an array or scalar: non-zero numbers are true, NaN and null are unknown."""
     if pa.types.is_boolean(value.type):
         return value
-    value = _float(value)
-    return pc.if_else(pc.is_nan(value), pa.scalar(None, pa.bool_()), pc.not_equal(value, 0.0))
+    return pc.not_equal(_nan_to_null(_float(value)), 0.0)
+
+
+def _nan_to_null(value: Value) -> Value:
+    """Return the array or scalar with null in the place of NaN."""
+    if not pa.types.is_floating(value.type):
+        return value
+    unknown = pc.is_nan(value)
+    if not pc.any(unknown).as_py():
+        return value
+    return pc.if_else(unknown, pa.scalar(None, value.type), value)
 
 
 def _clip(value: Value, low: Value, high: Value) -> Value:
-    value = _float(value)  # if_else rather than min_element_wise, which would turn NaN into a bound
+    value = _float(value)  # if_else rather than min_element_wise, which would turn null into a bound
     return pc.if_else(pc.less(value, low), _float(low), pc.if_else(pc.greater(value, high), _float(high), value))
 
 
@@ -64,9 +74,9 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Value]]] = {
     "log1p": (1, lambda value: pc.log1p(_float(value))),
     "abs": (1, lambda value: pc.abs(_float(value))),
     "floor": (1, lambda value: pc.floor(_float(value))),
-    "is_null": (1, lambda value: pc.is_null(value, nan_is_null=True)),
+    "is_null": (1, pc.is_null),
     "if_else": (3, lambda test, value, other: pc.if_else(as_boolean(test), value, other)),
-    "coalesce": (2, pc.coalesce),
+    "coalesce": (2, lambda value, other: pc.coalesce(_typed(value, other), _typed(other, value))),
 }
 
 
@@ -200,6 +210,10 @@ def _children(node: ast.expr) -> list[ast.expr]:
 
 
 def _evaluate(node: ast.expr, columns: Mapping[str, pa.Array]) -> Value:
+    return _nan_to_null(_evaluate_node(node, columns))
+
+
+def _evaluate_node(node: ast.expr, columns: Mapping[str, pa.Array]) -> Value:
     constant = _constant(node)
     if constant is not None:
         return pa.scalar(constant)
@@ -225,13 +239,21 @@ def _evaluate(node: ast.expr, columns: Mapping[str, pa.Array]) -> Value:
     raise AssertionError(f"unchecked node {ast.dump(node)}")
 
 
+def _typed(value: Value, other: Value) -> Value:
+    """Give a column without a type, whose values are all null, the type of the other operand."""
+    if not pa.types.is_null(value.type):
+        return value
+    return pc.cast(value, pa.int64() if pa.types.is_null(other.type) else other.type)
+
+
 def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
     left = _evaluate(node.left, columns)
     if isinstance(node.ops[0], ast.In | ast.NotIn):
         items = node.comparators[0]
         assert isinstance(items, ast.Tuple)
         members = pa.array([_constant(item) for item in items.elts])
-        found = pc.if_else(pc.is_null(left), pa.scalar(None, pa.bool_()), pc.is_in(left, members))
+        found = pc.is_in(_typed(left, members), members)
+        found = pc.if_else(pc.is_null(left), pa.scalar(None, pa.bool_()), found)
         return found if isinstance(node.ops[0], ast.In) else pc.invert(found)
     result: Value | None = None
     for op, comparator in zip(node.ops, node.comparators, strict=True):
@@ -245,6 +267,7 @@ def _compare(node: ast.Compare, columns: Mapping[str, pa.Array]) -> Value:
 
 def _comparable(left: Value, right: Value) -> tuple[Value, Value]:
     """Cast a boolean compared with a number, which Arrow refuses; logs hold 0 / 1 columns as either."""
+    left, right = _typed(left, right), _typed(right, left)
     if pa.types.is_boolean(left.type) == pa.types.is_boolean(right.type):
         return left, right
     return tuple(pc.cast(value, pa.int64()) if pa.types.is_boolean(value.type) else value for value in (left, right))

@@ -57,6 +57,8 @@ def hash_ids(values: pa.Array, salt: int) -> np.ndarray:
     """
     if pa.types.is_dictionary(values.type):
         return hash_ids(values.dictionary, salt)[values.indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_null(values.type):  # a column without values
+        return np.empty(0, np.uint64)
     if pa.types.is_integer(values.type):
         return mix64(values.to_numpy(zero_copy_only=False), salt)
     if pa.types.is_boolean(values.type):

@@ -144,7 +144,7 @@ def declared_layout(
     head, inputs = model.ranker.head, model.ranker.inputs
     assert isinstance(head.towers, Towers)
     dims = {table.name: table.dim for table in schema.tables}
-    labels = {f.name: _columns(f, 1 if isinstance(f, DenseFeature) else dims[f.table]) for f in schema.features}
+    labels = {f.name: column_labels(f, 1 if isinstance(f, DenseFeature) else dims[f.table]) for f in schema.features}
     numbers = tuple(label for feature in schema.dense_features for label in labels[feature.name])
     bags = tuple(label for feature in pooled_features(schema) for label in labels[feature.name])
     interaction = model.ranker.interaction
@@ -165,7 +165,7 @@ def declared_layout(
     return layout_of(dense, [*parts, *of_pairs, *fused.parts, *of_towers, *of_slots, *of_user])
 
 
-def _columns(feature: FeatureConfig, width: int) -> Labels:
+def column_labels(feature: FeatureConfig, width: int) -> Labels:
     """Label a feature's columns of the input by its name and everything that its values depend on.
 
     Excluded are the table, which another of the same use may replace, and the maximum length of a list.

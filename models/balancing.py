@@ -91,11 +91,11 @@ def build_balancing(
         return None
     if isinstance(config, UncertaintyConfig):
         return config.build(tasks)
-    shared = shared_slices(dense, _blocks(dense, network, in_features, len(tasks)))
+    shared = shared_slices(dense, blocks_of_dense(dense, network, in_features, len(tasks)))
     return GradientBalance(config.build(tasks, len(shared) + num_pooled), shared, ranks)
 
 
-def _blocks(
+def blocks_of_dense(
     dense: Mapping[str, nn.Parameter], network: FusionNetwork, in_features: int, num_tasks: int
 ) -> list[ParameterBlock]:
     """Return blocks of the network and of the modules before it; each of the latter's parameters reaches all tasks."""

@@ -198,7 +198,7 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     PatientS3FileSystem.clear_instance_cache()
     yield proxy
     PatientS3FileSystem.clear_instance_cache()
-    PatientS3FileSystem._outage.end()
+    PatientS3FileSystem.outage.end()
     proxy.stop()
 
 

@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
     def _pass_on(self, request: Request, body: bytes, fault: str | None) -> None:
         if fault == "hang":
             self.proxy._lift.wait()
-        status, answer, headers = self._upstream(body)
+        status, answer, headers = self.ask_upstream(body)
         if self.command == "GET":
             request.asked = len(answer)
         if fault == "slow":
@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._answer(status, answer, headers, cut=fault == "cut")
 
-    def _upstream(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+    def ask_upstream(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name not in ("Expect", "Connection")}
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

@@ -20,7 +20,7 @@ from features.hashing import hash_ids, salt_of
 from features.vocabulary import RowIndex, Vocabulary
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
-from pipeline.ingest.datasource import Parcel, ReadPlan, UnitDatasource, group_entries
+from pipeline.ingest.datasource import ReadPlan, UnitDatasource, group_bundles, unpack
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, list_days
@@ -239,10 +239,10 @@ def test_the_stream_is_encoded_with_it(logs: Storage, ray_cluster: None) -> None
     encoder, listed = _encoder(config, 100), day_logs(config, DAYS[:1])
     plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, (StreamStart,))
     segments = plan.segments(plan.begin_attempts(), 1)
-    entries = plan.entries(segments, 1)
     read_plan = plan.read_plan(segments)
-    dataset = ray.data.read_datasource(UnitDatasource(read_plan, group_entries(read_plan, entries)))
-    parcels = [Parcel.from_block(block) for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow")]
+    dataset = ray.data.read_datasource(UnitDatasource(read_plan, group_bundles(read_plan, plan.bundles(segments, 1))))
+    blocks = dataset.iter_batches(batch_size=1, batch_format="pyarrow")
+    parcels = [parcel for block in blocks for parcel in unpack(block)]
     found = np.sort(np.concatenate([parcel.rows.ids[0] for parcel in parcels if parcel.rows is not None]))
     videos = [video for video in range(115) if video % 5 != 4]
     keys = hash_ids(pa.array(videos), salt_of(config.log_schema.hash_salt))

@@ -85,8 +85,8 @@ def test_a_row_is_a_line_of_the_skeleton_with_what_its_user_shares(source: Path,
 
 def test_days_are_cut_into_row_groups_and_files(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches rows that are lost or doubled where a group or a file ends, and memory that grows with the log."""
-    monkeypatch.setattr(partitions, "_ROW_GROUP_ROWS", 4)
-    monkeypatch.setattr(partitions, "_FILE_ROWS", 8)
+    monkeypatch.setattr(partitions, "ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr(partitions, "FILE_ROWS", 8)
     lines = [sample(number, buy=int(number % 3 == 0)) for number in range(26)]  # of which 9 are impossible
     (source / "sample_skeleton_train.csv").write_text("".join(lines))
     assert import_aliccp(source, tmp_path / "logs").num_impossible == 9

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resharding import FIRST, NONE, SECOND, assert_equal
-from test_train_step import SGD, Run, make_config, relative_difference, whole
+from train_steps import FIRST, NONE, SECOND, SGD, Run, assert_equal, make_config, relative_difference, whole
 
 from models.all_reduce import Ranks
 from pipeline.config.project import Config

@@ -120,7 +120,7 @@ def test_what_a_resample_cannot_measure_has_no_interval(run_ranks: Any) -> None:
 
 def test_rows_wait_in_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches rows that are kept until the end of a day."""
-    monkeypatch.setattr(bootstrap, "_ROWS", 700)
+    monkeypatch.setattr(bootstrap, "ROWS_AT_ONCE", 700)
     drawn = Bootstrap(DRAWN, [CTR])
     users, in_space, *known = _rows(CTR).values()
     for start in range(0, NUM_ROWS, 500):

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from faults import before_file, no_space
 from records import manifest_of
 
 from features.errors import DataError
@@ -230,15 +232,9 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
     """Returns what a check after a failed write says, and the next save."""
     line = Line.of(root, "main")
     saver = Saver(line, CheckpointConfig(), dist.new_group(backend="gloo"))
-    create_stream = writing._HashingFileSystem.create_stream
-
-    def full(self: Any, path: Any, mode: str) -> Any:
-        if "w" in mode and rank == 1 and not superseded:
-            raise OSError(28, "No space left on device")
-        return create_stream(self, path, mode)
-
-    writing._HashingFileSystem.create_stream = full
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1 and not superseded:
+            before_file(patch.setattr, no_space)
         saver.save(_tensors(1.0), _name(1), _manifest(1))
         deadline = time.monotonic() + 30
         said = []
@@ -251,8 +247,6 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
             saver.save(_tensors(2.0), _name(2), _manifest(2))
         except (OSError, RuntimeError, DataError) as error:
             said.append(f"{type(error).__name__}: {error}")
-    finally:
-        writing._HashingFileSystem.create_stream = create_stream
     return said[0], said[1]
 
 

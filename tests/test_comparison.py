@@ -8,7 +8,8 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_runs import DAYS, logs, make_config
+from outcomes import outcome_of
+from small_runs import DAYS, logs, make_config
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.errors import ConfigError
@@ -129,21 +130,11 @@ def test_what_cannot_be_compared(changes: dict[str, Any], expected: str, tmp_pat
 # --- What it says ---
 
 
-def _outcome(model: str, seed: int, auc: float | None, mse: float, **others: Any) -> Outcome:
-    tasks = [
-        {"task": "ctr", "kind": "binary", "role": "main", "model": {"auc": auc, "rows": 10, "calibration": 1.0}},
-        {"task": "vcr", "kind": "regression", "role": "main", "model": {"mse": mse, "rows": 5}},
-    ]
-    values: dict[str, Any] = {"setting": {"kind": model}, "parameters": 7, "rows_per_s": 100.0, "expert_use": {}}
-    values |= {"towers": ("ctr", "vcr")}
-    return Outcome(model=model, seed=seed, tasks=tasks, **values | others)
-
-
 OUTCOMES = [
-    _outcome("single", 1, 0.70, 0.10),
-    _outcome("single", 2, 0.72, 0.12),
-    _outcome("ple", 1, 0.73, 0.11),
-    _outcome("ple", 2, 0.73, 0.13),
+    outcome_of("single", 1, 0.70, 0.10),
+    outcome_of("single", 2, 0.72, 0.12),
+    outcome_of("ple", 1, 0.73, 0.11),
+    outcome_of("ple", 2, 0.73, 0.13),
 ]
 
 
@@ -164,19 +155,19 @@ def test_gains_by_hand() -> None:
 
 def test_what_one_seed_and_no_positives_say() -> None:
     """Catches a verdict on chance, and a metric that is not defined and counts as 0."""
-    rows = model_rows([_outcome("single", 1, None, 0.1), _outcome("ple", 1, 0.7, 0.1)])
+    rows = model_rows([outcome_of("single", 1, None, 0.1), outcome_of("ple", 1, 0.7, 0.1)])
     said = verdicts(rows)
     assert "not defined" in said["ctr"]
     assert said["vcr"] == "vcr: ple gains +0.0000; one seed says nothing of the spread: ask for 3"
     assert str(rows[0].metrics["ctr"]) == "undefined"
-    assert verdicts(model_rows([_outcome("ple", 1, 0.7, 0.1)])) == {}
+    assert verdicts(model_rows([outcome_of("ple", 1, 0.7, 0.1)])) == {}
 
 
 def test_collapsed_experts_are_named() -> None:
     """Catches an expert that nobody uses and no alarm, and an alarm for one that the gate may not choose."""
     means = [[0.995, 0.005, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]
     use = {"levels.0.gates": {"mean": means, "deviation": [[0.0] * 3] * 3}}
-    outcome = _outcome("ple", 1, 0.7, 0.1, expert_use=use)
+    outcome = outcome_of("ple", 1, 0.7, 0.1, expert_use=use)
     assert collapsed(outcome) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
     assert gate_names(outcome, "levels.0.gates") == ["ctr", "vcr", "shared"]
 
@@ -184,7 +175,7 @@ def test_collapsed_experts_are_named() -> None:
 def test_gates_of_several_levels_in_one_module() -> None:
     """Catches the tasks' gates of an ML-MMoE named as those of experts: they are the module's last."""
     use = {"gates": {"mean": [[0.3] * 6] * 5, "deviation": [[0.0] * 6] * 5}}
-    outcome = _outcome("ml_mmoe", 1, 0.7, 0.1, expert_use=use)
+    outcome = outcome_of("ml_mmoe", 1, 0.7, 0.1, expert_use=use)
     names = ["expert 0 above", "expert 1 above", "expert 2 above", "ctr", "vcr"]
     assert gate_names(outcome, "gates") == names
 
@@ -196,7 +187,7 @@ def test_gates_are_those_of_the_towers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert composed.log_schema.task_names == ["ctr", "cvr", "ctcvr"]
     assert tower_names(composed) == ["ctr", "cvr"]
     use = {"levels.0.gates": {"mean": [[0.5] * 2] * 3, "deviation": [[0.0] * 2] * 3}}
-    outcome = _outcome("ple", 1, 0.7, 0.1, expert_use=use, towers=("ctr", "cvr"))
+    outcome = outcome_of("ple", 1, 0.7, 0.1, expert_use=use, towers=("ctr", "cvr"))
     assert gate_names(outcome, "levels.0.gates") == ["ctr", "cvr", "shared"]
 
 
@@ -204,13 +195,13 @@ def test_trials_without_a_metric_are_no_riddle(tmp_path: Path, monkeypatch: pyte
     """Catches `mean requires at least one data point` after hours of trials."""
     plan = replace(PLAN, trials=2, train_days=("2026-01-01", "2026-01-02"), choose_days=("2026-01-02",))
     comparison = Comparison(make_config(tmp_path, tmp_path), plan)
-    monkeypatch.setattr(comparison, "_outcomes", lambda entrants, *_: [_undefined(model) for model, _ in entrants])
+    monkeypatch.setattr(comparison, "outcomes", lambda entrants, *_: [_undefined(model) for model, _ in entrants])
     with pytest.raises(ConfigError, match="no main task has a metric on the days to choose on"):
-        comparison._chosen()
+        comparison.chosen()
 
 
 def _undefined(model: str) -> Outcome:
-    outcome = _outcome(model, 1, None, 0.1)
+    outcome = outcome_of(model, 1, None, 0.1)
     return replace(outcome, tasks=[task for task in outcome.tasks if task["task"] == "ctr"])
 
 
@@ -258,8 +249,8 @@ def test_a_measurement_is_kept_before_its_checkpoint_goes(
     def full(self: Any, name: str, inputs: Any, result: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(many, "_trained", trained)
-    monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
+    monkeypatch.setattr(many, "trained", trained)
+    monkeypatch.setattr(many, "measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
     variants = [Variant("a", config, tuple(DAYS)), Variant("b", config, tuple(DAYS))]
     with monkeypatch.context() as patch:
         patch.setattr(trainings.KeptResults, "keep", full)
@@ -282,8 +273,8 @@ def test_a_measurement_that_is_lost_is_made_again(tmp_path: Path, monkeypatch: p
             work.place.rebuild(Published(day=DAYS[0], generation=1, checkpoint="checkpoints/day"), 1)
         return [{"checkpoint": "day"} for _ in works]
 
-    monkeypatch.setattr(many, "_trained", trained)
-    monkeypatch.setattr(many, "_measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
+    monkeypatch.setattr(many, "trained", trained)
+    monkeypatch.setattr(many, "measure", lambda subjects, days: [Measurement(tasks=[], expert_use={})] * len(subjects))
     for _ in range(2):
         many.measured([Variant("a", config, tuple(DAYS))], ["2026-01-03"])
         many.storage.remove("results")
@@ -303,10 +294,10 @@ def test_late_labels_of_others_are_not_read(tmp_path: Path, monkeypatch: pytest.
 
     many = trainings.Trainings(config, "many", keep_checkpoints=True)
     monkeypatch.setattr(trainings, "train_together", together)
-    monkeypatch.setattr(trainings, "_trained_figures", lambda work, checkpoint: {})
-    monkeypatch.setattr(many, "_fit", lambda *_: None)
+    monkeypatch.setattr(trainings, "trained_figures", lambda work, checkpoint: {})
+    monkeypatch.setattr(many, "fit_statistics", lambda *_: None)
     variants = [Variant(name, with_tasks(config, [name]), tuple(DAYS)) for name in own]
-    many._trained([many._work(variant, ["2026-01-03"]) for variant in variants])
+    many.trained([many.work_of(variant, ["2026-01-03"]) for variant in variants])
     assert read == [([name], [name]) for name in own]
 
 
@@ -318,7 +309,7 @@ def test_a_measurement_without_intervals_is_another_one(tmp_path: Path) -> None:
     variant, lines = Variant("a", plain, tuple(DAYS)), []
     for config in (plain, plain, plain.model_copy(update={"evaluation": drawn})):
         many = trainings.Trainings(config, "many", keep_checkpoints=True)
-        lines.append(many._work(variant, ["2026-01-03"]).line)
+        lines.append(many.work_of(variant, ["2026-01-03"]).line)
     assert lines[0] == lines[1] != lines[2]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from records import manifest_of, write_manifest
-from test_train_step import make_config
+from train_steps import make_config
 
 from features.errors import DataError
 from pipeline.config.load import parse_config

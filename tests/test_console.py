@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_lines import OWN_LINE
 
 from pipeline.cluster.progress import Progress, ProgressDisplay, ProgressReporter
 from pipeline.cluster.worker_lines import MarkingHandler, receive_lines
 
 ROOT = Path(__file__).parents[1]
-OWN_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [IWE] .*")
 ROWS = 4000
 
 
@@ -58,7 +58,7 @@ def _command(*arguments: str) -> list[str]:
 def surroundings(tmp_path: Path) -> dict[str, str]:
     """Environment of a command, whose log files go to a folder of its own."""
     (tmp_path / "temporary").mkdir()
-    return os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")}
+    return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "TMPDIR": str(tmp_path / "temporary")}
 
 
 def _on_a_terminal(arguments: list[str], environment: dict[str, str], num_columns: int) -> str:

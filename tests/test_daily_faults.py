@@ -2,11 +2,10 @@
 
 Each case trains a second day on a copy of a line that has the first, is disturbed once, is started again where that is
 needed, and is held against the line that nobody disturbed. Workers are processes of the test's own
-(local_training.py); a command that is killed, and a Ray head, are on a real Ray too. Run as a script, this file is the
-daily command with one fault in it. Samples run with `make test`; the rest with `make test-faults`.
+(local_training.py); a command that is killed, and a Ray head, are on a real Ray too. The command with a fault in it is
+in daily_command.py. Samples run with `make test`; the rest with `make test-faults`.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -19,31 +18,31 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import daily_command
 import psutil
 import pytest
 import ray
 import torch
 import yaml
+from daily_command import EVERY, main_on_processes
+from faults import Fault, replace_worker, set_clock_back, train_with_faults, worker_on_a_full_disk
 from local_training import Command, on_processes
-from test_console import OWN_LINE
-from test_faults import Fault, _worker_on_a_full_disk, train_with_faults
-from test_runs import make_config, weights
+from own_lines import OWN_LINE
+from small_runs import make_config, weights
 
 from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline.checkpoint import write
 from pipeline.config.project import Config
 from pipeline.daily.ray_work import RayWork
-from pipeline.evaluation import evaluate
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
-from pipeline.trainer import train_days
-from pipeline.trainer.train import Trainer, train_worker
+from pipeline.trainer.train import train_worker
 
 DAYS = ["2026-01-01", "2026-01-02"]
-ROWS, BATCH, EVERY = 4000, 32, 10
+ROWS, BATCH = 4000, 32
 LAST = -(-ROWS // (2 * BATCH))  # step of a day, at least
+_TEN_YEARS_S = 10 * 365 * 86400.0
 FULL_AT = (LAST // EVERY + 2) * EVERY  # a step of the second day that has a checkpoint
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
@@ -178,11 +177,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str] | Comm
         file = tmp_path / f"config-{len(started)}.yaml"
         file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
         if not on_ray:
-            arguments = (point, str(file), str(tmp_path), survivors)
+            arguments = (DAYS[1], point, str(file), survivors)
             out, log = tmp_path / f"out-{len(started)}", tmp_path / f"log-{len(started)}"
-            started.append(Command(_main_on_processes, arguments, out, log))
+            started.append(Command(main_on_processes, arguments, out, log))
             return started[-1]
-        arguments = [sys.executable, __file__, point, str(file), str(tmp_path)]
+        arguments = [sys.executable, daily_command.__file__, DAYS[1], point, str(file)]
         with (tmp_path / f"log-{len(started)}").open("w") as log:
             environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
             started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log, text=True, env=environment))
@@ -292,71 +291,6 @@ def test_workers_that_outlive_their_command(
     _check(config, undisturbed, tmp_path)
 
 
-def _main_on_processes(point: str, file: str, folder: str, survivors: Path | None) -> int:
-    with on_processes(survivors):
-        return _main(point, file, folder)
-
-
-def _main(point: str, file: str, folder: str) -> int:
-    """The daily command; it is killed at a point, by itself or by one of its workers."""
-    from jobs import daily
-    from jobs.command import command
-
-    def die(*arguments: Any, **named: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def after(owner: Any, name: str) -> None:
-        work = getattr(owner, name)
-        setattr(owner, name, lambda *arguments: die(work(*arguments)))
-
-    if point in ("preflight", "predict"):
-        after(RayWork, {"preflight": "profile", "predict": "measure"}[point])
-    elif point == "asked to end":
-        asking = functools.partial(_worker_that_asks, pid=os.getpid())
-        evaluate.evaluate_worker = asking  # pyright: ignore[reportAttributeAccessIssue]
-    elif point == "before ledger":
-        Ledger.enter = die
-    elif point == "before LATEST":
-        Line.publish = die
-    elif point in ("first step", "mid-day", "checkpoint write"):
-        fault = functools.partial(_worker_that_kills, point=point, pid=os.getpid(), folder=folder)
-        train_days.train_worker = fault  # pyright: ignore[reportAttributeAccessIssue]
-    sys.argv = ["daily", "--config", file, "--day", DAYS[1]]
-    return command(daily.add_arguments, daily.run)
-
-
-def _worker_that_kills(settings: dict[str, Any], point: str, pid: int, folder: str) -> dict[str, Any]:
-    """`train_worker`, whose rank 0 kills the driver at a point."""
-    next_step, commit = Trainer._next_step, write._commit
-    steps = {"first step": 1, "mid-day": EVERY + 5, "checkpoint write": 10**9}
-    own = [0]
-
-    def step_and_kill(self: Trainer, batches: Any) -> Any:
-        output = next_step(self, batches)
-        own[0] += 1
-        if own[0] == steps[point] and ray.train.get_context().get_world_rank() == 0:
-            os.kill(pid, signal.SIGKILL)
-        return output
-
-    def kill_and_commit(*arguments: Any) -> Any:
-        if own[0] > 2 * EVERY:  # the third of the day
-            os.kill(pid, signal.SIGKILL)
-            time.sleep(0.2)
-        return commit(*arguments)
-
-    Trainer._next_step = step_and_kill
-    if point == "checkpoint write":
-        write._commit = kill_and_commit
-    return train_worker(settings)
-
-
-def _worker_that_asks(settings: dict[str, Any], pid: int) -> dict[str, Any]:
-    """`evaluate_worker`, whose rank 0 first asks the driver to end."""
-    if ray.train.get_context().get_world_rank() == 0:
-        os.kill(pid, signal.SIGTERM)
-    return evaluate.evaluate_worker(settings)
-
-
 # --- Workers and data tasks ---
 
 
@@ -394,7 +328,7 @@ def test_a_disk_that_is_full(
     config = _config(logs, copied("local"))
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"max_failures": 0})})
     with monkeypatch.context() as patch:
-        patch.setattr(train_days, "train_worker", functools.partial(_worker_on_a_full_disk, step=FULL_AT))
+        replace_worker(patch.setattr, worker_on_a_full_disk, step=FULL_AT)
         with pytest.raises(Exception, match="No space left on device"):
             _daily(config, DAYS[1])
     assert _daily(config, DAYS[1])["result"] == "published"
@@ -406,20 +340,16 @@ def test_a_clock_that_is_set_back(
 ) -> None:
     """Catches anything that orders attempts, checkpoints, entries or leases by a clock."""
     config = _config(logs, copied("local"))
-    now = time.time
-    monkeypatch.setattr(time, "time", lambda: now() - 10 * 365 * 86400)
-    monkeypatch.setattr(train_days, "train_worker", _worker_of_another_year)
+    set_clock_back(monkeypatch.setattr, _TEN_YEARS_S)
+    replace_worker(monkeypatch.setattr, _worker_of_another_year)
     assert _daily(config, DAYS[1])["result"] == "published"
     _check(config, undisturbed, tmp_path)
 
 
 def _worker_of_another_year(settings: dict[str, Any]) -> dict[str, Any]:
-    now = time.time
-    time.time = lambda: now() - 10 * 365 * 86400
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        set_clock_back(patch.setattr, _TEN_YEARS_S)
         return train_worker(settings)
-    finally:
-        time.time = now
 
 
 # --- The Ray head ---
@@ -464,7 +394,3 @@ def _wait_for(command: subprocess.Popen[str], config: Config, point: str, folder
         assert command.poll() is None, (folder / "log-0").read_text()[-3000:]
         assert time.monotonic() < deadline, (folder / "log-0").read_text()[-3000:]
         time.sleep(0.005)
-
-
-if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from faults import Fault, train_with_faults
 from local_training import on_processes
-from test_faults import Fault, train_with_faults
-from test_runs import make_config, weights
+from small_runs import make_config, weights
 
 from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day

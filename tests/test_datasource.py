@@ -14,33 +14,25 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
 
 from features.encoding import Encoder
 from features.errors import DataError
-from pipeline.ingest.datasource import Parcel, PlannedParcel, ReadPlan, group_entries, read_parcels, read_unit
+from pipeline.ingest.datasource import (
+    Parcel,
+    PlannedParcel,
+    group_bundles,
+    read_bundles,
+    read_parcels,
+    read_unit,
+    unpack,
+)
 from pipeline.ingest.deal import row_order
-from pipeline.ingest.units import Unit, list_days
+from pipeline.ingest.units import list_days
 from pipeline.storage.files import Storage
 
-DAY = "2026-03-01"
 WriteLog = Callable[..., Storage]
 _COLUMNS = ["number", "history", "liked", "video"]
-
-
-def _plan(logs: Storage, encoder: Encoder, *, max_rows: int = 1000, passes: int = 1, shuffle: bool = False) -> ReadPlan:
-    (day,) = list_days(logs, [DAY], max_rows)
-    return ReadPlan(logs, encoder, (day.units,) * passes, tuple(range(passes)), seed=5, shuffle_rows=shuffle)
-
-
-def _entries(plan: ReadPlan, units: list[int] | None = None, segment: int = 0) -> list[PlannedParcel]:
-    return [
-        PlannedParcel("unit", segment, unit=index) for index in (range(len(plan.units[0])) if units is None else units)
-    ]
-
-
-def _numbers(parcel: Parcel) -> list[int]:
-    assert parcel.rows is not None, parcel.text
-    return parcel.rows.dense[:, 0].astype(int).tolist()
 
 
 # --- Reading ---
@@ -69,17 +61,17 @@ def test_a_task_reads_forwards_and_skips(
 ):
     """Ranges that a resumed day no longer needs are read as those that it does, or a reader cannot go back."""
     root = None if where == "local" else f"{request.getfixturevalue('s3_root')}/ranges"
-    plan = _plan(write_log([[[23, 9], [5]]], root), tiny_encoder, max_rows=4)
+    plan = read_plan_of(write_log([[[23, 9], [5]]], root), tiny_encoder, max_rows=4)
     units = [1, 2, 5, 8, 7, 0, 3, 9, 6]  # forwards, backwards, and into other row groups and files
-    parcels = list(read_parcels(plan, _entries(plan, units)))
+    parcels = list(read_parcels(plan, unit_entries(plan, units)))
     first = [0, 4, 8, 12, 16, 20, 23, 27, 31, 32, 36]
-    assert [_numbers(parcel)[0] for parcel in parcels] == [first[index] for index in units]
-    assert [len(_numbers(parcel)) for parcel in parcels] == [4, 4, 3, 1, 4, 4, 4, 4, 4]
+    assert [numbers_of(parcel)[0] for parcel in parcels] == [first[index] for index in units]
+    assert [len(numbers_of(parcel)) for parcel in parcels] == [4, 4, 3, 1, 4, 4, 4, 4, 4]
 
 
 def test_the_end_of_a_large_row_group(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     """A resume that needs a last range of one row skips all before it one row at a time."""
-    plan = _plan(write_log([[[30_001]]]), tiny_encoder, max_rows=15_000)
+    plan = read_plan_of(write_log([[[30_001]]]), tiny_encoder, max_rows=15_000)
     read = 0
     iterate = pq.ParquetFile.iter_batches
 
@@ -90,8 +82,8 @@ def test_the_end_of_a_large_row_group(write_log: WriteLog, tiny_encoder: Encoder
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    (parcel,) = read_parcels(plan, _entries(plan, [2]))
-    assert _numbers(parcel) == [30_000]
+    (parcel,) = read_parcels(plan, unit_entries(plan, [2]))
+    assert numbers_of(parcel) == [30_000]
     assert read < 10
 
 
@@ -100,12 +92,12 @@ def test_rows_that_were_seen_are_skipped_in_row_order(
     skip: int, max_rows: int, shuffle: bool, segment: int, write_log: WriteLog, tiny_encoder: Encoder
 ):
     """A resume skips the first rows of the file, not the first of the order in which they were trained."""
-    plan = _plan(write_log([[[12]]]), tiny_encoder, max_rows=max_rows, passes=2, shuffle=shuffle)
+    plan = read_plan_of(write_log([[[12]]]), tiny_encoder, max_rows=max_rows, passes=2, shuffle=shuffle)
     unit = plan.units[0][-1]
     skip = min(skip, unit.num_rows)
     (parcel,) = read_parcels(plan, [PlannedParcel("unit", segment, unit=len(plan.units[0]) - 1, skip=skip)])
     order = row_order(unit, seed=5, pass_index=segment, shuffle=shuffle)
-    assert _numbers(parcel) == [unit.first_row + row for row in order[skip:]]
+    assert numbers_of(parcel) == [unit.first_row + row for row in order[skip:]]
     assert parcel.rows is not None
     assert parcel.rows.rows.tolist() == order[skip:].tolist()
     if shuffle and unit.num_rows == 12 and skip < 10:
@@ -114,29 +106,29 @@ def test_rows_that_were_seen_are_skipped_in_row_order(
 
 def test_a_parcel_travels_as_one_row(write_log: WriteLog, tiny_encoder: Encoder):
     """Ray joins or splits blocks: starts, blanks, units and bad units differ in their columns or types."""
-    plan = _plan(write_log([[[6], [4]]]), tiny_encoder, shuffle=True)
+    plan = read_plan_of(write_log([[[6], [4]]]), tiny_encoder, shuffle=True)
     plan.logs.write(plan.units[0][1].file, b"")
     entries = [
         PlannedParcel("start", 0, text='{"day": "ü"}'),
-        *_entries(plan),
+        *unit_entries(plan),
         PlannedParcel("blank", 0),
         PlannedParcel("unit", 0, 0, skip=6),
     ]
     parcels = list(read_parcels(plan, entries))
     assert [parcel.kind for parcel in parcels] == ["start", "unit", "bad", "blank", "unit"]
-    blocks = [parcel.to_block(tiny_encoder.empty()) for parcel in parcels]
+    blocks = [parcel.to_row(tiny_encoder.empty()) for parcel in parcels]
     assert all(block.schema.equals(blocks[0].schema) for block in blocks)
     together = pa.concat_tables(blocks).combine_chunks()
     assert together.num_rows == len(parcels)
     for index, (parcel, block) in enumerate(zip(parcels, blocks, strict=True)):
-        for received in (Parcel.from_block(block), Parcel.from_block(together.slice(index, 1))):
+        for received in (Parcel.from_row(block), Parcel.from_row(together.slice(index, 1))):
             assert received.read_at > 1.7e9
             assert replace(received, rows=None, read_at=0.0) == replace(parcel, rows=None)
             if parcel.rows is None:
                 assert received.rows is None
                 continue
             assert received.rows is not None
-            assert _numbers(received) == _numbers(parcel)
+            assert numbers_of(received) == numbers_of(parcel)
             for name in ("labels", "slots", "rows"):
                 np.testing.assert_array_equal(getattr(received.rows, name), getattr(parcel.rows, name))
             for name in ("ids", "offsets"):
@@ -144,73 +136,6 @@ def test_a_parcel_travels_as_one_row(write_log: WriteLog, tiny_encoder: Encoder)
                     np.testing.assert_array_equal(ours, theirs)
     assert parcels[4].rows is not None
     assert len(parcels[4].rows) == 0
-
-
-# --- Tasks ---
-
-
-def _day(groups: list[int]) -> ReadPlan:
-    """A plan of two passes over ranges of 10 rows: as many for each row group as are given."""
-    units = tuple(
-        Unit(DAY, "file", group, 10 * place, 10, whole=count == 1)
-        for group, count in enumerate(groups)
-        for place in range(count)
-    )
-    encoder: Any = None
-    return ReadPlan(Storage("nowhere"), encoder, (units, units), (0, 1), seed=0, shuffle_rows=True)
-
-
-def _check_tasks(plan: ReadPlan, entries: list[PlannedParcel], tasks: list[list[PlannedParcel]]) -> None:
-    """Order is kept, and a task is one row group, read forwards."""
-    assert list(itertools.chain(*tasks)) == entries
-    named = [[plan.unit_of(entry) for entry in task if entry.kind == "unit"] for task in tasks]
-    for units in named:
-        assert len({(unit.file, unit.row_group) for unit in units}) <= 1
-        assert [unit.first_row for unit in units] == sorted({unit.first_row for unit in units})
-    for before, after in itertools.pairwise(named):  # none could have been joined
-        assert before
-        assert after
-        alike = before[-1].row_group == after[0].row_group
-        assert not alike or after[0].first_row <= before[-1].first_row
-
-
-@given(data=st.data(), groups=st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[int]):
-    """A row group is decoded once for each of its ranges; or a task has so many units that it is read at once."""
-    plan = _day(groups)
-    units = range(len(plan.units[0]))
-    entries = [
-        PlannedParcel("start", 0),
-        *itertools.chain(
-            *(
-                [PlannedParcel("unit", 0, unit=n)] + [PlannedParcel("blank", 0)] * data.draw(st.integers(0, 2))
-                for n in units
-            )
-        ),
-        PlannedParcel("start", 1),
-        *_entries(plan, data.draw(st.permutations(units)), segment=1),
-    ]
-    tasks = group_entries(plan, entries)
-    _check_tasks(plan, entries, tasks)
-    with pytest.raises(AssertionError):  # negative control: a task a unit
-        _check_tasks(_day([2]), _entries(_day([2])), [[entry] for entry in _entries(_day([2]))])
-    with pytest.raises(AssertionError):  # and one task for all
-        _check_tasks(_day([1, 1]), _entries(_day([1, 1])), [_entries(_day([1, 1]))])
-
-
-def test_tasks_by_hand():
-    """Starts and blanks have no task of their own, the next pass begins a new one."""
-    plan = _day([2, 1])
-    start, blank = PlannedParcel("start", 0), PlannedParcel("blank", 0)
-    a, b, c = _entries(plan)
-    assert group_entries(plan, [start, start, a, blank, b, c, blank]) == [[start, start, a, blank, b], [c, blank]]
-    assert group_entries(plan, [b, a, replace(a, segment=1), replace(b, segment=1)]) == [
-        [b],
-        [a],
-        [replace(a, segment=1), replace(b, segment=1)],
-    ]
-    assert group_entries(plan, [start, blank]) == [[start, blank]]
-    assert group_entries(plan, []) == []
 
 
 # --- Bad units ---
@@ -246,7 +171,6 @@ _BAD = [
     ("flipped bit", _flip_middle, ".*CRC checksum verification failed"),
     ("vanished", None, ".*No such file"),
     ("label 2", _with_label(2, pa.int8()), r"task 'ctr': label 'click' is 2 at row 2 \(1 such rows\), expected 0 or 1"),
-    ("label NaN", _with_label(float("nan"), pa.float32()), "task 'ctr': label 'click' is nan at row 2"),
     ("label infinite", _with_label(float("inf"), pa.float64()), "task 'ctr': label 'click' is inf at row 2"),
 ]
 
@@ -258,24 +182,25 @@ def test_a_bad_unit_is_named(
 ):
     """A bad unit is trained, or ends the data task with a traceback, or takes good ones along."""
     logs = write_log([[[5], [6, 6], [5]]])
-    plan = _plan(logs, tiny_encoder, max_rows=max_rows)
+    plan = read_plan_of(logs, tiny_encoder, max_rows=max_rows)
     file = f"dt={DAY}/part-1.parquet"
-    before = list(read_parcels(plan, _entries(plan)))
+    before = list(read_parcels(plan, unit_entries(plan)))
     assert {parcel.kind for parcel in before} == {"unit"}  # negative control
     if change is None:
         logs.remove(file)
     else:
         _spoilt(logs, file, change)
     after = [
-        Parcel.from_block(parcel.to_block(tiny_encoder.empty()))
-        for task in group_entries(plan, _entries(plan))
-        for parcel in read_parcels(plan, task)
+        parcel
+        for task in group_bundles(plan, alone(unit_entries(plan)))
+        for block in read_bundles(plan, task, tiny_encoder.empty())
+        for parcel in unpack(block)
     ]
     assert [parcel.unit for parcel in after] == [parcel.unit for parcel in before]
     bad = []
     for then, now in zip(before, after, strict=True):
         if now.kind == "unit":
-            assert _numbers(now) == _numbers(then)
+            assert numbers_of(now) == numbers_of(then)
             continue
         unit = plan.units[0][now.unit]
         bad.append((unit.row_group, unit.first_row))
@@ -291,9 +216,9 @@ def test_a_bad_unit_is_named(
 def test_one_bad_range_says_why_in_each_range_after_it(write_log: WriteLog, tiny_encoder: Encoder):
     """After a broken page, the ranges behind it blame the footer, or end the task."""
     logs = write_log([[[40]]])
-    plan = _plan(logs, tiny_encoder, max_rows=10)
+    plan = read_plan_of(logs, tiny_encoder, max_rows=10)
     _spoilt(logs, plan.units[0][0].file, _flip_middle)
-    texts = [parcel.text for parcel in read_parcels(plan, _entries(plan))]
+    texts = [parcel.text for parcel in read_parcels(plan, unit_entries(plan))]
     assert all("CRC checksum verification failed" in text for text in texts)
     assert len(texts) == 4
 
@@ -302,16 +227,16 @@ def test_one_bad_range_says_why_in_each_range_after_it(write_log: WriteLog, tiny
 def test_a_flipped_bit_is_found_or_does_no_harm(where: int, bit: int, write_log: WriteLog, tiny_encoder: Encoder):
     """A flipped bit is another id or label: three of four were read without a word, without the pages' checksums."""
     logs = write_log([[[50]]])
-    plan = _plan(logs, tiny_encoder)
-    (before,) = read_parcels(plan, _entries(plan))
+    plan = read_plan_of(logs, tiny_encoder)
+    (before,) = read_parcels(plan, unit_entries(plan))
     data = bytearray(logs.read(plan.units[0][0].file))
     where = 4 + where % (len(data) - 12 - int.from_bytes(data[-8:-4], "little"))
     data[where] ^= 1 << bit
     Path(logs.path(plan.units[0][0].file)).write_bytes(data)
-    (after,) = read_parcels(plan, _entries(plan))
+    (after,) = read_parcels(plan, unit_entries(plan))
     assert before.rows is not None
     if after.rows is not None:
-        assert _numbers(after) == _numbers(before)
+        assert numbers_of(after) == numbers_of(before)
         np.testing.assert_array_equal(after.rows.labels, before.rows.labels)
         for ours, theirs in zip(after.rows.ids, before.rows.ids, strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -320,15 +245,15 @@ def test_a_flipped_bit_is_found_or_does_no_harm(where: int, bit: int, write_log:
 def test_a_file_that_was_written_again(write_log: WriteLog, tiny_encoder: Encoder):
     """The file that is read is not the one whose footer was: rows or columns are missing, hours into the day."""
     logs = write_log([[[6]]])
-    plan = _plan(logs, tiny_encoder)
+    plan = read_plan_of(logs, tiny_encoder)
     other = write_log([[[5]]])
     logs.write(plan.units[0][0].file, other.read(plan.units[0][0].file))
-    (parcel,) = read_parcels(plan, _entries(plan))
+    (parcel,) = read_parcels(plan, unit_entries(plan))
     assert parcel.text.endswith(": 5 rows where the footer said 6: write the file again")
     data = io.BytesIO()
     pq.write_table(pa.table({"number": range(6)}), data)
     logs.write(plan.units[0][0].file, data.getvalue())
-    (parcel,) = read_parcels(plan, _entries(plan))
+    (parcel,) = read_parcels(plan, unit_entries(plan))
     assert re.search(r": no column '\w+', which was there when the day was listed", parcel.text)
     with pytest.raises(DataError, match="no column"):
         read_unit(logs, plan.units[0][0], tiny_encoder.columns)
@@ -339,14 +264,14 @@ def test_a_storage_that_does_not_answer_makes_no_bad_unit(
     error: Exception, write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ):
     """An outage puts every unit of the day into quarantine."""
-    plan = _plan(write_log([[[6]]]), tiny_encoder)
+    plan = read_plan_of(write_log([[[6]]]), tiny_encoder)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(type(error)):
-        list(read_parcels(plan, _entries(plan)))
+        list(read_parcels(plan, unit_entries(plan)))
 
 
 def test_a_day_on_s3(s3_root: str, write_log: WriteLog, tiny_encoder: Encoder):
@@ -354,13 +279,13 @@ def test_a_day_on_s3(s3_root: str, write_log: WriteLog, tiny_encoder: Encoder):
     sizes = [[[10, 3], [8]]]
     read = []
     for logs in (write_log(sizes), write_log(sizes, f"{s3_root}/day")):
-        plan = _plan(logs, tiny_encoder, max_rows=4, shuffle=True)
-        read.append([_numbers(parcel) for parcel in read_parcels(plan, _entries(plan))])
+        plan = read_plan_of(logs, tiny_encoder, max_rows=4, shuffle=True)
+        read.append([numbers_of(parcel) for parcel in read_parcels(plan, unit_entries(plan))])
     assert read[0] == read[1]
     assert sorted(itertools.chain(*read[0])) == list(range(21))
     file = f"dt={DAY}/part-0.parquet"
     _spoilt(logs, file, lambda data: data[: len(data) // 2])
-    assert [parcel.kind for parcel in read_parcels(plan, _entries(plan))] == ["bad"] * 4 + ["unit"] * 2
+    assert [parcel.kind for parcel in read_parcels(plan, unit_entries(plan))] == ["bad"] * 4 + ["unit"] * 2
     logs.remove(file)
-    text = next(read_parcels(plan, _entries(plan))).text
+    text = next(read_parcels(plan, unit_entries(plan))).text
     assert text.startswith(f"{s3_root}/day/{file}, row group 0, rows from 0: ")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_step import Run, assert_tables_moved, blocks_of, make_config, whole
+from train_steps import Run, assert_tables_moved, blocks_of, make_config, whole
 
 from pipeline.config.optimizer import LearningRateConfig
 from pipeline.config.project import Config

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.ingest.deal import Lanes, deal, rounds, row_order, unit_order
+from pipeline.ingest.deal import Lanes, bundled, deal, rounds, row_order, unit_order
 from pipeline.ingest.units import Unit
 
 DAY = "2026-03-01"
@@ -209,3 +209,16 @@ def test_turns_without_slack_are_seen_to_fail():
         _check_turns(lanes, rows, 100, [[0, None], [1, 2], [None, 3], [None, 4]])
     with pytest.raises(AssertionError):
         _check_turns(lanes, rows, 100, [[0, 2], [1, 3]])
+
+
+@given(units=_days(), data=st.data(), most=st.integers(0, 200_000))
+def test_blocks_of_units(units: list[Unit], data: st.DataObject, most: int):
+    """A small unit of a lane is left out or comes before its turn, or a block of many units is too large."""
+    lane = data.draw(st.permutations(range(len(units))))
+    rows = [unit.num_rows for unit in units]
+    blocks = bundled(lane, rows, most)
+    assert list(itertools.chain(*blocks)) == list(lane)
+    sizes = [sum(rows[index] for index in block) for block in blocks]
+    assert all(block and (len(block) == 1 or size <= most) for block, size in zip(blocks, sizes, strict=True))
+    for (size, _), (_, after) in itertools.pairwise(zip(sizes, blocks, strict=True)):
+        assert size + rows[after[0]] > most  # none could have been joined

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_migrate import Migrate
-from test_reset_rows import ResetRun
-from test_resharding import FIRST, NONE, SECOND, assert_equal
-from test_table_growth import GrownLoad
-from test_train_step import (
+from dupn_models import KINDS, make_dupn_config
+from migrations import Migrate
+from table_changes import GrownLoad, ResetRun
+from train_steps import (
+    FIRST,
+    NONE,
+    SECOND,
     SGD,
     LocalDenominators,
     Run,
+    assert_equal,
     assert_tables_moved,
     largest_difference,
     make_config,
@@ -28,42 +31,6 @@ from features.encoded_rows import EncodedRows
 from models.tables import parameter_of, table_of
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
-
-USER = {
-    "kind": "dupn",
-    "events": {"item": "watched", "properties": ["watched_kind", "watched_tab"]},
-    "profile": ["user_id", "age"],
-    "query": ["tab"],
-    "hidden": 8,
-    "attention": [8, 4],
-    "learning_to_rank": {"tasks": ["share"], "features": ["price"]},
-}
-KINDS = {"user": "row_wise", "video": "row_wise", "kind": "row_wise", "tab": "row_wise"}
-
-
-def make_dupn_config(sharding: dict[str, str] | None = None, **more: Any) -> Config:
-    """The test's project with events: videos that share the candidate's table, and two properties of other widths."""
-    data = make_config(**more).model_dump(mode="json", by_alias=True)
-    schema = data["schema"]
-    schema["tables"] += [{"name": "kind", "num_rows": 5, "dim": 4}, {"name": "tab", "num_rows": 7, "dim": 8}]
-    unpooled = {"kind": "sequence", "max_length": 6, "pooling": "none"}
-    aligned = unpooled | {"aligned_with": "watched"}
-    user, video, _, age = schema["features"]
-    schema["features"] = [
-        user,
-        video,
-        unpooled | {"name": "watched", "table": "video"},
-        aligned | {"name": "watched_kind", "table": "kind"},
-        age,
-        # The candidate's table is read by a pooled sequence, too.
-        {"kind": "sequence", "name": "liked", "table": "video", "max_length": 6},
-        {"kind": "id", "name": "tab", "table": "tab"},
-        aligned | {"name": "watched_tab", "table": "tab"},
-        {"kind": "dense", "name": "price", "standardise": False},
-    ]
-    data["model"]["user"] = USER
-    data["sharding"]["tables"] = KINDS if sharding is None else sharding
-    return parse_config(data, "test")
 
 
 class Watched(Run):

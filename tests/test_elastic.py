@@ -10,7 +10,7 @@ import pytest
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
-from test_faults import DAY, Command, config_of, start_command, write_log_of
+from training_commands import DAY, Command, config_of, start_command, write_log_of
 
 from pipeline.config.project import Config
 from pipeline.lineage.audit import audit_line

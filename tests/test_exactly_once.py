@@ -5,8 +5,6 @@ has stepped is written down from the batches themselves; of a start that was cut
 from which the next one went on.
 """
 
-import functools
-import itertools
 import json
 import sys
 from collections import Counter
@@ -20,99 +18,69 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from faults import Patch, after_step, count_what_was_read, replace_worker
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from local_training import on_processes
-from test_runs import weights
+from records import write_position
+from small_runs import weights
+from small_streams import DAYS, SHAPES, SORTED, Shape
 
 from features.encoding import Encoder
+from models.ranker import StepOutput
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
-from pipeline.trainer import train_days
 from pipeline.trainer.train import Trainer, train_worker
 from pipeline.trainer.train_line import train
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
-DAYS = ["2026-03-01", "2026-03-02"]
+
+def _config(shape: Shape, logs: Storage, root: Path, encoder: Encoder, num_ranks: int) -> Config:
+    network = {"kind": "hard_sharing", "layers": [4]}
+    shuffle = {"units": shape.units, "rows": shape.rows, "interleave": shape.interleave}
+    return parse_config(
+        {
+            "name": "exactly-once",
+            "seed": shape.seed,
+            "root": str(root),
+            "logs": {"path": logs.url},
+            "schema": encoder.schema.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+            "model": {"network": network, "towers": [4], "dropout": 0.1},
+            "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
+            "ingest": {"batch_size": shape.batch_size, "unit": {"max_rows": shape.max_rows}, "shuffle": shuffle},
+            "workers": {"num": num_ranks, "timeout_s": 60, "max_failures": 0},
+            "checkpoint": {"every_steps": shape.every_steps, "keep": 1000, "background": False},
+        },
+        "test",
+    )
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A small log, and how it is read."""
-
-    days: list[list[list[int]]]
-    max_rows: int = 4
-    batch_size: int = 3
-    interleave: int = 1
-    units: bool = True
-    rows: bool = True
-    passes: int = 1
-    every_steps: int = 1
-
-    @property
-    def num_rows(self) -> int:
-        return sum(itertools.chain.from_iterable(itertools.chain.from_iterable(self.days)))
-
-    def config(self, logs: Storage, root: Path, encoder: Encoder, num_ranks: int) -> Config:
-        network = {"kind": "hard_sharing", "layers": [4]}
-        shuffle = {"units": self.units, "rows": self.rows, "interleave": self.interleave}
-        return parse_config(
-            {
-                "name": "exactly-once",
-                "root": str(root),
-                "logs": {"path": logs.url},
-                "schema": encoder.schema.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-                "model": {"network": network, "towers": [4], "dropout": 0.1},
-                "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
-                "ingest": {"batch_size": self.batch_size, "unit": {"max_rows": self.max_rows}, "shuffle": shuffle},
-                "workers": {"num": num_ranks, "timeout_s": 60, "max_failures": 0},
-                "checkpoint": {"every_steps": self.every_steps, "keep": 1000, "background": False},
-            },
-            "test",
-        )
-
-
-SHAPES = st.builds(
-    Shape,
-    # Two days of files of row groups; every day has a row.
-    days=st.lists(
-        st.lists(st.lists(st.integers(1, 9), max_size=3), min_size=1, max_size=3).filter(any), min_size=1, max_size=2
-    ),
-    max_rows=st.integers(2, 10),
-    batch_size=st.integers(1, 7),
-    interleave=st.integers(1, 4),
-    units=st.booleans(),
-    rows=st.booleans(),
-    passes=st.integers(1, 2),
-    every_steps=st.integers(1, 3),
-)
-SORTED = Shape([[[9, 5], [7]], [[2], [8, 1]]], interleave=3, batch_size=4)
-
-
-def _worker(settings: dict[str, Any], folder: Path, start: int, stop: int | None) -> dict[str, Any]:
+def _worker(
+    settings: dict[str, Any], folder: Path, start: int, stop: int | None, mistake: Callable[[Patch], None] | None
+) -> dict[str, Any]:
     """`train_worker`, which writes down the rows of every step, and fails after a number of its own steps."""
-    step_once, own = Trainer._next_step, [0]
+    own, file = [0], folder / f"{start}-{ray.train.get_context().get_world_rank()}"
 
-    def step(self: Trainer, batches: Any) -> Any:
-        with (folder / f"{start}-{ray.train.get_context().get_world_rank()}").open("a") as file:
-            began, output = self.step, step_once(self, batches)
-            rows = []
-            if output is not None:
-                batch = output.batch
-                rows = batch.dense[: batch.cursor.num_rows, 0].int().tolist()
-                assert batch.labels[: len(rows), 0].int().tolist() == [row % 2 for row in rows]
-            file.write(json.dumps([began, rows]) + "\n")
+    def note(trainer: Trainer, output: StepOutput | None) -> None:
+        rows = []
+        if output is not None:
+            batch = output.batch
+            rows = batch.dense[: batch.cursor.num_rows, 0].int().tolist()
+            assert batch.labels[: len(rows), 0].int().tolist() == [row % 2 for row in rows]
+        with file.open("a") as noted:
+            noted.write(json.dumps([trainer.step - (output is not None), rows]) + "\n")
         own[0] += output is not None
         if own[0] == stop:
             raise RuntimeError("cut off")
-        return output
 
-    Trainer._next_step = step
+    after_step(setattr, note)
+    if mistake is not None:
+        mistake(setattr)
     return train_worker(settings)
 
 
@@ -124,6 +92,7 @@ class Runs:
     logs: Storage
     folder: Path
     encoder: Encoder
+    mistake: Callable[[Patch], None] | None = None
     num_starts: int = 0
 
     @property
@@ -132,11 +101,11 @@ class Runs:
 
     def start(self, num_ranks: int, stop: int | None = None) -> Config:
         """Run the command to its end, or until it is cut off after a number of steps."""
-        config = self.shape.config(self.logs, self.folder / "root", self.encoder, num_ranks)
-        worker = functools.partial(_worker, folder=self.folder, start=self.num_starts, stop=stop)
-        self.num_starts += 1
+        config = _config(self.shape, self.logs, self.folder / "root", self.encoder, num_ranks)
         with on_processes(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_days, "train_worker", worker)
+            noted = {"folder": self.folder, "start": self.num_starts}
+            replace_worker(patch.setattr, _worker, **noted, stop=stop, mistake=self.mistake)
+            self.num_starts += 1
             try:
                 train(config, self.days, self.shape.passes)
             except RunFailed as error:
@@ -161,7 +130,7 @@ class Runs:
         return weights(config, latest.checkpoint, self.folder)
 
 
-@settings(max_examples=8)
+@settings(max_examples=12)
 @given(
     shape=SHAPES,
     stops=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 8)), max_size=3),
@@ -186,7 +155,7 @@ def test_every_row_is_stepped_once_whatever_stops_it(
     assert audit_line(config, None)["rows"] == shape.passes * shape.num_rows
 
 
-@settings(max_examples=5)
+@settings(max_examples=8)
 @given(shape=SHAPES, stops=st.lists(st.integers(1, 8), min_size=1, max_size=3), num_ranks=st.integers(1, 3))
 @example(shape=replace(SORTED, every_steps=2), stops=[3, 2], num_ranks=2)
 def test_a_resume_ends_with_the_same_bits(
@@ -208,6 +177,42 @@ def test_a_resume_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_reader_s_own_position_is_seen_to_fail(
+    num_ranks: int, write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    """Negative control: a cursor of what was read, which runs ahead of the model, loses what was not yet stepped."""
+    shape = replace(SORTED, days=SORTED.days[:1])
+    once = Counter(dict.fromkeys(range(shape.num_rows), 1))
+    for mistake in (None, count_what_was_read):
+        folder = tmp_path / ("wrong" if mistake else "right")
+        folder.mkdir()
+        runs = Runs(shape, write_log(shape.days), folder, tiny_encoder, mistake)
+        runs.start(num_ranks, 2)
+        runs.start(num_ranks)
+        lost = once - runs.counted()
+        assert bool(lost) is bool(mistake)
+        assert not runs.counted() - once
+
+
+def test_lanes_drawn_anew_are_seen_to_fail(
+    write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Negative control: lanes that are dealt from what is missing lose no row, but the weights are others."""
+    shape = replace(SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]])
+    logs = write_log(shape.days)
+    anew, undisturbed = (Runs(shape, logs, tmp_path_factory.mktemp("runs"), tiny_encoder) for _ in range(2))
+    config = anew.start(2, 3)
+    line = Line.of(config.root, config.line)
+    newest = line.newest()
+    assert newest is not None
+    lanes = [*map(list, line.lanes(newest)), []]  # as if three ranks had written it
+    write_position(line, newest.checkpoint, line.cursor(newest), lanes)
+    found, expected = anew.tensors(anew.start(2)), undisturbed.tensors(undisturbed.start(2))
+    assert anew.counted() == undisturbed.counted() == Counter(range(shape.num_rows))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_bad_unit_at_the_end_of_a_lane(
     num_ranks: int, write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -217,7 +222,7 @@ def test_a_bad_unit_at_the_end_of_a_lane(
     bad = Path(logs.path(f"dt={DAYS[0]}/part-2.parquet"))
     table = pq.read_table(bad)
     pq.write_table(table.set_column(3, "click", pa.array([2, 2], pa.int8())), bad)
-    config = shape.config(logs, tmp_path / "root", tiny_encoder, num_ranks)
+    config = _config(shape, logs, tmp_path / "root", tiny_encoder, num_ranks)
     ingest = config.ingest.model_copy(update={"on_bad_unit": "quarantine", "max_quarantined": 0.5})
     with on_processes():
         result = train(config.model_copy(update={"ingest": ingest}), DAYS[:1], passes=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_comparison import _outcome
+from outcomes import outcome_of
 
 from features.errors import ConfigError
 from pipeline.lineage.line import Line
@@ -17,7 +17,7 @@ from pipeline.studies import experiment
 from pipeline.studies.comparison import Comparison
 from pipeline.studies.experiment import CaseResult, ExperimentConfig, cases_of, load_experiment, mean_gains
 from pipeline.studies.gains import model_rows
-from pipeline.trainer.train_days import HeldLine, _check_alike
+from pipeline.trainer.train_days import HeldLine, check_alike
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "jobs/configs/experiments").glob("*.yaml"))
@@ -33,7 +33,7 @@ def test_shipped_experiments_can_be_carried_out(path: Path, monkeypatch: pytest.
         comparison = Comparison(case.config, case.plan)
         models = comparison.variants(case.config.seed)
         lines = [HeldLine(model.config, Line.of(model.config.root, model.name), "run") for model in models]
-        _check_alike(case.read, lines, case.plan.train_days)
+        check_alike(case.read, lines, case.plan.train_days)
 
 
 EXPERIMENT: dict[str, Any] = {
@@ -138,7 +138,7 @@ def test_gains_over_cases_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for case in cases_of(declared):
         seeds = enumerate(gains[case.name], start=1)
-        pairs = [(_outcome("single", s, 0.7, 0.1), _outcome("ple", s, 0.7 + gain, 0.1 - gain)) for s, gain in seeds]
+        pairs = [(outcome_of("single", s, 0.7, 0.1), outcome_of("ple", s, 0.7 + gain, 0.1 - gain)) for s, gain in seeds]
         outcomes = [outcome for pair in pairs for outcome in pair]
         results.append(CaseResult(case, Storage("/nowhere"), outcomes, model_rows(outcomes)))
     found = mean_gains(results)["ple"]
@@ -157,7 +157,7 @@ def test_some_cases_do_not_replace_the_table_of_all(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(ROOT)
     cases = [{"name": name, "tasks": ["ctr", "vcr"]} for name in ("a", "b")]
     declared = ExperimentConfig.model_validate(EXPERIMENT | {"cases": cases})
-    found = [_outcome("ple", 1, 0.7, 0.1)]
+    found = [outcome_of("ple", 1, 0.7, 0.1)]
     results = [CaseResult(case, Storage(str(tmp_path)), found, model_rows(found)) for case in cases_of(declared)]
     assert write_experiment(declared, results)["markdown"].endswith("/table.md")
     whole = (tmp_path / "table.md").read_text()

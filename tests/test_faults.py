@@ -5,77 +5,30 @@ Ray has a part in, one fault of each kind happens on a real Ray, and has to end 
 daily job's faults are in test_daily_faults.py. Samples run with `make test`; the rest with `make test-faults`.
 """
 
-import contextlib
 import functools
-import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
-import yaml
+from faults import Fault, replace_worker, train_with_faults, worker_on_a_full_disk
 from local_training import on_processes
-from test_runs import make_config, weights
+from small_runs import weights
+from training_commands import DAY, EVERY, ROWS, Command, config_of, logs, start_command, write_log_of
 
-from features.synthetic.logs import SyntheticConfig, write_day
-from models.ranker import StepOutput
-from pipeline.checkpoint import write
 from pipeline.config.project import Config
 from pipeline.lineage.line import Line
-from pipeline.trainer import train_days
-from pipeline.trainer.step_sync import CountedBatches
-from pipeline.trainer.train import Trainer, train_worker
 from pipeline.trainer.train_line import train
 
-DAY = "2026-01-01"
-ROWS, BATCH, EVERY = 12_000, 32, 25
+__all__ = ["logs", "start_command"]  # fixtures
 RESTART_S = 60  # within which a group trains again after one of its workers died
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
-
-
-def write_log_of(folder: Path, rows: int) -> Path:
-    """One day in 3 files, row groups of 200 rows, units of 100."""
-    world = SyntheticConfig(
-        seed=6,
-        first_day=date.fromisoformat(DAY),
-        rows_per_day=rows,
-        num_users=200,
-        num_videos=200,
-        num_authors=20,
-        files_per_day=3,
-        row_group_rows=200,
-    )
-    write_day(world, date.fromisoformat(DAY), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_log_of(tmp_path_factory.mktemp("logs"), ROWS)
-
-
-def config_of(logs: Path, root: Path, num: int = 2, **sections: Any) -> Config:
-    workers = {"num": num, "timeout_s": 60, "max_failures": 2} | sections.pop("workers", {})
-    ingest = {"batch_size": BATCH, "unit": {"max_rows": 100}, "shuffle": {"interleave": 2}, "object_store_mb": 8}
-    ingest |= sections.pop("ingest", {})
-    every = {"every_steps": EVERY, "keep": 100, "timeout_s": 60} | sections.pop("checkpoint", {})
-    config = make_config(logs, root, workers=workers, ingest=ingest, checkpoint=every, **sections)
-    schema = config.log_schema.model_dump()
-    schema["features"] = [feature for feature in schema["features"] if feature["kind"] != "dense"]
-    return config.model_copy(update={"log_schema": type(config.log_schema).model_validate(schema)})
 
 
 @pytest.fixture(scope="module")
@@ -90,138 +43,6 @@ def undisturbed(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             return weights(config, train(config, [DAY], passes=1)["checkpoint"], folder)
 
     return tensors
-
-
-# --- Faults from within: at a step of our choice ---
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens to a run, once.
-
-    Args:
-        kind: `kill` or `stop` a worker, `kill_data_task`, or kill a worker while it writes: `writing` its file or at
-            the `manifest`.
-        step: After which step; the earliest checkpoint that is written from it on, for those while writing.
-        rank: Of which worker.
-        folder: Where the fault notes that it has happened, and ranks what they have stepped.
-    """
-
-    kind: str
-    step: int
-    rank: int
-    folder: Path
-
-    def happens(self) -> bool:
-        """Whether it has not happened yet; it has from now on."""
-        try:
-            os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
-
-    @property
-    def mark(self) -> Path:
-        return self.folder / f"{self.kind}-{self.step}-happened"
-
-    @property
-    def killed(self) -> Path:
-        """Is there once a data task was found and killed."""
-        return self.folder / f"{self.mark.name}-killed"
-
-    @property
-    def happened_at(self) -> float:
-        return self.mark.stat().st_mtime
-
-
-def _faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[str, Any]:
-    """`train_worker` with faults in one folder; the code of the worker itself is the product's."""
-    rank = ray.train.get_context().get_world_rank()
-    next_step, create_stream, commit = (
-        Trainer._next_step,
-        write._HashingFileSystem.create_stream,
-        write._commit,
-    )
-    own = [0]
-
-    def step_and_fail(self: Trainer, batches: CountedBatches) -> StepOutput | None:
-        output = next_step(self, batches)
-        own[0] = self.step
-        if output is not None:
-            with (faults[0].folder / f"stepped-{os.getpid()}").open("a") as file:
-                file.write(f"{time.time()} {self.step} {output.batch.cursor.num_rows}\n")
-        for fault in faults:
-            if rank == fault.rank and self.step >= fault.step and fault.kind in _AT_STEPS and fault.happens():
-                _AT_STEPS[fault.kind](fault)
-        return output
-
-    def happens(kind: str) -> bool:
-        """Whether a fault of this rank while it writes happens now."""
-        due = (fault for fault in faults if fault.kind == kind and own[0] >= fault.step)
-        return any(fault.happens() for fault in due if kind == "manifest" or fault.rank == rank)
-
-    def write_and_fail(self: Any, path: Any, mode: str) -> Any:
-        if "w" in mode and happens("writing"):
-            _leave_half(str(path))
-            _kill_me()
-        return create_stream(self, path, mode)
-
-    def commit_and_fail(*arguments: Any) -> Any:
-        if happens("manifest"):
-            _kill_me()
-        return commit(*arguments)
-
-    Trainer._next_step = step_and_fail
-    write._HashingFileSystem.create_stream = write_and_fail
-    write._commit = commit_and_fail
-    return train_worker(settings)
-
-
-def _leave_half(path: str) -> None:
-    if "://" not in path:  # of S3's files there is no half
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(b"half a file")
-
-
-def _kill_me(_: Fault | None = None) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _stop_me(_: Fault) -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def _kill_data_task(fault: Fault) -> None:
-    """Kill a process of this session's Ray that reads units, as soon as there is one; training goes on meanwhile."""
-    raylet = psutil.Process().parent()
-    assert raylet is not None
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for process in raylet.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ReadUnit"):
-                    process.kill()
-                    fault.killed.touch()
-                    return
-        time.sleep(0.002)
-
-
-def _start_killing(fault: Fault) -> None:
-    threading.Thread(target=_kill_data_task, args=(fault,), daemon=True).start()
-
-
-_AT_STEPS: dict[str, Callable[[Fault], None]] = {"kill": _kill_me, "stop": _stop_me, "kill_data_task": _start_killing}
-
-
-def train_with_faults(faults: Sequence[Fault], monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
-    """What a run returns in which faults happen, all of which must have happened."""
-    faults[0].folder.mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(train_days, "train_worker", functools.partial(_faulty_worker, faults=faults))
-        result = run()
-    missing = [fault.mark.name for fault in faults if not fault.mark.exists()]
-    assert not missing, "they did not happen: the test would see nothing"
-    return result
 
 
 def _stepped(folder: Path) -> list[tuple[float, int, int]]:
@@ -308,7 +129,7 @@ def test_a_write_that_fails_fails_the_run(
 ) -> None:
     """Catches a background write whose error nobody sees: the run would go on for a day without a checkpoint."""
     config = config_of(logs, tmp_path / "root", workers={"max_failures": 0})
-    monkeypatch.setattr(train_days, "train_worker", functools.partial(_worker_on_a_full_disk, step=2 * EVERY))
+    replace_worker(monkeypatch.setattr, worker_on_a_full_disk, step=2 * EVERY)
     with pytest.raises(Exception, match="No space left on device"):
         train(config, [DAY], passes=1)
     line = Line.of(config.root, config.line)
@@ -318,68 +139,6 @@ def test_a_write_that_fails_fails_the_run(
     # Ray asks its workers one after the other: when the first failure is found, the other rank's may not be there yet.
     not_written = rf"rank (0|1|0, 1): checkpoint checkpoints/{DAY}/0001/0000000050 was not written: "
     assert re.match(not_written + r"rank 0: .*No space left on device; rank 1: .*No space", record.reason)
-
-
-def _worker_on_a_full_disk(settings: dict[str, Any], step: int) -> dict[str, Any]:
-    create_stream = write._HashingFileSystem.create_stream
-
-    def fail(self: Any, path: Any, mode: str) -> Any:
-        if "w" in mode and f"{step:010d}" in str(path):
-            raise OSError(28, "No space left on device")
-        return create_stream(self, path, mode)
-
-    write._HashingFileSystem.create_stream = fail
-    return train_worker(settings)
-
-
-# --- Faults from without: of the command and of its Ray ---
-
-
-@dataclass
-class Command:
-    """`python -m jobs.train` in a process of its own, with a Ray of its own."""
-
-    process: subprocess.Popen[str]
-    log: Path
-
-    def wait(self, timeout_s: float = 240) -> dict[str, Any]:
-        """Its JSON line, once it has ended; `{}` if it left none."""
-        out, _ = self.process.communicate(timeout=timeout_s)
-        return json.loads(out.splitlines()[-1]) if out.strip() else {}
-
-    def started(self) -> list[psutil.Process]:
-        """All processes that it has started and that live."""
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-
-@pytest.fixture
-def start_command(tmp_path: Path) -> Iterator[Callable[[Config], Command]]:
-    """Starts commands; whatever they leave behind is ended, by process id."""
-    started: list[Command] = []
-    seen: dict[int, psutil.Process] = {}
-
-    def start(config: Config) -> Command:
-        for command in started:
-            if command.process.poll() is None:
-                seen.update({process.pid: process for process in command.started()})
-        file = tmp_path / f"config-{len(started)}.yaml"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
-        log = tmp_path / f"log-{len(started)}"
-        with log.open("w") as stderr:
-            arguments = [sys.executable, "-m", "jobs.train", "--config", str(file), "--days", DAY]
-            process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        started.append(Command(process, log))
-        return started[-1]
-
-    yield start
-    for command in started:
-        if command.process.poll() is None:
-            seen.update({process.pid: process for process in command.started()})
-            command.process.kill()
-            command.process.wait()
-    for process in seen.values():
-        if process.is_running():
-            process.kill()
 
 
 def _wait_for_step(config: Config, step: int, command: Command, timeout_s: float = 180) -> None:

@@ -189,7 +189,7 @@ def read_day(root: str, encoder: Encoder, cut_to: int | None = None) -> dict[str
         if parcel.kind == "bad":
             raise DataError(parcel.text)
         assert parcel.rows is not None
-        found[day.units[parcel.unit].key] = [column.tobytes() for column in parcel.rows._columns().values()]
+        found[day.units[parcel.unit].key] = [column.tobytes() for column in parcel.rows.arrays().values()]
         if cut_to is not None:
             os.truncate(logs.path(day.units[0].file), cut_to)
     return found

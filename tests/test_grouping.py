@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_runs import DAYS, logs, make_config
+from small_runs import DAYS, logs, make_config
 
 from features.errors import ConfigError
 from pipeline.config.load import load_config, parse_config
@@ -77,7 +77,7 @@ def test_control_a_bound_that_is_too_high_is_seen(monkeypatch: pytest.MonkeyPatc
     """Negative control: a bound that is not true is seen by the comparison with brute force."""
     from pipeline.studies import grouping
 
-    monkeypatch.setattr(grouping._Search, "_bound", lambda self, least, left: 4.0)
+    monkeypatch.setattr(grouping.Search, "bound", lambda self, least, left: 4.0)
     assert any(
         grouping.best_grouping(TASKS, losses, 2).loss > _brute_force(losses, 5, 2) + 1e-9
         for losses in map(_random_losses, range(5))

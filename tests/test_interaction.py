@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_parameter_names import EXACT, FEATURES, NETWORKS, Built, _grow, _ids, _inherit, _sections, _values
+from grown_models import EXACT, FEATURES, NETWORKS, Built, grow, ids_feature, inherit, sections_of, values_of_features
 from torch import Tensor, nn
 
 from features.errors import ConfigError
 from features.schema import Schema
 from models.assembly import build_ranker
-from models.balancing import _blocks
+from models.balancing import blocks_of_dense
 from models.interaction import NFwFM
 from models.mran import MRAN, MRANConfig
 from models.optional_parts import AroundConfig
@@ -193,7 +193,7 @@ def test_all_tasks_meet_in_it() -> None:
     """Catches parameters that balancing takes for one task's, or for nobody's."""
     ranker = _ranker(around=_around())
     dense: dict[str, nn.Parameter] = dict(ranker.dense_parameters())
-    blocks = {block.name: block for block in _blocks(dense, ranker.head.network, 12 + 1 + 5, 2)}
+    blocks = {block.name: block for block in blocks_of_dense(dense, ranker.head.network, 12 + 1 + 5, 2)}
     for name, rows in (("interaction.pairs", 3), ("interaction.first_order", 3)):
         assert (blocks[name].start, blocks[name].stop, blocks[name].tasks) == (0, rows, (0, 1))
 
@@ -201,11 +201,11 @@ def test_all_tasks_meet_in_it() -> None:
 # --- Taken to another schema ---
 
 # All of one width: `video` and `author` read the users' table here.
-FIELDS = [FEATURES[0], FEATURES[1], _ids("video", "user")]
+FIELDS = [FEATURES[0], FEATURES[1], ids_feature("video", "user")]
 INTERACTION = {"interaction": {"kind": "nfwfm"}}
 CHANGES: dict[str, dict[str, Any]] = {
     "order": {"features": FIELDS[::-1]},
-    "a field more": {"features": [_ids("author", "user"), *FIELDS]},
+    "a field more": {"features": [ids_feature("author", "user"), *FIELDS]},
     "a number more": {"features": [*FIELDS, FEATURES[3]]},
 }
 
@@ -226,12 +226,12 @@ def test_a_line_that_has_it_keeps_it(kind: str, change: str) -> None:
 
 def _assert_grown(kind: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     before, after = (
-        Built(_sections(NETWORKS[kind], **{"features": FIELDS} | changed), seed)
+        Built(sections_of(NETWORKS[kind], **{"features": FIELDS} | changed), seed)
         for seed, changed in enumerate((old, new))
     )
-    values = _values()
+    values = values_of_features()
     expected = before.outputs(values)
-    _grow(before, after)
+    grow(before, after)
     found = after.outputs(values)
     for task, output in expected.items():
         torch.testing.assert_close(found[task], output, rtol=0, atol=1e-12)
@@ -256,7 +256,7 @@ def test_control_pairs_by_their_place_are_seen(monkeypatch: pytest.MonkeyPatch) 
 def test_every_parameter_is_declared(kind: str, keep_inputs: bool) -> None:
     """Catches a parameter without a name: it would be lost with the first new feature."""
     around = {"interaction": {"kind": "nfwfm", "keep_inputs": keep_inputs}}
-    built = Built(_sections(NETWORKS[kind], features=FIELDS, around=around))
+    built = Built(sections_of(NETWORKS[kind], features=FIELDS, around=around))
     parts = [(name, part) for name, parts in built.layout.items() for part in parts]
     assert all(part.owner != name for name, part in parts)
     keys = [(part.owner, part.detail) for _, part in parts]
@@ -266,15 +266,15 @@ def test_every_parameter_is_declared(kind: str, keep_inputs: bool) -> None:
 
 def test_what_is_said_of_it() -> None:
     """Catches a report that does not name the interaction, or the pairs that came with a field."""
-    old, new = (Built(_sections(NETWORKS["hard_sharing"], features=FIELDS, around=of)) for of in ({}, INTERACTION))
-    found = _inherit(old, new)
+    old, new = (Built(sections_of(NETWORKS["hard_sharing"], features=FIELDS, around=of)) for of in ({}, INTERACTION))
+    found = inherit(old, new)
     assert found.new == [
         "field weights of the interaction",
         "first-order weights of feature user",
         "first-order weights of feature video",
         "interaction",
     ]
-    more = Built(_sections(NETWORKS["hard_sharing"], around=INTERACTION) | CHANGES["a field more"])
-    found = _inherit(new, more)
+    more = Built(sections_of(NETWORKS["hard_sharing"], around=INTERACTION) | CHANGES["a field more"])
+    found = inherit(new, more)
     assert found.new == ["first-order weights of feature author", "input columns of feature author"]
     assert "field weights of the interaction (1 of 3)" in found.kept

@@ -1,13 +1,10 @@
-"""The import of KuaiRand-Pure: hand-made lines in both published forms, no look into the future, and the real data."""
+"""Import of KuaiRand: no row knows its own day or a later one, by hand and on the real log."""
 
-import csv
 import json
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from kuairand_files import THREE_DAYS, Row, china, line, refusal, source, write_csv
 
 from features.encoding import Encoder, check_columns
-from features.errors import ConfigError, DataError
 from features.kuairand.histories import Histories
 from features.kuairand.partitions import import_kuairand
 from features.kuairand.past import HISTORY_LENGTH, Past, PastImpressions
@@ -27,63 +24,13 @@ from features.kuairand.source import LABELS, LOG_COLUMNS
 from features.schema import Schema
 from features.statistics import StatisticsAccumulator
 
-Row = dict[str, Any]
+__all__ = ["source"]  # fixtures
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "kuairand-pure"
-UPSTREAM = (
-    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
-    "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
-)
-LOG_HEADER = UPSTREAM.split(",")
-USERS = (
-    "user_id,user_active_degree,is_lowactive_period,is_live_streamer,is_video_author,follow_user_num,"
-    "follow_user_num_range,fans_user_num,fans_user_num_range,friend_user_num,friend_user_num_range,register_days,"
-    "register_days_range," + ",".join(f"onehot_feat{index}" for index in range(18)) + "\n"
-    '1,full_active,0,1,1,514,500+,150,"[100,1k)",34,"[30,60)",799,730+,1,1,29,949,,0,0,14,135,6,3,0,0.0,1.0,0.0,0,0,0\n'
-    '2,high_active,0,-124,1,7,"(0,10]",20,"[10,100)",3,"[1,5)",14,8-14,1,3,2,1160,4.0,0,0,31,283,6,2,2,1.0,0,1,0,0,0\n'
-)
-VIDEOS = (
-    "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,server_height,"
-    "music_id,music_type,tag\n"
-    '10,100,NORMAL,2022-04-01,LongImport,0.0,20000.0,720.0,1280.0,9155697141,9.0,"39,68"\n'
-    "11,100,NORMAL,2022-04-02,Web,0.0,5000.0,1280.0,720.0,0,,2\n"
-    "12,101,AD,2022-04-03,Web,0.0,,0.0,720.0,6618412736,4.0,\n"
-)
-CHINA = timezone(timedelta(hours=8))
 # What came of an impression, or was made of it: never an input.
 OUTCOMES = {*LABELS, "play_time_ms", "profile_stay_time", "comment_stay_time", "watch_ratio", "finish", "like"}
 OUTCOMES |= {"long_watch", "is_positive"}
-
-
-def china(text: str) -> int:
-    """Milliseconds of a time of 2022 in China, "04-08 23:50"."""
-    return int(datetime.strptime(f"2022-{text}", "%Y-%m-%d %H:%M").replace(tzinfo=CHINA).timestamp() * 1000)
-
-
-def line(user: int, video: int, when: str, date: int | None = None, **values: int) -> Row:
-    """A line of the log: somebody was shown something, and nothing came of it unless said otherwise."""
-    row: Row = dict.fromkeys(LOG_HEADER, 0) | {"tab": 1, "duration_ms": 20_000}
-    date = date or 20220000 + int(when[:5].replace("-", ""))
-    return row | {"user_id": user, "video_id": video, "time_ms": china(when), "date": date} | values
-
-
-def write_csv(path: Path, rows: Sequence[Row], header: Sequence[str] = LOG_HEADER) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, header)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    directory = tmp_path / "source"
-    directory.mkdir()
-    (directory / "user_features_pure.csv").write_text(USERS)
-    (directory / "video_features_basic_pure.csv").write_text(VIDEOS)
-    # It holds averages of the month that is to be predicted; to read it would fail.
-    (directory / "video_features_statistic_pure.csv").write_text("a future\n")
-    return directory
 
 
 def imported(source: Path, rows: Sequence[Row], **options: Any) -> dict[str, list[Row]]:
@@ -109,17 +56,6 @@ def write_sequences(source: Path, last: str = "04-07 23:59", **lists: list[int])
     pq.write_table(table, source / "user_sequences_before_20220408.parquet")
 
 
-def refusal(source: Path, error: type[Exception] = DataError, **options: Any) -> str:
-    """The one line that an import is refused with; it has to leave nothing behind."""
-    logs = source.parent / "logs"
-    before = sorted(logs.rglob("*")) if logs.exists() else None
-    with pytest.raises(error) as caught:
-        import_kuairand(source, logs, **options)
-    assert (sorted(logs.rglob("*")) if logs.exists() else None) == before
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def looks_ahead(days: dict[str, list[Row]]) -> list[str]:
     """Rows that know more than what happened before their day."""
     found = []
@@ -130,16 +66,6 @@ def looks_ahead(days: dict[str, list[Row]]) -> list[str]:
         if set(row["watched_video_id"]) - set(earlier) or row["past_user_impressions"] > len(earlier):
             found.append(f"{row['day']} video {row['video_id']}")
     return found
-
-
-THREE_DAYS = [
-    line(1, 10, "04-08 09:00", is_click=1, long_view=1, play_time_ms=10_000),
-    line(1, 11, "04-08 10:00", is_like=1, duration_ms=5_000, play_time_ms=5_000),
-    line(2, 10, "04-08 11:00", tab=0),
-    line(1, 12, "04-09 09:00", is_click=1, duration_ms=0, play_time_ms=900),
-    line(1, 10, "04-09 10:00"),
-    line(1, 11, "04-10 08:00"),
-]
 
 
 def test_a_row_knows_the_days_before_its_own_and_no_more(source: Path) -> None:
@@ -312,100 +238,6 @@ def test_random_exposures_only_on_request(source: Path) -> None:
     assert [row["is_rand"] for row in imported(source, THREE_DAYS[:2])["2022-04-08"]] == [0, 0]
     shutil.rmtree(source.parent / "logs")
     assert [row["is_rand"] for row in read_days(source, with_random=True)["2022-04-08"]] == [0, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"is_like": 2}, "column 'is_like' has 2, expected 0 or 1"),
-        ({"is_click": "yes"}, "column 'is_click': CSV conversion error to int64: invalid value 'yes'"),
-        ({"time_ms": ""}, "column 'time_ms' has 1 nulls, expected an integer"),
-        ({"date": 20220231}, "column 'date' has 20220231, expected yyyymmdd"),
-        ({"play_time_ms": -5}, "column 'play_time_ms' has -5, expected 0 to 9007199254740992"),
-    ],
-)
-def test_a_wrong_value_is_one_line_with_file_and_column(source: Path, change: Row, expected: str) -> None:
-    """A label of 2 or a broken number that is imported, or a traceback; and half the days left behind."""
-    write_csv(source / "log_standard_4_08_to_4_21_pure.csv", [*THREE_DAYS, THREE_DAYS[-1] | change])
-    message = re.sub(r"Row #\d+: ", "", refusal(source))  # pyarrow knows it in some blocks of a file only
-    assert "log_standard_4_08_to_4_21_pure.csv: " in message
-    assert expected in message
-
-
-@pytest.mark.parametrize(
-    ("file", "column"),
-    [
-        ("log_standard_4_08_to_4_21_pure.csv", "tab"),
-        ("user_features_pure.csv", "onehot_feat17"),
-        ("video_features_basic_pure.csv", "upload_dt"),
-    ],
-)
-def test_a_missing_column_is_one_line_with_file_and_column(source: Path, file: str, column: str) -> None:
-    """KeyError, or a column of nulls."""
-    write_csv(source / "log_standard_4_08_to_4_21_pure.csv", THREE_DAYS)
-    with (source / file).open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    kept = [name for name in rows[0] if name != column]
-    write_csv(source / file, [{name: row[name] for name in kept} for row in rows], kept)
-    assert f"{source / file}: no column {column!r} (1 missing: [{column!r}])" in refusal(source)
-
-
-def test_wrong_feature_files_are_one_line_with_file_and_column(source: Path) -> None:
-    """A user's features that depend on which of two lines wins, or an upload date of another calendar."""
-    write_csv(source / "log_standard_4_08_to_4_21_pure.csv", THREE_DAYS)
-    videos, users = source / "video_features_basic_pure.csv", source / "user_features_pure.csv"
-    videos.write_text(VIDEOS.replace("2022-04-02", "yesterday"))
-    assert f"{videos}: column 'upload_dt'" in refusal(source)
-    videos.write_text(VIDEOS.replace("39,68", "39,comedy"))
-    assert f"{videos}: column 'tag'" in refusal(source)
-    videos.write_text(VIDEOS)
-    users.write_text(USERS.replace("\n2,", "\n1,"))
-    assert f"{users}: column 'user_id' has 1 twice" in refusal(source)
-
-
-def test_wrong_files_are_one_line(source: Path) -> None:
-    """A traceback of Arrow's, an import of nothing, or of the same rows twice."""
-    assert "expected either log_standard_*.csv or Parquet slices of it, found neither" in refusal(source)
-    slice_ = source / "val_20220408_20220410.parquet"
-    slice_.write_bytes(b"not a Parquet file")
-    assert f"{slice_}: " in refusal(source)
-    pq.write_table(pa.Table.from_pylist(THREE_DAYS), slice_)
-    slice_.write_bytes(slice_.read_bytes()[:-40])
-    assert f"{slice_}: " in refusal(source)
-    pq.write_table(pa.Table.from_pylist([row | {"tab": "feed"} for row in THREE_DAYS]), slice_)
-    assert f"{slice_}: column 'tab'" in refusal(source)
-    pq.write_table(pa.Table.from_pylist(THREE_DAYS).slice(0, 0), slice_)
-    assert "has no rows" in refusal(source)
-    write_csv(source / "log_standard_4_08_to_4_21_pure.csv", THREE_DAYS)
-    assert "which may hold the same rows" in refusal(source)
-    slice_.unlink()
-    (source / "user_features_pure.csv").unlink()
-    assert "expected one file user_features_*.csv, found []" in refusal(source)
-    assert "is not a directory" in refusal(source / "nowhere", ConfigError)
-
-
-def test_a_day_that_is_there_is_never_replaced(source: Path) -> None:
-    """Somebody's log overwritten, or an import that adds days around it."""
-    write_csv(source / "log_standard_4_08_to_4_21_pure.csv", THREE_DAYS)
-    day = source.parent / "logs" / "dt=2022-04-09"
-    day.mkdir(parents=True)
-    (day / "part-00000.parquet").write_text("mine")
-    assert "has ['2022-04-09'] already" in refusal(source, ConfigError)
-    assert (day / "part-00000.parquet").read_text() == "mine"
-
-
-def test_a_failure_while_publishing_takes_the_days_back(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some days published and some not, when the disk fails half-way."""
-    write_csv(source / "log_standard_4_08_to_4_21_pure.csv", THREE_DAYS)
-    rename = Path.rename
-
-    def failing(path: Path, target: Path) -> Path:
-        if target.name == "dt=2022-04-10":
-            raise OSError("disk full")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    assert refusal(source, OSError) == "disk full"
 
 
 def test_the_command_ends_with_one_json_line(source: Path) -> None:

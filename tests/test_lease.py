@@ -11,7 +11,8 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from test_daily import SmallWork, World, config_of, day_of, history, run
+from faults import be_another_process
+from small_daily import SmallWork, World, config_of, day_of, history, run
 
 from features.errors import DataError
 from features.profile import DayProfile
@@ -109,8 +110,7 @@ def _train_slowly(root: str) -> None:
 def test_silence_is_what_makes_a_holder_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a lease that believes a clock: one set back keeps a dead holder, one set forward kills a living one."""
     line = Line.of(str(tmp_path), "main")
-    elsewhere = lease_file._this_process().model_copy(update={"host": "another machine"})
-    monkeypatch.setattr(lease_file, "_this_process", lambda: elsewhere)
+    be_another_process(monkeypatch.setattr, host="another machine")
     monkeypatch.setattr("time.time", lambda: 0.0)  # nothing may ask it
     holder = lease_file.lease(line, "a living one", 0.5)
     holder.__enter__()
@@ -125,7 +125,7 @@ def test_silence_is_what_makes_a_holder_dead(tmp_path: Path, monkeypatch: pytest
 
 def test_dead_holders_are_waited_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a start that waits a lease for each line of a job that died with many: an hour for a comparison."""
-    elsewhere = lease_file._this_process().model_copy(update={"host": "another machine"})
+    elsewhere = lease_file.this_process().model_copy(update={"host": "another machine"})
     lines = [Line.of(str(tmp_path), name) for name in "abc"]
     for line in lines:
         line.storage.write("LEASE", LeaseRecord(run="gone", what="one", process=elsewhere).to_bytes())

@@ -7,8 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
-from test_resharding import FIRST, NONE, SECOND, assert_equal
-from test_train_step import SGD, Run, largest_difference, make_config, whole
+from train_steps import FIRST, NONE, SECOND, SGD, Run, assert_equal, largest_difference, make_config, whole
 
 from models.network import NetworkConfig
 from pipeline.config.project import Config

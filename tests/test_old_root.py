@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import weights
+from small_runs import weights
 
 from pipeline.config.load import load_config
 from pipeline.config.project import Config

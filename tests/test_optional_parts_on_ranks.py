@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_step import SGD, LocalDenominators, Run, assert_tables_moved, make_config, relative_difference, whole
+from train_steps import SGD, LocalDenominators, Run, assert_tables_moved, make_config, relative_difference, whole
 
 from models.batch import RankingBatch
 from models.kl_bound import KLBound

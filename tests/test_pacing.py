@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from test_stream import DAYS
+from small_streams import DAYS
 
 from features.encoding import Encoder
 from pipeline.config.ingest import IngestConfig

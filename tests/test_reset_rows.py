@@ -1,46 +1,18 @@
 """Rows that start anew: an id that is given an evicted one's row finds nothing of it, whatever the sharding."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_train_step import NUM_STEPS, SGD, Run, assert_tables_moved, blocks_of, make_config, whole
+from table_changes import ResetRun
+from train_steps import NUM_STEPS, SGD, assert_tables_moved, make_config, whole
 
 from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at
-from pipeline.trainer.sharding import reset_rows
-from pipeline.trainer.train_state import TrainState
-from pipeline.trainer.worker_setup import Groups, build_state
 
 # Across the borders between two ranks' rows, the first and the last; of one table none, in another test.
 ROWS = {"user": np.array([0, 15, 16, 30], np.int32), "video": np.array([3, 24, 25, 26, 49], np.int32)}
-
-
-@dataclass(frozen=True)
-class ResetRun(Run):
-    """A run that resets rows after its last step.
-
-    Args:
-        rows: By table.
-    """
-
-    rows: Any = None
-
-    def _train(self, rank: int, num_ranks: int) -> dict[str, Any]:
-        """Train; returns the blocks at the start, before the reset, after it, and after one more step."""
-        groups = Groups.create(60)
-        state = build_state(self.config, groups.training, torch.device("cpu"))
-        start = blocks_of(state.tensors())
-        self._step(state, groups, lambda step: self.make_batch(rank, num_ranks, step))
-        trained = blocks_of(state.tensors())
-        reset_rows(state.tensors(), self.config.log_schema, self.config.seed, self.rows)
-        return {"before": start, "after": trained, "reset": blocks_of(state.tensors()), "plan": _plan_of(state)}
-
-
-def _plan_of(state: TrainState) -> dict[str, str]:
-    return {name: chosen.sharding_type for plan in state.model.plan.plan.values() for name, chosen in plan.items()}  # type: ignore
 
 
 def _table(name: str) -> str | None:

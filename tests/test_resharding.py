@@ -5,22 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_step import NUM_STEPS, Run, assert_tables_moved, largest_difference, make_config, whole
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
+from train_steps import (
+    FIRST,
+    NONE,
+    SECOND,
+    Run,
+    assert_equal,
+    assert_tables_moved,
+    largest_difference,
+    make_config,
+    whole,
+)
 
 from pipeline.trainer.optimizer import StepOptimizer
 
-HALF = NUM_STEPS // 2
-FIRST, SECOND, NONE = range(HALF), range(HALF, NUM_STEPS), range(HALF, HALF)
 MIXED = {"user": "table_wise", "video": "row_wise"}
 PARTLY_REPLICATED = {"user": "data_parallel", "video": "row_wise"}
 PARTLY_CUT = {"user": "column_wise", "video": "row_wise"}
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert set(first) == set(second)
-    different = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
-    assert different == []
 
 
 # --- The same ranks ---
@@ -44,7 +46,7 @@ def _clear_before_ddp(optimizer: StepOptimizer, set_to_none: bool = True) -> Non
 
 
 def _leave_to_ddp(optimizer: StepOptimizer) -> None:
-    for parameter in optimizer._parameters:
+    for parameter in optimizer.dense_parameters:
         parameter.grad = None
 
 
@@ -52,10 +54,10 @@ def _leave_to_ddp(optimizer: StepOptimizer) -> None:
 def test_ddp_is_not_bit_identical(run_ranks: Any, tmp_path: Path, num_ranks: int) -> None:
     """The negative control: DDP orders its buckets anew after the first step, and three numbers have no one sum."""
     ddp = {
-        "pipeline.trainer.sharding._NoDataParallel": DefaultDataParallelWrapper,
+        "pipeline.trainer.sharding.NoDataParallel": DefaultDataParallelWrapper,
         "pipeline.trainer.optimizer.StepOptimizer.step": _step_after_ddp,
         "pipeline.trainer.optimizer.StepOptimizer.zero_grad": _clear_before_ddp,
-        "pipeline.trainer.optimizer.StepOptimizer._bind_gradients": _leave_to_ddp,
+        "pipeline.trainer.optimizer.StepOptimizer.bind_gradients": _leave_to_ddp,
     }
     undisturbed, resumed = _with_and_without_a_stop(run_ranks, make_config(), tmp_path, num_ranks, ddp)
     if num_ranks == 2:  # it is the order that does it, not what this test has put into DDP's place

@@ -1,5 +1,6 @@
-"""The rooms of pipeline/: which there are, that nothing stands between them, and that imports run one way."""
+"""The rooms of pipeline/: which there are, and that imports run one way; files are short, and tests stand alone."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -59,6 +60,22 @@ def test_there_is_no_circle(graph: grimp.ImportGraph) -> None:
         for module in ready:
             del left[module]
     assert not left, f"these import each other: {sorted(left)}"
+
+
+def test_files_are_short() -> None:
+    """Catches a file that has grown beyond one concept: 400 lines, in tests/ as elsewhere."""
+    rooms = ("features", "models", "pipeline", "jobs", "benchmarks", "tests")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    assert len(files) > 300
+    assert [path.name for path in files if len(path.read_text().splitlines()) > 400] == []
+
+
+def test_no_test_file_imports_another() -> None:
+    """Catches builders that live in a test file, so that a change of its tests changes other tests."""
+    files = {path.name: path.read_text() for path in (ROOT / "tests").glob("*.py")}
+    importing = re.compile(r"^\s*(?:from|import) test_\w+", re.MULTILINE)
+    assert [name for name, text in files.items() if importing.search(text)] == []
+    assert importing.search("from test_runs import weights")  # the negative control
 
 
 def _imports(statement: str, heavy: list[str]) -> list[str]:

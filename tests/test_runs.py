@@ -1,126 +1,36 @@
-"""Whole runs on a real Ray: lanes as dealt, a day trained once, resumed bit for bit, measured, and refused when bad."""
+"""Whole runs: a day trained once, audited, resumed bit for bit, and measured."""
 
 import json
 import math
 import shutil
-import sys
-import time
 from dataclasses import replace
-from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from local_training import on_processes
 from records import write_manifest, write_position
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from small_runs import DAYS, ROWS_PER_DAY, logs, make_config, unpublish, weights, without_statistics
 
-from features.encoding import Encoder
 from features.errors import DataError
-from features.synthetic.logs import SyntheticConfig, write_day
-from pipeline.cluster.progress import ProgressBoard
-from pipeline.cluster.session import run_workers
-from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.table import metrics_table
-from pipeline.ingest import receive
 from pipeline.ingest.cursor import StoredCursor
-from pipeline.ingest.datasource import Parcel
-from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import RunPlan, StreamStart
-from pipeline.ingest.receive import read_segments, receive_blocks
-from pipeline.ingest.units import check_days
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.choose_start import start_of
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
-from pipeline.lineage.records import Latest, RunScope
+from pipeline.lineage.records import RunScope
 from pipeline.lineage.stored_checkpoint import CURSOR, LANES, MANIFEST
-from pipeline.log_passes.admission import Admission
 from pipeline.log_passes.statistics import fit_statistics
-from pipeline.storage.files import Storage
-from pipeline.trainer.train import train_worker
-from pipeline.trainer.train_job import TrainJob
 from pipeline.trainer.train_line import train
 
-DAYS = ["2026-01-01", "2026-01-02"]
-ROWS_PER_DAY = 3000
-
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training days and a test day; row groups of 300 rows, cut to units of at most 200."""
-    folder = tmp_path_factory.mktemp("logs")
-    world = SyntheticConfig(
-        seed=5,
-        first_day=date(2026, 1, 1),
-        rows_per_day=ROWS_PER_DAY,
-        num_users=200,
-        num_videos=200,
-        num_authors=20,
-        files_per_day=3,
-        row_group_rows=300,
-    )
-    for day in [*DAYS, "2026-01-03"]:
-        write_day(world, date.fromisoformat(day), folder)
-    return folder
-
-
-def make_config(logs: Path, root: Path, **sections: Any) -> Config:
-    ids = [{"kind": "id", "name": name, "table": name.removesuffix("_id")} for name in ("user_id", "video_id")]
-    return parse_config(
-        {
-            "name": "runs",
-            "root": str(root),
-            "seed": 11,
-            "logs": {"path": str(logs)},
-            "schema": {
-                "tables": [
-                    {"name": "user", "num_rows": 500, "dim": 8},
-                    {"name": "video", "num_rows": 500, "dim": 8},
-                    {"name": "context", "num_rows": 64, "dim": 8},
-                ],
-                "features": [
-                    *ids,
-                    *({"kind": "id", "name": name, "table": "context"} for name in ("scene", "slot", "device")),
-                    {"kind": "sequence", "name": "history_video_id", "table": "video", "max_length": 10},
-                    {"kind": "dense", "name": "duration_ms", "log1p": True},
-                ],
-                "tasks": [
-                    {"name": "ctr", "label": "click", "truth": "true_ctr"},
-                    {
-                        "name": "vcr",
-                        "kind": "regression",
-                        "label": "clip(play_ms / duration_ms, 0, 1)",
-                        "space": "played == 1",
-                        "truth": "true_vcr",
-                    },
-                ],
-            },
-            "model": {
-                "network": {"kind": "cgc", "expert_layers": [16], "num_experts_per_task": 1, "num_shared_experts": 1},
-                "towers": [8],
-                "dropout": 0.1,
-            },
-            "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
-            "ingest": {"batch_size": 64, "unit": {"max_rows": 200}, "shuffle": {"interleave": 2}},
-            "workers": {"num": 2, "timeout_s": 60, "max_failures": 0},
-            "ray": {"num_cpus": 5},
-            "evaluation": {"popularity": "video_id"},
-        }
-        | sections,
-        "test",
-    )
+__all__ = ["logs"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -130,83 +40,6 @@ def trained(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Confi
     with on_processes():
         fit_statistics(config, DAYS)
         return config, train(config, DAYS, passes=1)
-
-
-def weights(config: Config, checkpoint: str, folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, by name."""
-    path = folder / "whole.pt"
-    dcp_to_torch_save(Line.of(config.root, config.line).storage.path(checkpoint), path)
-    found: dict[str, torch.Tensor] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                walk(f"{prefix}/{name}", inner)
-        elif isinstance(value, torch.Tensor):
-            found[prefix] = value
-
-    walk("", torch.load(path, weights_only=False))
-    return found
-
-
-def plan_of(config: Config, days: list[str], units: int = 200) -> RunPlan:
-    encoder = Encoder(config.log_schema, None)
-    day_logs = check_days(Storage(config.logs.path), days, units, config.log_schema, encoder.columns)
-    return RunPlan(
-        Storage(config.logs.path), whole_days(day_logs), 1, encoder, config.ingest, config.seed, (StreamStart,)
-    )
-
-
-@ray.remote(num_cpus=0.5)
-def _receive(split: Any, delay_s: float) -> list[tuple[str, list[int]]]:
-    received = []
-    for segment in read_segments(receive_blocks(split, 1)):
-        units = []
-        for parcel in segment.parcels:
-            units.append(parcel.unit)
-            time.sleep(delay_s)
-        received.append((segment.header.day, units))
-    return received
-
-
-def _without_statistics(config: Config) -> Config:
-    schema = config.log_schema.model_dump()
-    schema["features"] = [feature for feature in schema["features"] if feature["kind"] != "dense"]
-    return config.model_copy(update={"log_schema": type(config.log_schema).model_validate(schema)})
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_ray_deals_the_lanes(logs: Path, tmp_path: Path, ray_cluster: None, num_ranks: int) -> None:
-    """Catches a Ray whose splitter no longer deals one-row blocks round and round, or that splits or merges blocks."""
-    config = _without_statistics(make_config(logs, tmp_path))
-    plan = plan_of(config, DAYS)
-    expected = [(header.day, header.lanes) for _, header in plan.segments(plan.begin_attempts(), num_ranks)]
-    splits = plan.begin_stream(num_ranks).streaming_split(num_ranks, equal=False)
-    # One slow consumer: who gets what must not depend on who is fast.
-    delays = [0.02 if rank == 0 else 0.0 for rank in range(num_ranks)]
-    received = ray.get([_receive.remote(split, delay) for split, delay in zip(splits, delays, strict=True)])
-    for place, (day, lanes) in enumerate(expected):
-        assert [rank[place][0] for rank in received] == [day] * num_ranks
-        assert [rank[place][1] for rank in received] == lanes
-
-
-@pytest.mark.ray
-def test_equal_split_loses_parcels(logs: Path, tmp_path: Path, ray_cluster: None) -> None:
-    """The negative control of the stream: `equal=True`, Ray Train's own way, drops what does not divide evenly."""
-    config = _without_statistics(make_config(logs, tmp_path))
-    plan = plan_of(config, DAYS[:1])
-    dataset = plan.begin_stream(1)
-    num_parcels = len(plan.entries(plan.segments(plan.begin_attempts(), 1), 1))
-    num_ranks = next(num for num in range(2, num_parcels) if num_parcels % num)
-    splits = dataset.streaming_split(num_ranks, equal=True)
-    counts = ray.get([_count_blocks.remote(split) for split in splits])
-    assert sum(counts) < num_parcels
-
-
-@ray.remote(num_cpus=0.5)
-def _count_blocks(split: Any) -> int:
-    return sum(1 for _ in receive_blocks(split, 1))
 
 
 def test_every_row_is_trained_once(trained: tuple[Config, dict[str, Any]]) -> None:
@@ -304,7 +137,7 @@ def test_days_of_all_sizes_twice(logs: Path, tmp_path: Path, local_training: Non
                 for rows in groups:
                     writer.write_table(table.slice(part * 500, rows), row_group_size=rows)
     workers = {"num": num, "timeout_s": 60, "max_failures": 0}
-    config = _without_statistics(make_config(tmp_path / "logs", tmp_path / "root", workers=workers))
+    config = without_statistics(make_config(tmp_path / "logs", tmp_path / "root", workers=workers))
     result = train(config, sorted(sizes), passes=2)
     expected = [sum(map(sum, files)) for _, files in sorted(sizes.items())]
     assert result["rows"] == 2 * sum(expected)
@@ -357,12 +190,6 @@ def test_nothing_to_do(trained: tuple[Config, dict[str, Any]]) -> None:
     }
 
 
-def _unpublish(line: Line) -> None:
-    """As if the run had been cut off before it published."""
-    state = line.state()
-    line.storage.write("LATEST", Latest(fence=state.fence, holder=state.holder).to_bytes())
-
-
 def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_path: Path, local_training: None) -> None:
     """Catches rows lost, doubled or reordered by a resume, state that is not restored, dice thrown anew."""
     config, result = trained
@@ -374,7 +201,7 @@ def test_resume_is_bit_identical(trained: tuple[Config, dict[str, Any]], tmp_pat
     for manifest in list(line.manifests()):
         if manifest.step >= complete.step:
             line.storage.remove(manifest.checkpoint)
-    _unpublish(line)
+    unpublish(line)
     resumed_from = line.newest()
     assert resumed_from is not None
     assert not resumed_from.complete
@@ -405,7 +232,7 @@ def test_resume_on_another_number_of_workers(
     for manifest in list(line.manifests()):
         if manifest.complete and manifest.day == DAYS[1]:
             line.storage.remove(manifest.checkpoint)
-    _unpublish(line)
+    unpublish(line)
     again = train(cut, DAYS, passes=1)  # the run itself audits the day and would not have ended
     manifest = line.read_manifest(again["checkpoint"])
     assert manifest is not None
@@ -427,125 +254,3 @@ def test_evaluate(trained: tuple[Config, dict[str, Any]], local_training: None) 
     assert vcr["truth"]["mse"] < vcr["model"]["mse"]
     assert "ctr" in metrics_table(found)
     json.dumps(found)
-
-
-def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
-    """`train_worker`, noting when each unit was read; it begins late, so that reading has time to run ahead."""
-    time.sleep(5)
-    reads: list[float] = []
-    original = Parcel.from_block.__func__  # pyright: ignore[reportFunctionMemberAccess]
-
-    def from_block(cls: type[Parcel], block: pa.Table) -> Parcel:
-        parcel = original(cls, block)
-        if parcel.kind == "unit":
-            reads.append(parcel.read_at)
-        return parcel
-
-    receive.Parcel.from_block = classmethod(from_block)  # pyright: ignore[reportAttributeAccessIssue]
-    return train_worker(settings) | {"reads": reads}
-
-
-@pytest.mark.ray
-def test_first_step_comes_early(tmp_path: Path, ray_cluster: None) -> None:
-    """Catches an ingest that reads the day, or a large part of it, before the model sees a row."""
-    world = SyntheticConfig(
-        seed=5,
-        first_day=date(2026, 1, 1),
-        rows_per_day=120_000,
-        num_users=200,
-        num_videos=200,
-        num_authors=20,
-        files_per_day=2,
-        row_group_rows=500,
-    )
-    write_day(world, date(2026, 1, 1), tmp_path / "logs")
-    ingest = {"batch_size": 512, "unit": {"max_rows": 500}, "read_tasks": 1, "object_store_mb": 1, "prefetch_units": 1}
-    config = _without_statistics(make_config(tmp_path / "logs", tmp_path / "root", ingest=ingest))
-    plan = plan_of(config, DAYS[:1], units=500)
-    line = Line.of(config.root, config.line)
-    attempt, _ = line.begin_attempt(DAYS[:1], "a", lambda _: None)
-    plan = replace(plan, starts=(partial(StreamStart, attempt),))
-    board = ProgressBoard.remote()
-    schema, admission = config.log_schema, ray.put(Admission({}, {}, {}))
-    job = TrainJob(config, None, line, tuple(DAYS[:1]), plan.parts, 1, schema, admission, board)
-    found = run_workers(config, plan, _train_and_watch, [job], board)
-    units = len(plan.parts[0].log.units)
-    early = sum(read_at < found["reached"][0]["first_step_at"] for read_at in found["reads"])
-    assert len(found["reads"]) > 50
-    assert early * 2 < units / 10, f"each of 2 ranks had {early} of the day's {units} units before its first step"
-
-
-def test_loss_that_is_not_finite_stops_the_run(logs: Path, tmp_path: Path, local_training: None) -> None:
-    """Catches a diverged run that goes on, is restarted for nothing, or leaves a checkpoint of NaN."""
-    rates = {"tables": {"learning_rate": 1e30}, "dense": {"kind": "sgd", "learning_rate": 1e30}}
-    config = _without_statistics(make_config(logs, tmp_path, optimizer=rates))
-    with pytest.raises(DataError, match="at step 1, in the rows of dt=2026-01-01/part-0000"):
-        train(config, DAYS[:1], passes=1)
-    assert not list(Line.of(config.root, config.line).manifests())
-
-
-def _with_bad_file(logs: Path, folder: Path, change: Any) -> Path:
-    shutil.copytree(logs / f"dt={DAYS[0]}", folder / f"dt={DAYS[0]}")
-    path = folder / f"dt={DAYS[0]}" / "part-00002.parquet"
-    pq.write_table(change(pq.read_table(path)), path, row_group_size=300)
-    return folder
-
-
-def _set(table: pa.Table, name: str, row: int, value: Any) -> pa.Table:
-    values = table[name].to_pylist()
-    values[row] = value
-    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (partial(_set, name="click", row=650, value=2), "label 'click' is 2 at row"),
-        (partial(_set, name="history_video_id", row=650, value=None), "'history_video_id' has a null list at row"),
-    ],
-)
-def test_bad_unit_is_refused(logs: Path, tmp_path: Path, local_training: None, change: Any, expected: str) -> None:
-    """Catches a bad value that hangs the other ranks, is retried for minutes, or leaves a published model behind."""
-    config = _without_statistics(make_config(_with_bad_file(logs, tmp_path / "logs", change), tmp_path / "root"))
-    with pytest.raises(DataError, match=expected) as error:
-        train(config, DAYS[:1], passes=1)
-    assert "part-00002.parquet, row group 2" in str(error.value)
-    assert "\n" not in str(error.value)
-    line = Line.of(config.root, config.line)
-    assert line.latest() is None
-    assert not list(line.manifests())
-
-
-@pytest.mark.parametrize("num", [1, 2])
-def test_bad_unit_is_quarantined(logs: Path, tmp_path: Path, local_training: None, num: int) -> None:
-    """Catches a unit that is passed over without a trace, takes others with it, or comes back after a restart."""
-    bad = _with_bad_file(logs, tmp_path / "logs", partial(_set, name="click", row=650, value=2))
-    ingest = {"batch_size": 64, "unit": {"max_rows": 200}, "on_bad_unit": "quarantine", "max_quarantined": 0.1}
-    sections = {"ingest": ingest, "workers": {"num": num, "timeout_s": 60}, "checkpoint": {"every_steps": 15}}
-    config = _without_statistics(make_config(bad, tmp_path / "root", **sections))
-    result = train(config, DAYS[:1], passes=1)
-    unit = f"dt={DAYS[0]}/part-00002.parquet#2[0:200]"
-    assert result["rows"] == ROWS_PER_DAY - 200
-    assert list(result["quarantined"]) == [unit]
-    assert "label 'click' is 2 at row 50" in result["quarantined"][unit]
-    first = weights(config, result["checkpoint"], tmp_path)
-    line = Line.of(config.root, config.line)
-    for manifest in list(line.manifests()):  # on from the middle of the day: the unit stays out
-        if manifest.complete or manifest.step > 15:
-            line.storage.remove(manifest.checkpoint)
-    _unpublish(line)
-    again = train(config, DAYS[:1], passes=1)
-    assert (again["rows"], again["quarantined"]) == (result["rows"], result["quarantined"])
-    second = weights(config, again["checkpoint"], tmp_path)
-    assert again["checkpoint"] != result["checkpoint"]  # else one would be compared with itself
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
-def test_too_much_in_quarantine_is_refused(logs: Path, tmp_path: Path, local_training: None) -> None:
-    """Catches a day of which half cannot be read, trained and published as if it were one."""
-    bad = _with_bad_file(logs, tmp_path / "logs", partial(_set, name="click", row=650, value=2))
-    ingest = {"batch_size": 64, "unit": {"max_rows": 200}, "on_bad_unit": "quarantine", "max_quarantined": 0.05}
-    config = _without_statistics(make_config(bad, tmp_path / "root", ingest=ingest))
-    with pytest.raises(DataError, match=r"200 of 3000 rows of 2026-01-01 are quarantined, more than .* = 0.05; the"):
-        train(config, DAYS[:1], passes=1)
-    assert Line.of(config.root, config.line).latest() is None

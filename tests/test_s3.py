@@ -248,7 +248,7 @@ def test_a_misspelt_bucket_is_not_made(proxy: Proxy):
 
 def test_a_file_that_cannot_be_deleted(furnished: Storage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
     """Catches a removal that reports success: S3 answers 200 and lists what it refused, which s3fs passes over."""
-    send = Handler._upstream
+    send = Handler.ask_upstream
     refusal = "AccessDenied"
 
     def refuse(handler: Handler, body: bytes) -> tuple[int, bytes, dict[str, str]]:
@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_deleted(furnished: Storage, proxy: Proxy, monkeyp
         answer = f"<?xml version='1.0'?><DeleteResult>{entry}</DeleteResult>".encode()
         return 200, answer, {"Content-Type": "application/xml"}
 
-    monkeypatch.setattr(Handler, "_upstream", refuse)
+    monkeypatch.setattr(Handler, "ask_upstream", refuse)
     with pytest.raises(PermissionError, match="refuses delete_objects"):
         furnished.remove("old")
     refusal = "SlowDown"
@@ -329,7 +329,7 @@ def test_a_multi_part_write_whose_answer_is_lost(storage: Storage, proxy: Proxy)
         completions.append(request.path)
         return "lose" if len(completions) == 1 else None
 
-    send = Handler._upstream
+    send = Handler.ask_upstream
 
     def forget(handler: Handler, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         if len(completions) > 1 and handler.command == "POST":  # this server remembers for a while, others do not
@@ -337,7 +337,7 @@ def test_a_multi_part_write_whose_answer_is_lost(storage: Storage, proxy: Proxy)
         return send(handler, body)
 
     with pytest.MonkeyPatch.context() as patch, proxy.failing(complete_twice):
-        patch.setattr(Handler, "_upstream", forget)
+        patch.setattr(Handler, "ask_upstream", forget)
         assert _write_large(storage) == OPERATIONS["write in parts"][1]
         assert len(completions) == 2
         with pytest.raises(FileNotFoundError):  # which is no success where nothing was completed before

@@ -1,159 +1,85 @@
-"""The stream, from files to batches, with a least-rows splitter in the place of Ray's: exactly once, whatever stops it.
+"""The stream, from files to batches: every row is in one batch, what is planned, and what a resume is refused for.
 
-There is no model here. A step is the next batch of every rank; a checkpoint is what the stepped batches' cursors say.
+There is no trainer here: every lane is drained by itself, with a least-rows splitter in the place of Ray's. Stops and
+resumes are those of the real trainer, in test_exactly_once.py.
 """
 
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small_streams import DAYS, SHAPES, SORTED, Shape
 
 from features.encoding import Encoder
 from features.errors import DataError
-from models.batch import RankingBatch
+from models.batch import LogBatch
 from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.cursor import DayCursor, StoredCursor, audit, union
-from pipeline.ingest.datasource import PlannedParcel, group_entries, read_parcels
+from pipeline.ingest.cursor import DayCursor, StoredCursor, audit
+from pipeline.ingest.datasource import PlannedParcel, group_bundles, read_bundles
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import Header, ResumePoint, RunPlan, StreamStart
-from pipeline.ingest.receive import read_segments
+from pipeline.ingest.receive import Segment, read_segments
 from pipeline.ingest.units import DayLog, list_days
 from pipeline.storage.files import Storage
 
-DAYS = ["2026-03-01", "2026-03-02"]
 WriteLog = Callable[..., Storage]
-_READ_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A small log and how it is read."""
-
-    days: list[list[list[int]]]
-    max_rows: int = 4
-    batch_size: int = 3
-    interleave: int = 1
-    units: bool = True
-    rows: bool = True
-    passes: int = 2
-    seed: int = 1
-
-    def plan(self, write_log: WriteLog, encoder: Encoder) -> RunPlan:
-        logs = write_log(self.days)
-        shuffle = ShuffleConfig(units=self.units, rows=self.rows, interleave=self.interleave)
-        ingest = IngestConfig(batch_size=self.batch_size, unit=UnitConfig(max_rows=self.max_rows), shuffle=shuffle)
-        parts = whole_days(list_days(logs, DAYS[: len(self.days)], self.max_rows))
-        return RunPlan(logs, parts, self.passes, encoder, ingest, self.seed, starts=(StreamStart,))
-
-
-_SHAPES = st.builds(
-    _Shape,
-    # Two days of files of row groups; every day has a row.
-    days=st.lists(
-        st.lists(st.lists(st.integers(1, 9), max_size=3), min_size=1, max_size=3).filter(any), min_size=1, max_size=2
-    ),
-    max_rows=st.integers(2, 10),
-    batch_size=st.integers(1, 7),
-    interleave=st.integers(1, 4),
-    units=st.booleans(),
-    rows=st.booleans(),
-    passes=st.integers(1, 2),
-    seed=st.integers(0, 9),
-)
 _RANKS = st.integers(1, 5)
-_ONE_ROW = _Shape([[[1]]])
-_ONE_BATCH = _Shape([[[6]], [[6]]], max_rows=3, batch_size=3)
-_SORTED = _Shape([[[9, 5], [7]], [[2], [8, 1]]], interleave=3, batch_size=4)
+_ONE_ROW = Shape([[[1]]], passes=2)
+_ONE_BATCH = Shape([[[6]], [[6]]], max_rows=3, batch_size=3, passes=2)
+_SORTED = replace(SORTED, passes=2)
 
 
-@dataclass
-class _Run:
-    """What an attempt has stepped.
-
-    Args:
-        steps: By segment (pass, day): the batches of all ranks, step after step.
-        checkpoint: Where a checkpoint would stand that is written now.
-        problems: What the audits of the finished days say.
-    """
-
-    steps: dict[tuple[int, str], list[list[RankingBatch]]] = field(default_factory=dict)
-    checkpoint: ResumePoint | None = None
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def num_steps(self) -> int:
-        return sum(map(len, self.steps.values()))
+def _plan(shape: Shape, write_log: WriteLog, encoder: Encoder) -> RunPlan:
+    logs = write_log(shape.days)
+    shuffle = ShuffleConfig(units=shape.units, rows=shape.rows, interleave=shape.interleave)
+    ingest = IngestConfig(batch_size=shape.batch_size, unit=UnitConfig(max_rows=shape.max_rows), shuffle=shuffle)
+    parts = whole_days(list_days(logs, DAYS[: len(shape.days)], shape.max_rows))
+    starts = (StreamStart,)
+    return RunPlan(logs, parts, shape.passes, encoder, ingest, shape.seed, starts, block_rows=shape.block_rows)
 
 
 def _split(plan: RunPlan, num_ranks: int) -> list[list[pa.Table]]:
     """The blocks of each rank. Least rows, ties by rank: of blocks of one row each, that is round and round."""
     segments = plan.segments(plan.begin_attempts(), num_ranks)
     read_plan = plan.read_plan(segments)
-    tasks = group_entries(read_plan, plan.entries(segments, num_ranks))
+    tasks = group_bundles(read_plan, plan.bundles(segments, num_ranks), task_rows=20)
     blank = plan.encoder.empty()
-    blocks = [parcel.to_block(blank) for task in tasks for parcel in read_parcels(read_plan, task)]
+    blocks = [block for task in tasks for block in read_bundles(read_plan, task, blank)]
     return [blocks[rank::num_ranks] for rank in range(num_ranks)]
 
 
-def _train(
-    plan: RunPlan, num_ranks: int, start: ResumePoint | None = None, *, max_steps: int = 10**9, of: str = "stepped"
-) -> _Run:
-    """Go on from a checkpoint until the end, or until a number of steps.
-
-    Args:
-        plan: What to read.
-        num_ranks: Ranks.
-        start: Where to go on.
-        max_steps: Steps to make, at most.
-        of: Which batches move the cursor: those `stepped`, or, as a negative control, those `read`.
-    """
-    plan = replace(plan, starts=(lambda: StreamStart(None, start),))
-    run, shape = _Run(checkpoint=start), plan.ingest
-    ranks = [read_segments(iter(blocks)) for blocks in _split(plan, num_ranks)]
-    for segments in zip(*ranks, strict=True):
-        header = segments[0].header
-        assert all(segment.header == header for segment in segments)
-        (day,) = [day for day in _logs(plan) if day.day == header.day]
-        batchers = [
-            Batcher(plan.encoder.schema, day.units, segment.parcels, shape.batch_size, shape.shuffle.interleave)
-            for segment in segments
-        ]
-        before, counted = DayCursor.from_stored(header.seen, day.units), DayCursor()
-        steps = run.steps.setdefault((header.pass_index, header.day), [])
-        for batches, read in _read_ahead(batchers, run.num_steps):
-            if run.num_steps == max_steps:
-                return run
-            steps.append(batches)
-            for batch in batches if of == "stepped" else read:
-                counted.advance(batch.cursor)
-            run.checkpoint = _checkpoint(plan, header, day, union([before, counted]), complete=False)
-        cursor = union([before, counted])
-        run.problems += audit(cursor, day.units)
-        run.checkpoint = _checkpoint(plan, header, day, cursor, complete=True)
-    return run
-
-
-def _read_ahead(batchers: list[Batcher], step: int) -> Iterator[tuple[list[RankingBatch], list[RankingBatch]]]:
-    """The batches of all ranks, step after step until all are dry, and those that were read since the last step."""
-    ahead: deque[list[RankingBatch]] = deque()
-    read: list[RankingBatch] = []
-    for number in itertools.count(step):
-        ahead.append([batcher.next_batch(number) for batcher in batchers])
-        read += ahead[-1]
-        if len(ahead) <= _READ_AHEAD:
-            continue
-        batches = ahead.popleft()
-        if not any(batch.cursor.num_rows for batch in batches):
+def _batches(plan: RunPlan, segment: Segment) -> Iterator[LogBatch]:
+    """The batches of a lane within a segment, until it is dry."""
+    ingest = plan.ingest
+    units, interleave = _log_of(plan, segment.header).units, ingest.shuffle.interleave
+    batcher = Batcher(plan.encoder.schema, units, segment.parcels, ingest.batch_size, interleave)
+    for step in itertools.count():
+        batch = batcher.next_batch(step)
+        if not batch.cursor.num_rows:
             return
-        yield batches, read
-        read = []
+        yield batch
+
+
+def _resume_point(plan: RunPlan, num_ranks: int, num_steps: int | None = None) -> ResumePoint:
+    """Where a run stands after a number of steps of its first part, or, with `None`, at its end."""
+    found: dict[tuple[int, str], tuple[Header, DayCursor]] = {}
+    for blocks in _split(plan, num_ranks):
+        for segment in read_segments(iter(blocks)):
+            header = segment.header
+            _, cursor = found.setdefault((header.pass_index, header.day), (header, DayCursor()))
+            for batch in itertools.islice(_batches(plan, segment), num_steps):
+                cursor.advance(batch.cursor)
+            if num_steps is not None:
+                break
+    header, cursor = list(found.values())[-1]
+    return _checkpoint(plan, header, _log_of(plan, header), cursor, complete=num_steps is None)
 
 
 def _checkpoint(plan: RunPlan, header: Header, day: DayLog, cursor: DayCursor, *, complete: bool) -> ResumePoint:
@@ -175,6 +101,11 @@ def _logs(plan: RunPlan) -> list[DayLog]:
     return [part.log for part in plan.parts]
 
 
+def _log_of(plan: RunPlan, header: Header) -> DayLog:
+    (day,) = [day for day in _logs(plan) if day.day == header.day]
+    return day
+
+
 def _first_numbers(plan: RunPlan) -> dict[tuple[str, int, int], int]:
     """By file, row group and first row of a unit: the number that its first row has in the whole log."""
     first, result = 0, {}
@@ -184,23 +115,15 @@ def _first_numbers(plan: RunPlan) -> dict[tuple[str, int, int], int]:
     return result
 
 
-def _rows(plan: RunPlan, run: _Run) -> dict[tuple[int, str], Counter[int]]:
-    """By segment, the numbers of the rows that were stepped; what a batch holds is what its cursor says."""
-    first = _first_numbers(plan)
-    found = {}
-    for segment, steps in run.steps.items():
-        (day,) = [day for day in _logs(plan) if day.day == segment[1]]
-        found[segment] = Counter()
-        for batch in itertools.chain(*steps):
-            said = []
-            for span in batch.cursor.spans:
-                unit = day.units[span.unit]
-                said += [first[unit.file, unit.row_group, unit.first_row] + int(row) for row in span.rows]
-            held = batch.dense[: len(said), 0].int().tolist()
-            assert held == said
-            assert batch.labels[: len(said), 0].int().tolist() == [number % 2 for number in said]
-            found[segment].update(said)
-    return found
+def _rows(units: tuple[Any, ...], batch: LogBatch, first: dict[tuple[str, int, int], int]) -> list[int]:
+    """The numbers of a batch's rows; what a batch holds is what its cursor says."""
+    said = []
+    for span in batch.cursor.spans:
+        unit = units[span.unit]
+        said += [first[unit.file, unit.row_group, unit.first_row] + int(row) for row in span.rows]
+    assert batch.dense[: len(said), 0].int().tolist() == said
+    assert batch.labels[: len(said), 0].int().tolist() == [number % 2 for number in said]
+    return said
 
 
 def _once(plan: RunPlan) -> dict[tuple[int, str], Counter[int]]:
@@ -213,14 +136,7 @@ def _once(plan: RunPlan) -> dict[tuple[int, str], Counter[int]]:
     }
 
 
-def _together(parts: list[dict[tuple[int, str], Counter[int]]]) -> dict[tuple[int, str], Counter[int]]:
-    joined: dict[tuple[int, str], Counter[int]] = {}
-    for segment, rows in itertools.chain(*(part.items() for part in parts)):
-        joined[segment] = joined.get(segment, Counter()) + rows
-    return joined
-
-
-def _bits(batch: RankingBatch) -> list[Any]:
+def _bits(batch: LogBatch) -> list[Any]:
     """All of a batch, to be compared."""
     tensors = [batch.sparse.values(), batch.sparse.lengths(), batch.dense, batch.labels, batch.in_space]
     tensors += [batch.weight, batch.slot]
@@ -228,41 +144,39 @@ def _bits(batch: RankingBatch) -> list[Any]:
     return [tensor.numpy().tobytes() for tensor in tensors] + [spans, batch.cursor.in_space.tolist()]
 
 
-def _flat(runs: list[_Run]) -> list[tuple[tuple[int, str], list[list[Any]]]]:
-    return [
-        (segment, [_bits(batch) for batch in batches])
-        for run in runs
-        for segment, steps in run.steps.items()
-        for batches in steps
-    ]
-
-
-# --- Exactly once ---
+# --- Every row once ---
 
 
 @settings(max_examples=50)
-@given(shape=_SHAPES, num_ranks=_RANKS)
+@given(shape=SHAPES, num_ranks=_RANKS)
 @example(shape=_ONE_ROW, num_ranks=3)
 @example(shape=_ONE_BATCH, num_ranks=2)
 @example(shape=_SORTED, num_ranks=2)
-def test_every_row_is_in_one_batch(shape: _Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
+def test_every_row_is_in_one_batch(shape: Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """A row is lost or doubled between files, ranges, lanes, turns and batches; or it is another unit's row."""
-    plan = shape.plan(write_log, tiny_encoder)
-    run = _train(plan, num_ranks)
-    assert _rows(plan, run) == _once(plan)
-    assert run.problems == []
-    assert run.checkpoint is not None
-    assert run.checkpoint.complete
-    assert _train(plan, num_ranks, run.checkpoint).num_steps == 0
-    for steps in run.steps.values():
-        counts = [sum(batch.cursor.num_rows for batch in rank) for rank in zip(*steps, strict=True)]
-        assert max(counts) - min(counts) <= shape.max_rows
-        assert all(len(batch.slot) == shape.batch_size for batch in itertools.chain(*steps))
+    plan = _plan(shape, write_log, tiny_encoder)
+    first, found = _first_numbers(plan), {segment: Counter() for segment in _once(plan)}
+    cursors = {segment: DayCursor() for segment in found}
+    counts: dict[tuple[int, str], list[int]] = {segment: [] for segment in found}
+    for blocks in _split(plan, num_ranks):
+        for segment in read_segments(iter(blocks)):
+            place, units = (segment.header.pass_index, segment.header.day), _log_of(plan, segment.header).units
+            before = found[place].total()
+            for batch in _batches(plan, segment):
+                assert len(batch.slot) == shape.batch_size
+                found[place].update(_rows(units, batch, first))
+                cursors[place].advance(batch.cursor)
+            counts[place].append(found[place].total() - before)
+    assert found == _once(plan)
+    for (_, day), cursor in cursors.items():
+        (log,) = [log for log in _logs(plan) if log.day == day]
+        assert audit(cursor, log.units) == []
+    assert all(len(ranks) == num_ranks and max(ranks) - min(ranks) <= shape.max_rows for ranks in counts.values())
 
 
 def test_dropped_and_doubled_blocks_are_seen_to_fail(write_log: WriteLog, tiny_encoder: Encoder):
     """Negative control: what `equal=True` would drop, or a task that ran twice would bring, is in the audit."""
-    plan = replace(_SORTED, days=_SORTED.days[:1], passes=1).plan(write_log, tiny_encoder)
+    plan = _plan(replace(_SORTED, days=_SORTED.days[:1], passes=1), write_log, tiny_encoder)
     (day,), (blocks,) = _logs(plan), _split(plan, 1)
     for lane, expected in ((blocks, 0), (blocks[:3] + blocks[4:], 1), (blocks[:4] + blocks[3:], 1)):
         segment = next(read_segments(iter(lane)))
@@ -272,91 +186,20 @@ def test_dropped_and_doubled_blocks_are_seen_to_fail(write_log: WriteLog, tiny_e
 
 
 @settings(max_examples=20)
-@given(shape=_SHAPES, num_ranks=_RANKS)
-def test_the_stream_is_a_function_of_its_plan(
-    shape: _Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder
-):
+@given(shape=SHAPES, num_ranks=_RANKS)
+def test_the_stream_is_a_function_of_its_plan(shape: Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """Two runs with one seed differ, or the passes of a shuffled run are alike."""
-    plan = shape.plan(write_log, tiny_encoder)
-    run = _train(plan, num_ranks)
-    assert _flat([run]) == _flat([_train(plan, num_ranks)])
+    plan = _plan(shape, write_log, tiny_encoder)
+
+    def stream(plan: RunPlan) -> list[list[list[Any]]]:
+        lanes = [read_segments(iter(blocks)) for blocks in _split(plan, num_ranks)]
+        return [[_bits(batch) for segment in lane for batch in _batches(plan, segment)] for lane in lanes]
+
+    found = stream(plan)
+    assert found == stream(plan)
     longest = max((unit.num_rows for day in _logs(plan) for unit in day.units), default=0)
     if shape.rows and shape.passes == 2 and longest > 4:  # negative control
-        assert [bits for (_, bits) in _flat([_train(replace(plan, seed=77), num_ranks)])] != [
-            bits for (_, bits) in _flat([run])
-        ]
-
-
-# --- Resume ---
-
-
-@settings(max_examples=50)
-@given(shape=_SHAPES, num_ranks=_RANKS, stops=st.lists(st.integers(0, 12), min_size=1, max_size=3))
-@example(shape=_ONE_ROW, num_ranks=2, stops=[1, 0, 1])
-@example(shape=_ONE_BATCH, num_ranks=2, stops=[1, 1])
-@example(shape=_SORTED, num_ranks=2, stops=[3, 2])
-def test_a_resume_goes_on_with_the_same_batches(
-    shape: _Shape, num_ranks: int, stops: list[int], write_log: WriteLog, tiny_encoder: Encoder
-):
-    """After a stop, or two, the mix of open units, the order in a unit or the lanes are others than without it."""
-    plan = shape.plan(write_log, tiny_encoder)
-    undisturbed = _train(plan, num_ranks)
-    runs, checkpoint = [], None
-    for stop in [*stops, 10**9]:
-        runs.append(_train(plan, num_ranks, checkpoint, max_steps=stop))
-        checkpoint = runs[-1].checkpoint
-    assert _flat(runs) == _flat([undisturbed])
-    assert runs[-1].problems == []
-    assert checkpoint is not None
-    assert undisturbed.checkpoint is not None
-    assert checkpoint.seen == undisturbed.checkpoint.seen
-
-
-@settings(max_examples=50)
-@given(shape=_SHAPES, stops=st.lists(st.tuples(_RANKS, st.integers(0, 12)), min_size=1, max_size=3), num_ranks=_RANKS)
-@example(shape=_ONE_ROW, stops=[(3, 0), (2, 1)], num_ranks=1)
-@example(shape=_SORTED, stops=[(2, 3), (3, 2)], num_ranks=2)
-def test_a_resume_on_other_ranks_trains_what_is_missing(
-    shape: _Shape, stops: list[tuple[int, int]], num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder
-):
-    """Rows that one rank had read of a unit are read again by another, or are lost with it."""
-    plan = shape.plan(write_log, tiny_encoder)
-    parts, checkpoint, problems = [], None, []
-    for ranks, stop in [*stops, (num_ranks, 10**9)]:
-        run = _train(plan, ranks, checkpoint, max_steps=stop)
-        parts.append(_rows(plan, run))
-        checkpoint = run.checkpoint
-        problems += run.problems
-    assert _together(parts) == _once(plan)
-    assert problems == []
-
-
-@settings(max_examples=20)
-@given(shape=_SHAPES, num_ranks=_RANKS, stop=st.integers(1, 4))
-def test_the_reader_s_own_position_is_seen_to_fail(
-    shape: _Shape, num_ranks: int, stop: int, write_log: WriteLog, tiny_encoder: Encoder
-):
-    """Negative control: a cursor of what was read, which runs ahead of the model, loses what was not yet stepped."""
-    shape = replace(shape, passes=1, days=shape.days[:1])
-    plan = shape.plan(write_log, tiny_encoder)
-    assume(_train(plan, num_ranks).num_steps > stop + _READ_AHEAD)
-    for of, expected in (("stepped", True), ("read", False)):
-        first = _train(plan, num_ranks, max_steps=stop, of=of)
-        second = _train(plan, num_ranks, first.checkpoint)
-        assert (_together([_rows(plan, first), _rows(plan, second)]) == _once(plan)) is expected
-
-
-def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: Encoder):
-    """Negative control: lanes that are dealt from what is missing lose no row, but the batches are others."""
-    plan = replace(_SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]]).plan(write_log, tiny_encoder)
-    first = _train(plan, 2, max_steps=2)
-    assert first.checkpoint is not None
-    (part, header) = plan.segments([StreamStart(None, first.checkpoint)], 3)[0]
-    keys = [[part.log.units[index].key for index in lane] for lane in header.lanes]
-    anew = replace(first.checkpoint, lanes=[*keys, []])  # as if it had been written by four ranks
-    again = _train(plan, 2, anew)
-    assert _together([_rows(plan, first), _rows(plan, again)]) == _once(plan)
-    assert _flat([first, again]) != _flat([_train(plan, 2)])
+        assert stream(replace(plan, seed=77)) != found
 
 
 # --- What is planned ---
@@ -365,13 +208,13 @@ def test_lanes_drawn_anew_are_seen_to_fail(write_log: WriteLog, tiny_encoder: En
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """A restart late in the day decodes all of it again, and throws it away."""
-    plan = replace(_SORTED, passes=1, interleave=1).plan(write_log, tiny_encoder)
+    plan = _plan(replace(_SORTED, passes=1, interleave=1), write_log, tiny_encoder)
     (day, _) = _logs(plan)
-    checkpoint = _train(plan, 2, max_steps=2).checkpoint
-    assert checkpoint is not None
+    checkpoint = _resume_point(plan, 2, 2)
     seen = {key: count for key, (count, _) in checkpoint.seen.units.items()}
     resumed = replace(plan, starts=(lambda: StreamStart(None, checkpoint),))
-    entries = resumed.entries(resumed.segments(resumed.begin_attempts(), num_ranks), num_ranks)
+    bundles = resumed.bundles(resumed.segments(resumed.begin_attempts(), num_ranks), num_ranks)
+    entries = [entry for bundle in bundles for entry in bundle]
     read = {day.units[entry.unit].key: entry.skip for entry in entries if entry.kind == "unit" and entry.segment == 0}
     left = {unit.key: seen.get(unit.key, 0) for unit in day.units if seen.get(unit.key, 0) < unit.num_rows}
     assert read == left
@@ -381,9 +224,8 @@ def test_a_resume_reads_only_what_is_missing(num_ranks: int, write_log: WriteLog
 
 def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tiny_encoder: Encoder):
     """Weights are restored again at midnight, or not at all; an earlier day's checkpoint skips days."""
-    plan = _SORTED.plan(write_log, tiny_encoder)
-    earlier = _train(plan, 2).checkpoint
-    assert earlier is not None
+    plan = _plan(_SORTED, write_log, tiny_encoder)
+    earlier = _resume_point(plan, 2)
     for point, left in [
         (None, [(0, DAYS[0]), (0, DAYS[1]), (1, DAYS[0]), (1, DAYS[1])]),
         (replace(earlier, day="2026-02-28"), [(0, DAYS[0]), (0, DAYS[1]), (1, DAYS[0]), (1, DAYS[1])]),
@@ -400,12 +242,11 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
 
 def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Encoder):
     """Catches rows of one model that are trained by another, and a checkpoint that a second model starts from."""
-    plan = replace(_SORTED.plan(write_log, tiny_encoder), passes=1)
-    within, end = _train(plan, 2, max_steps=1).checkpoint, _train(plan, 2).checkpoint
+    plan = replace(_plan(_SORTED, write_log, tiny_encoder), passes=1)
+    within, end = _resume_point(plan, 2, 1), _resume_point(plan, 2)
     starts = [StreamStart("0007", end), StreamStart("0002", within), StreamStart("0001")]
     segments = plan.segments(starts, 2)
     found = [(header.model, header.day, header.attempt, header.checkpoint) for _, header in segments]
-    assert within is not None
     assert found == [
         (1, DAYS[0], "0002", within.checkpoint),
         (1, DAYS[1], "0002", None),
@@ -416,15 +257,17 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
 
 
 @settings(max_examples=20)
-@given(shape=_SHAPES, num_ranks=_RANKS)
-def test_entries_come_in_turns(shape: _Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
+@given(shape=SHAPES, num_ranks=_RANKS)
+def test_blocks_come_in_turns(shape: Shape, num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """One blank too few, and every unit after it goes to the next rank."""
-    plan = shape.plan(write_log, tiny_encoder)
+    plan = _plan(shape, write_log, tiny_encoder)
     segments = plan.segments(plan.begin_attempts(), num_ranks)
-    entries = plan.entries(segments, num_ranks)
-    assert len(entries) % num_ranks == 0
+    read_plan, bundles = plan.read_plan(segments), plan.bundles(segments, num_ranks)
+    assert len(bundles) % num_ranks == 0
+    rows = [sum(read_plan.unit_of(entry).num_rows for entry in bundle if entry.kind == "unit") for bundle in bundles]
+    assert all(len(bundle) == 1 or size <= shape.block_rows for bundle, size in zip(bundles, rows, strict=True))
     for rank in range(num_ranks):
-        own = entries[rank::num_ranks]
+        own = [entry for bundle in bundles[rank::num_ranks] for entry in bundle]
         assert [entry.segment for entry in own if entry.kind == "start"] == list(range(len(segments)))
         for segment, (_, header) in enumerate(segments):
             assert own[0] == PlannedParcel("start", 0, text=own[0].text)
@@ -458,11 +301,10 @@ def test_a_day_that_has_changed_is_not_resumed(
 ):
     """The day goes on with rows of which some were trained, and the audit says so hours later, or never."""
     shape = replace(_SORTED, days=[[[9, 5], [7]]], units=False)
-    plan = shape.plan(write_log, tiny_encoder)
-    checkpoint = _train(plan, 2, max_steps=1).checkpoint
-    assert checkpoint is not None
+    plan = _plan(shape, write_log, tiny_encoder)
+    checkpoint = _resume_point(plan, 2, 1)
     plan.segments([StreamStart(None, checkpoint)], num_ranks)  # negative control
-    changed = replace(shape, days=days or shape.days, **changes).plan(write_log, tiny_encoder)
+    changed = _plan(replace(shape, days=days or shape.days, **changes), write_log, tiny_encoder)
     with pytest.raises(DataError, match=rf"^checkpoints/somewhere is within 2026-03-01, .*{message}") as caught:
         changed.segments([StreamStart(None, checkpoint)], num_ranks)
     assert "\n" not in str(caught.value)
@@ -470,9 +312,8 @@ def test_a_day_that_has_changed_is_not_resumed(
 
 def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_encoder: Encoder):
     """A file with as many rows but other ones goes on where the old one was, and no count shows it."""
-    plan = replace(_SORTED, days=[[[9, 5], [7]]]).plan(write_log, tiny_encoder)
-    checkpoint = _train(plan, 2, max_steps=1).checkpoint
-    assert checkpoint is not None
+    plan = _plan(replace(_SORTED, days=[[[9, 5], [7]]]), write_log, tiny_encoder)
+    checkpoint = _resume_point(plan, 2, 1)
     file = f"dt={DAYS[0]}/part-1.parquet"
     mark = checkpoint.files[file]
     changed = replace(checkpoint, files={**checkpoint.files, file: "another"})
@@ -484,9 +325,8 @@ def test_a_file_that_was_written_again_is_not_resumed(write_log: WriteLog, tiny_
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_log: WriteLog, tiny_encoder: Encoder):
     """A second resume within the day misses the unit, which is in no lane any more, and says that the log changed."""
-    plan = replace(_SORTED, days=[[[9, 5], [7]]]).plan(write_log, tiny_encoder)
-    checkpoint = _train(plan, 2, max_steps=1).checkpoint
-    assert checkpoint is not None
+    plan = _plan(replace(_SORTED, days=[[[9, 5], [7]]]), write_log, tiny_encoder)
+    checkpoint = _resume_point(plan, 2, 1)
     (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen.units]
     bad = replace(checkpoint, seen=replace(checkpoint.seen, quarantined={key: "a reason"}))
     for _ in range(2):
@@ -498,11 +338,10 @@ def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_lo
 
 def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):
     """A seed for the next days, or a log that is archived meanwhile, stops a line."""
-    plan = _SORTED.plan(write_log, tiny_encoder)
-    checkpoint = _train(plan, 2).checkpoint
-    assert checkpoint is not None
+    plan = _plan(_SORTED, write_log, tiny_encoder)
+    checkpoint = _resume_point(plan, 2)
     finished = replace(checkpoint, pass_index=0, day=DAYS[0], log_day=DAYS[0])
-    changed = replace(_SORTED, days=[[[1]], [[2], [8, 1]]], seed=9).plan(write_log, tiny_encoder)
+    changed = _plan(replace(_SORTED, days=[[[1]], [[2], [8, 1]]], seed=9), write_log, tiny_encoder)
     assert len(changed.segments([StreamStart(None, finished)], 2)) == 3
 
 
@@ -511,7 +350,7 @@ def test_a_finished_day_may_change(write_log: WriteLog, tiny_encoder: Encoder):
 
 def test_a_bad_unit_is_raised_where_it_is_read(write_log: WriteLog, tiny_encoder: Encoder):
     """A bad unit is skipped, or stops a rank before the units ahead of it are trained."""
-    plan = replace(_SORTED, units=False, rows=False).plan(write_log, tiny_encoder)
+    plan = _plan(replace(_SORTED, units=False, rows=False), write_log, tiny_encoder)
     plan.logs.write(f"dt={DAYS[0]}/part-1.parquet", b"")
     (blocks,) = _split(plan, 1)
     segment = next(read_segments(iter(blocks)))
@@ -524,7 +363,7 @@ def test_a_bad_unit_is_raised_where_it_is_read(write_log: WriteLog, tiny_encoder
 
 def test_a_lane_that_does_not_begin_with_a_start(write_log: WriteLog, tiny_encoder: Encoder):
     """A splitter that has gone wrong by one block gives one day's units to another."""
-    plan = _SORTED.plan(write_log, tiny_encoder)
+    plan = _plan(_SORTED, write_log, tiny_encoder)
     (blocks,) = _split(plan, 1)
     with pytest.raises(AssertionError, match="a lane begins with the start of a segment"):
         next(read_segments(iter(blocks[1:])))

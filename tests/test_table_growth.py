@@ -1,6 +1,5 @@
 """A table that grows from its checkpoint, on any ranks; a vocabulary's file in it, which is checked as tensors are."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from records import manifest_of
-from test_train_step import NUM_STEPS, Run, assert_tables_moved, blocks_of, make_config, whole
+from table_changes import GrownLoad
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     TensorProperties,
     TensorStorageMetadata,
 )
+from train_steps import NUM_STEPS, Run, assert_tables_moved, make_config, whole
 
 from features.errors import DataError
 from features.vocabulary import Vocabulary
@@ -29,7 +29,6 @@ from pipeline.config.project import Config
 from pipeline.lineage.line import Line
 from pipeline.log_passes.admission import read_vocabularies, vocabulary_files
 from pipeline.storage.files import Storage
-from pipeline.trainer.worker_setup import Groups, build_state
 
 FIRST = range(NUM_STEPS // 2)
 MAPPING = {"kind": "vocabulary", "min_count": 1, "keep_days": 1, "tail_rows": 5}
@@ -40,33 +39,6 @@ def grown_config(sharding: Any, num_rows: int = 50, dim: int = 8, **optimizers: 
     content = make_config(sharding, **optimizers).model_dump(mode="json", by_alias=True)
     content["schema"]["tables"][1] |= {"num_rows": num_rows, "dim": dim, "id_mapping": MAPPING}
     return parse_config(content, "test")
-
-
-@dataclass(frozen=True)
-class GrownLoad:
-    """Loads a checkpoint into tables that may have grown.
-
-    Args:
-        config: Of today.
-        folder: Where the checkpoint is.
-        growing: Whether tables with a vocabulary may have grown.
-    """
-
-    config: Config
-    folder: str
-    growing: bool = True
-
-    def __call__(self, rank: int, num_ranks: int) -> dict[str, Any]:
-        """Returns the blocks before and after; or what was said instead."""
-        groups = Groups.create(60)
-        state = build_state(self.config, groups.training, torch.device("cpu"))
-        before = blocks_of(state.tensors())
-        try:
-            schema = self.config.log_schema if self.growing else None
-            state.load(Storage(self.folder), "checkpoint", groups.control, schema)
-        except (DataError, RuntimeError) as error:
-            return {"refused": f"{type(error).__name__}: {error}"}
-        return {"before": before, "after": blocks_of(state.tensors())}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

@@ -1,9 +1,6 @@
 """Models trained together: the bits that each would have alone, also where a worker dies in between."""
 
-import functools
 import gc
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,8 @@ import pyarrow as pa
 import pytest
 import ray
 import torch
-from test_runs import DAYS, logs, make_config, weights
+from faults import after_save, after_step, at_trainer, first_time, kill_me, replace_worker
+from small_runs import DAYS, logs, make_config, weights
 
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import StatisticsAccumulator
@@ -23,9 +21,8 @@ from pipeline.lineage.line import Line
 from pipeline.log_passes.statistics import fit_statistics
 from pipeline.storage.sealed_json import seal
 from pipeline.studies.candidates import with_tasks
-from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.train import Trainer, train_worker
-from pipeline.trainer.train_days import HeldLine, _finished, train_days
+from pipeline.trainer.train_days import HeldLine, finished_checkpoints, train_days
 from pipeline.trainer.train_line import train, train_together
 
 __all__ = ["logs"]  # a fixture
@@ -41,38 +38,30 @@ def _models(logs: Path, root: Path) -> list[Config]:
 
 def _worker_that_dies(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`train_worker`, whose rank 1 is killed once, in the second model; notes how many trainers there are."""
-    next_step, initialise = Trainer._next_step, Trainer.__init__
 
-    def count_and_initialise(self: Trainer, *arguments: Any) -> None:
+    def count() -> None:
         alive = sum(isinstance(one, Trainer) for one in gc.get_objects())
         with (folder / "alive").open("a") as file:
             file.write(f"{alive} ")
-        initialise(self, *arguments)
 
-    def step_and_die(self: Trainer, batches: CountedBatches) -> StepOutput | None:
-        output = next_step(self, batches)
-        if ray.train.get_context().get_world_rank() == 1 and self._job.line.name == "b" and self.step == 8:
-            try:
-                os.close(os.open(folder / "happened", os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return output
-            os.kill(os.getpid(), signal.SIGKILL)
-        return output
+    def die(trainer: Trainer, output: StepOutput | None) -> None:
+        is_there = trainer.job.line.name == "b" and trainer.step == 8
+        if is_there and ray.train.get_context().get_world_rank() == 1 and first_time(folder / "happened"):
+            kill_me()
 
-    Trainer._next_step, Trainer.__init__ = step_and_die, count_and_initialise
+    at_trainer(setattr, count)
+    after_step(setattr, die)
     return train_worker(settings)
 
 
 def _worker_that_asks(settings: dict[str, Any]) -> dict[str, Any]:
     """`train_worker`, which is asked to end with the last step of its first model."""
-    save = Trainer._save
 
-    def ask_and_save(self: Trainer, *arguments: Any, complete: bool) -> None:
-        save(self, *arguments, complete=complete)
-        if complete and self.progress.day == DAYS[-1] and self._job.line.name == "a":
-            ray.get(self._job.board.request_stop.remote())
+    def ask(trainer: Trainer, *, complete: bool) -> None:
+        if complete and trainer.progress.day == DAYS[-1] and trainer.job.line.name == "a":
+            ray.get(trainer.job.board.request_stop.remote())
 
-    Trainer._save = ask_and_save
+    after_save(setattr, ask)
     return train_worker(settings)
 
 
@@ -84,7 +73,7 @@ def test_a_stop_between_models_is_heard(
     models = [model.model_copy(update={"workers": model.workers.model_copy(update={"num": 1})}) for model in models]
     for config in models:
         fit_statistics(config, DAYS)
-    monkeypatch.setattr("pipeline.trainer.train_days.train_worker", _worker_that_asks)
+    replace_worker(monkeypatch.setattr, _worker_that_asks)
     with pytest.raises(Interrupted, match="stopped by SIGTERM at step"):
         train_together(models[0], models, DAYS, passes=1)
     first, second = (Line.of(config.root, config.line) for config in models)
@@ -103,7 +92,7 @@ def test_together_is_as_alone(
     for config in [*together, alone]:
         fit_statistics(config, DAYS)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.trainer.train_days.train_worker", functools.partial(_worker_that_dies, folder=tmp_path))
+        replace_worker(patch.setattr, _worker_that_dies, folder=tmp_path)
         results = train_together(together[0], together, DAYS, passes=1)
     assert (tmp_path / "happened").exists()
     assert set((tmp_path / "alive").read_text().split()) == {"1"}  # the one that is made: there is room for one model
@@ -128,11 +117,11 @@ def test_a_refusal_says_of_which_model(tmp_path: Path) -> None:
     lines = [HeldLine(config, Line.of(config.root, config.line), "run") for config in configs]
     reported = {"refused": "a loss is not finite", "reached": [{"step": 9}, {"step": 3}]}
     with pytest.raises(DataError, match=r"^line 'b': a loss is not finite$"):
-        _finished(lines, DAYS, 1, reported)
+        finished_checkpoints(lines, DAYS, 1, reported)
     with pytest.raises(DataError, match=r"^line 'a': a loss is not finite$"):
-        _finished(lines, DAYS, 1, reported | {"reached": [{"step": 9}, {}]})
+        finished_checkpoints(lines, DAYS, 1, reported | {"reached": [{"step": 9}, {}]})
     with pytest.raises(DataError, match=r"^a loss is not finite$"):
-        _finished(lines[:1], DAYS, 1, reported | {"reached": [{"step": 9}]})
+        finished_checkpoints(lines[:1], DAYS, 1, reported | {"reached": [{"step": 9}]})
 
 
 def test_other_statistics_are_refused(tmp_path: Path) -> None:

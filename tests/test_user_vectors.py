@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_dupn import _around, _batch, _ranker, _schema
-from test_dupn_ranks import make_dupn_config
-from test_train_step import make_config
+from dupn_models import around_of, make_dupn_config, random_batch, ranker_of, schema_of
+from train_steps import make_config
 
 from features.errors import ConfigError
 from models.user_item_split import SplitRanker
@@ -35,7 +34,7 @@ def _units(day: int) -> list[Unit]:
 
 
 def _rows_of(day: int, unit: int) -> Any:
-    return _batch(ROWS + PADDING, seed=1 + 2 * day + unit)
+    return random_batch(ROWS + PADDING, seed=1 + 2 * day + unit)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Collect:
 
     def __call__(self, rank: int, num_ranks: int) -> int:
         """Returns how many users there are."""
-        ranker = _ranker(_schema(), _around())
+        ranker = ranker_of(schema_of(), around_of())
         found = UserVectors(ranker, Storage(self.logs), "user_id")
         for day in range(2):
             part: Any = SimpleNamespace(log=SimpleNamespace(units=_units(day)))
@@ -69,7 +68,7 @@ def test_the_last_row_of_a_user_counts(run_ranks: Any, tmp_path: Path, num_ranks
     for day, units in enumerate(DAYS):
         table = pa.table({"user_id": pa.array([user for unit in units for user in unit], pa.int64())})
         pq.write_table(table, logs / f"{day}.parquet", row_group_size=ROWS)
-    split = SplitRanker(_ranker(_schema(), _around()))
+    split = SplitRanker(ranker_of(schema_of(), around_of()))
     first: dict[int, Any] = {}
     last: dict[int, Any] = {}
     for day, units in enumerate(DAYS):

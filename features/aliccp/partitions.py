@@ -27,8 +27,8 @@ from features.whole_days import published_whole, refuse_days_that_are_there, wri
 logger = logging.getLogger(__name__)
 
 DAYS = {"train": date(2017, 1, 1), "test": date(2017, 1, 2)}
-_FILE_ROWS = 65_536
-_ROW_GROUP_ROWS = 16_384
+FILE_ROWS = 65_536
+ROW_GROUP_ROWS = 16_384
 _COMMON = ("common_feature_index", "feature_num", "feature_list")
 _SKELETON = ("sample_id", "click", "buy", *_COMMON)
 _SCHEMA = pa.schema(
@@ -80,7 +80,7 @@ def import_aliccp(source: str | Path, logs: str | Path) -> ImportedAliccp:
             skeleton, common = files[half]
             with _common_features(common) as look_up:
                 tables = _tables(_rows(skeleton, look_up, found))
-                num_rows = write_parts(tables, staging / f"dt={day}", _ROW_GROUP_ROWS, "zstd")
+                num_rows = write_parts(tables, staging / f"dt={day}", ROW_GROUP_ROWS, "zstd")
             if not num_rows:
                 raise DataError(f"{skeleton} has no rows, expected impressions")
             found.rows[day.isoformat()] = num_rows
@@ -177,5 +177,5 @@ def _named_line(path: Path, number: int) -> Iterator[None]:
 
 def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
     """Yield tables of at most one file's rows."""
-    while group := list(islice(rows, _FILE_ROWS)):
+    while group := list(islice(rows, FILE_ROWS)):
         yield pa.Table.from_pylist(group, _SCHEMA)

@@ -49,7 +49,7 @@ def write_checkpoint(
     """
     assert (manifest is not None) == (group.rank() == 0), "rank 0 alone commits"
     writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
-    writer.fs = hashing = _HashingFileSystem(line)
+    writer.fs = hashing = HashingFileSystem(line)
     with plain_errors(f"checkpoint {name} was not written"):
         save(tensors, storage_writer=writer, process_group=group)
     gathered: list[Any] = [None] * group.size()
@@ -57,13 +57,13 @@ def write_checkpoint(
     outcome: list[Exception | None] = [None]
     if manifest is not None:
         files = {file: entry for found in gathered for file, entry in found.items()}
-        outcome = [_commit(line, name, manifest.model_copy(update={"files": files}), before_commit, extra_files or {})]
+        outcome = [commit(line, name, manifest.model_copy(update={"files": files}), before_commit, extra_files or {})]
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if outcome[0] is not None:
         raise outcome[0]
 
 
-def _commit(
+def commit(
     line: Storage,
     name: str,
     manifest: Manifest,
@@ -86,7 +86,7 @@ def _commit(
     return None
 
 
-class _HashingFileSystem(FileSystem):
+class HashingFileSystem(FileSystem):
     """DCP's file system, extended by the size and checksum of every file as it is written."""
 
     def __init__(self, line: Storage) -> None:
@@ -96,6 +96,7 @@ class _HashingFileSystem(FileSystem):
 
     @contextlib.contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        """Open a file of a checkpoint, and note its size and checksum at its end."""
         with naming_place(path), super().create_stream(path, mode) as stream:
             hashed = _HashingStream(stream)
             try:
@@ -108,6 +109,7 @@ class _HashingFileSystem(FileSystem):
         self.files[name] = FileMark(bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
 
     def rename(self, path: Any, new_path: Any) -> None:
+        """Rename a file, and what is noted of it."""
         super().rename(path, new_path)
         self.files[str(new_path).rsplit("/", 1)[-1]] = self.files.pop(str(path).rsplit("/", 1)[-1])
 

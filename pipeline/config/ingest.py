@@ -41,7 +41,7 @@ class IngestConfig(Declaration):
         read_tasks: Maximum number of concurrent data tasks; absent: as many as there are free CPUs.
         read_cpus: Logical CPUs of Ray per data task.
         object_store_mb: Maximum size of encoded units that wait in the object store, in MiB.
-        prefetch_units: Number of units that a worker fetches ahead.
+        prefetch_units: Number of units, or blocks of small units, that a worker fetches ahead.
         on_bad_unit: Action for a unit that cannot be read or encoded: `fail` stops the run and names the unit;
             `quarantine` records unit and error in the checkpoint, continues without it, and names it at the end.
         max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run.

@@ -95,5 +95,5 @@ class RayWork:
     def train(self, day: str, run: str) -> Manifest:
         """Train a day to its end, from the published checkpoint, or from the interrupted training's."""
         self._need_ray()
-        held = HeldLine(self._config, self._line, run)
+        held = HeldLine(self._config, self._line, run, form_accepted=True)  # preflight has compared it
         return train_days(self._config, [held], [day], 1)[0][0]

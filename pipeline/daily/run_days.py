@@ -20,16 +20,17 @@ from features.profile import DayProfile
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.project import Config
 from pipeline.daily.gate import check_model, quality
+from pipeline.daily.missing_days import missing_days
 from pipeline.daily.preflight import check_profile
 from pipeline.daily.ray_work import Work
 from pipeline.evaluation.evaluate import Measurement
-from pipeline.ingest.parts import before
 from pipeline.ingest.units import DayLog
 from pipeline.lineage.day_entry import trained_entry
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import form_changes
 from pipeline.lineage.records import Manifest
 from pipeline.storage.kept_results import KeptResults
 
@@ -96,75 +97,6 @@ def run_days(
     if not published:  # another job has done them while this one waited for the lease
         return {"result": "nothing to do", "line": line.name, "latest": days[-1]}
     return {"result": "published", "line": line.name, "days": [summary(entry) for entry in published]}
-
-
-def missing_days(line: Line, work: Work, days: Sequence[str], max_catch_up: int) -> list[str]:
-    """Return the days to do, in order.
-
-    Raises:
-        DataError: The log of a done day has changed, a day lies before the line, or too many are missing.
-    """
-    ledger = Ledger(line)
-    newest = ledger.newest()
-    if newest is None:
-        return list(days)
-    for day in days:
-        if day <= newest.day:
-            _check_done(ledger, work, day)
-    left = []
-    day = before(newest.day, -1)
-    while day <= days[-1]:
-        left.append(day)
-        day = before(day, -1)
-    early = [day for day in left if day < days[0]]
-    if len(early) > max_catch_up:
-        raise DataError(
-            f"line {line.name!r} is at {newest.day}, {len(early)} days before {days[0]} are missing, at most "
-            f"{max_catch_up} are caught up: ask for an earlier day, or raise --max-catch-up"
-        )
-    return left
-
-
-def _check_done(ledger: Ledger, work: Work, day: str) -> None:
-    """Compare the log of a day that is not to be trained with the files that were trained."""
-    entry, name = ledger.find(day), ledger.line.name
-    if entry is None:
-        newest = ledger.newest()
-        raise DataError(
-            f"line {name!r} is at {newest.day if newest else None} and has not trained {day}: days are not put in "
-            f"between; train it on a line of its own with --branch NAME"
-        )
-    if entry.skipped is not None:
-        return
-    try:
-        then, now = _files_read(ledger, day), work.logs(day)[day].files
-    except DataError as error:  # logs are not kept for ever
-        logger.warning("the log of %s, which is done, cannot be compared any more: %s", day, error)
-        return
-    changed = sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
-    if changed:
-        shown = ", ".join(f"{file} ({_change(then.get(file), now.get(file))})" for file in changed[:3])
-        raise DataError(
-            f"{len(changed)} files of {day} have changed since line {name!r} trained it: {shown}: restore them, or "
-            f"train the day again on a line of its own with --branch NAME"
-        )
-
-
-def _files_read(ledger: Ledger, day: str) -> dict[str, str]:
-    """Return the files of a day's last read; with late labels a day is read twice, and may be written again between."""
-    for entry in ledger.chain():
-        late = entry.late.get(day)
-        if late is not None:
-            return late.logs
-        if entry.day == day:
-            return entry.logs
-    return {}
-
-
-def _change(then: str | None, now: str | None) -> str:
-    if then is None or now is None:
-        return "new" if then is None else "gone"
-    return f"was {then}, is {now}"
 
 
 @dataclass
@@ -236,7 +168,9 @@ class DayJob:
         self._forget_what_was_read_before(files)
         state = self.line.state()
         steps, base = self._steps(state.serial), state.checkpoint
-        preflight = self._preflight(ledger, steps, logs[self.day])
+        trained = self.line.read_manifest(base) if base else None
+        changes = form_changes(self.config, trained, [logs[day] for day in sorted(logs)])
+        preflight = self._preflight(ledger, steps, logs[self.day], changes)
         predicted = self._predict(steps, base, files)
         manifest = self._train(files[self.day])
         gate = self._gate(ledger, steps, base, manifest, predicted)
@@ -282,14 +216,15 @@ class DayJob:
         except DataError as error:
             raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
 
-    def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog) -> dict[str, Any]:
-        """Compare the profile of the day's log with those of the days before."""
+    def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog, changes: Sequence[str]) -> dict[str, Any]:
+        """Compare the profile of the day's log with those of the days before; `changes` are those of its form."""
         config = self.config.daily.preflight
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
         found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
         known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
         earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
-        problems = check_profile(config, self.config.log_schema, DayProfile.from_json(found), earlier)
+        profile = DayProfile.from_json(found)
+        problems = [*changes, *check_profile(config, self.config.log_schema, profile, earlier)]
         reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
         if problems and reason is None:
             raise self._refused("preflight", problems)

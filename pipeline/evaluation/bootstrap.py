@@ -24,7 +24,7 @@ from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
 from pipeline.evaluation.table import metric_of
 
 _CAPACITY = 2**12  # bins of a resample's AUC: its error is far below the spread of the resamples
-_ROWS = 2**14  # number of rows that wait for a common pass over all resamples
+ROWS_AT_ONCE = 2**14  # number of rows that wait for a common pass over all resamples
 # Probabilities of at most 0, 1, 2, ... under Poisson(1); 7e-10 is left beyond 11.
 _POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
 
@@ -57,7 +57,7 @@ class Bootstrap:
         chosen = in_space.cpu()
         predictions, scores, labels, weight = (tensor.detach().cpu()[chosen] for tensor in known)
         self._waiting[task].append((users[chosen], predictions, scores, labels, weight))
-        if sum(len(part[0]) for part in self._waiting[task]) >= _ROWS:
+        if sum(len(part[0]) for part in self._waiting[task]) >= ROWS_AT_ONCE:
             self._resample(task)
 
     def _resample(self, task: int) -> None:

@@ -29,6 +29,7 @@ from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import check_ids
 from pipeline.log_passes.popularity import Popularity, fit_popularity
 from pipeline.storage.files import Storage
 from pipeline.trainer.step_sync import CountedBatches
@@ -113,8 +114,9 @@ def measure_days(
     """Measure one checkpoint on days, all of them together; see `evaluate`."""
     logger.info("measuring %s on %s", checkpoint, ", ".join(days))
     with line.pinned(checkpoint, "evaluate"):
-        whole, history = whole_days(listed_days(config, days)), listed_days(config, popularity_days)
-        (measured,) = measure(config, line, [checkpoint], whole, rows, history)
+        logs, history = listed_days(config, days), listed_days(config, popularity_days)
+        check_ids(config, line.read_manifest(checkpoint), [*history, *logs])
+        (measured,) = measure(config, line, [checkpoint], whole_days(logs), rows, history)
     return measured
 
 

@@ -1,7 +1,8 @@
-"""Ray Data source of units: one read task decodes and encodes a unit, which then travels as one row.
+"""Ray Data source of units: a read task decodes and encodes units, each of which then travels within one Arrow row.
 
 A row cannot be split by Ray's block sizes or its splitter, so no unit is. A rank receives a sequence of parcels: the
-start of a segment (a day of a pass), encoded units, blanks, or the error of a bad unit.
+start of a segment (a day of a pass), encoded units, blanks, or the error of a bad unit. Small units of one rank share a
+row: handing on a block takes Ray some 20 ms, whatever its size.
 """
 
 import contextlib
@@ -20,23 +21,28 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from features.columns import contiguous, one_array
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
+from pipeline.ingest.day_files import first_line, is_bad_file
 from pipeline.ingest.deal import row_order
-from pipeline.ingest.units import Unit, first_line, is_bad_file
+from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
 _SKIP_ROWS = 8192  # minimum number of rows per read
 _BUFFER_BYTES = 1 << 20  # bytes of a column, read ahead from a local file
+
+SMALL_ROWS = 4096
+"""Units of together at most so many rows share a block, if they are of one rank, and a read task."""
 
 Kind = Literal["start", "unit", "blank", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Content of one row between a data task and a rank.
+    """A unit, or a signal, on its way from a data task to a rank.
 
     Args:
         kind: `start` of a segment, a `unit`, a `blank`, or a `bad` unit.
@@ -54,23 +60,43 @@ class Parcel:
     rows: EncodedRows | None = None
     read_at: float = 0.0
 
-    def to_block(self, blank: EncodedRows) -> pa.Table:
+    def to_row(self, blank: EncodedRows) -> pa.Table:
         """Return one Arrow row; `blank` gives the columns of a parcel without rows."""
         table = (self.rows or blank).to_arrow()
         head = json.dumps([self.kind, self.segment, self.unit, self.text, time.time()])
         return table.add_column(0, "parcel", pa.array([head]))
 
     @classmethod
-    def from_block(cls, block: pa.Table) -> "Parcel":
-        """Read the block that `to_block` wrote; the rows are views of it."""
-        kind, segment, unit, text, read_at = json.loads(block["parcel"][0].as_py())
-        rows = EncodedRows.from_arrow(block.drop_columns(["parcel"])) if kind == "unit" else None
+    def from_row(cls, row: pa.Table) -> "Parcel":
+        """Read the row that `to_row` wrote; the encoded rows are views of it."""
+        kind, segment, unit, text, read_at = json.loads(row["parcel"][0].as_py())
+        rows = EncodedRows.from_arrow(row.drop_columns(["parcel"])) if kind == "unit" else None
         return cls(kind, segment, unit, text, rows, read_at)
+
+
+def pack(parcels: Sequence[Parcel], blank: EncodedRows) -> pa.Table:
+    """Return parcels of one rank as a block of one Arrow row, so that nothing can split it.
+
+    Args:
+        parcels: At least one.
+        blank: Zero rows, which give the columns of a parcel without rows.
+    """
+    rows = pa.concat_tables([parcel.to_row(blank) for parcel in parcels])
+    ends = pa.array([0, len(parcels)], pa.int32())
+    columns = {name: pa.ListArray.from_arrays(ends, one_array(rows[name])) for name in rows.column_names}
+    return pa.table(columns)
+
+
+def unpack(block: pa.Table) -> list[Parcel]:
+    """Return the parcels of a block that `pack` made; their rows are views of it."""
+    assert block.num_rows == 1, f"{block.num_rows} rows in one block"
+    rows = pa.table({name: block[name][0].values for name in block.column_names})
+    return [Parcel.from_row(rows.slice(place, 1)) for place in range(rows.num_rows)]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedParcel:
-    """Plan of one parcel.
+    """Plan of a parcel.
 
     Args:
         kind: `start`, `unit`, `blank`, or a `bad` plan.
@@ -151,15 +177,19 @@ def _without_labels(rows: EncodedRows, where: np.ndarray) -> EncodedRows:
     return replace(rows, labels=np.where(where, np.float32(np.nan), rows.labels), weights=weights)
 
 
+Bundle = tuple[PlannedParcel, ...]
+"""Parcels of one rank that travel as one block: several where units have few rows, else one."""
+
+
 class UnitDatasource(Datasource):
-    """Parcels in a fixed order, grouped into read tasks.
+    """Bundles in a fixed order, grouped into read tasks.
 
     Args:
         plan: Common knowledge of all tasks.
-        tasks: Entries per task, in order.
+        tasks: Bundles per task, in order.
     """
 
-    def __init__(self, plan: ReadPlan, tasks: Sequence[Sequence[PlannedParcel]]) -> None:
+    def __init__(self, plan: ReadPlan, tasks: Sequence[Sequence[Bundle]]) -> None:
         super().__init__()
         self._plan = plan
         self._tasks = tasks
@@ -172,49 +202,75 @@ class UnitDatasource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """Return one read task per group of entries, for any requested parallelism."""
+        """Return one read task per group of bundles, for any requested parallelism."""
         if self._plan_ref is None:
             self._plan_ref = ray.put(self._plan)
         return [
             ReadTask(
-                functools.partial(_run_task, self._plan_ref, tuple(entries)),
-                BlockMetadata(num_rows=len(entries), size_bytes=None, input_files=None, exec_stats=None),
+                functools.partial(_run_task, self._plan_ref, tuple(bundles)),
+                BlockMetadata(num_rows=len(bundles), size_bytes=None, input_files=None, exec_stats=None),
             )
-            for entries in self._tasks
+            for bundles in self._tasks
         ]
 
 
-def group_entries(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> list[list[PlannedParcel]]:
-    """Group entries into tasks of one unit each; successive ranges of one row group share a task, and its decoding."""
-    tasks: list[list[PlannedParcel]] = []
+def group_bundles(plan: ReadPlan, bundles: Sequence[Bundle], task_rows: int = SMALL_ROWS) -> list[list[Bundle]]:
+    """Group bundles into tasks, in order.
+
+    Successive ranges of one row group share a task, and its decoding. So do units of few rows, and the opening of their
+    file: it costs more than reading them.
+
+    Args:
+        plan: Plan with the units.
+        bundles: Bundles in order.
+        task_rows: Units share a task if they have no more rows than this together.
+    """
+    tasks: list[list[Bundle]] = []
     last: Unit | None = None
-    for entry in entries:
-        unit = plan.unit_of(entry) if entry.kind == "unit" else None
-        follows = unit is None or (
-            last is not None
-            and (unit.file, unit.row_group) == (last.file, last.row_group)
-            and unit.first_row > last.first_row
-        )
-        if tasks and (follows or last is None):
-            tasks[-1].append(entry)
+    rows = 0  # of the units of the newest task
+    for bundle in bundles:
+        units = [plan.unit_of(entry) for entry in bundle if entry.kind == "unit"]
+        more = sum(unit.num_rows for unit in units)
+        follows = not units or last is None or _is_next_range(last, units[0]) or rows + more <= task_rows
+        if tasks and follows:
+            tasks[-1].append(bundle)
         else:
-            tasks.append([entry])
-        last = unit or last
+            tasks.append([bundle])
+            rows = 0
+        last = units[-1] if units else last
+        rows += more
     return tasks
 
 
-def _run_task(plan_ref: Any, entries: tuple[PlannedParcel, ...]) -> Iterator[pa.Table]:
+def _is_next_range(last: Unit, unit: Unit) -> bool:
+    return (unit.file, unit.row_group) == (last.file, last.row_group) and unit.first_row > last.first_row
+
+
+def _run_task(plan_ref: Any, bundles: tuple[Bundle, ...]) -> Iterator[pa.Table]:
     plan: ReadPlan = ray.get(plan_ref)
     blank = plan.encoder.empty()
     if plan.holdout is not None and plan.rows == "trained":
         blank = replace(blank, held=np.empty(0, np.uint8))
-    for parcel in read_parcels(plan, entries):
-        yield parcel.to_block(blank)
+    yield from read_bundles(plan, bundles, blank)
+
+
+def read_bundles(plan: ReadPlan, bundles: Sequence[Bundle], blank: EncodedRows) -> Iterator[pa.Table]:
+    """Yield the blocks of a task, one for each bundle, in order.
+
+    Args:
+        plan: Plan with the units.
+        bundles: Bundles of the task.
+        blank: Zero rows, which give the columns of a parcel without rows.
+    """
+    parcels = read_parcels(plan, [entry for bundle in bundles for entry in bundle])
+    for bundle in bundles:
+        yield pack([next(parcels) for _ in bundle], blank)
 
 
 def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[Parcel]:
     """Yield the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel with the error."""
     reader: _RowGroupReader | None = None
+    files: dict[str, pq.ParquetFile] = {}
     for entry in entries:
         if entry.kind != "unit":
             yield Parcel(entry.kind, entry.segment, text=entry.text)
@@ -223,10 +279,11 @@ def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[P
         try:
             with named_unit(plan.logs, unit):
                 if reader is None or not reader.reaches(unit):
-                    reader = _RowGroupReader(plan.logs, unit, plan.columns)
+                    reader = _RowGroupReader(_opened(plan.logs, unit.file, files), unit, plan.columns)
                 encoded = plan.encode(reader.read(unit), entry.segment)
         except DataError as error:
             reader = None  # the position in a broken row group is unknown
+            files.pop(unit.file, None)
             yield Parcel("bad", entry.segment, entry.unit, text=str(error))
             continue
         order = row_order(unit, seed=plan.seed, pass_index=plan.passes[entry.segment], shuffle=plan.shuffle_rows)
@@ -244,7 +301,7 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
         DataError: The unit cannot be read; names file and row group.
     """
     with named_unit(logs, unit):
-        return _RowGroupReader(logs, unit, columns).read(unit)
+        return _RowGroupReader(_opened(logs, unit.file, {}), unit, columns).read(unit)
 
 
 @contextlib.contextmanager
@@ -259,15 +316,22 @@ def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
         raise DataError(f"{where}: {first_line(error)}") from error
 
 
+def _opened(logs: Storage, file: str, files: dict[str, pq.ParquetFile]) -> pq.ParquetFile:
+    """Return a file, opened once for all units of a task."""
+    if file not in files:
+        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
+        source = logs.path(file) if logs.is_local else logs.open_read(file)
+        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
+        # Without the optional checksums of a page, most flipped bytes are read as other values.
+        files[file] = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
+    return files[file]
+
+
 class _RowGroupReader:
     """Reader of a row group, forwards, by ranges."""
 
-    def __init__(self, logs: Storage, unit: Unit, columns: list[str]) -> None:
-        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
-        source = logs.path(unit.file) if logs.is_local else logs.open_read(unit.file)
-        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
-        # Without the optional checksums of a page, most flipped bytes are read as other values.
-        self._file = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
+    def __init__(self, file: pq.ParquetFile, unit: Unit, columns: list[str]) -> None:
+        self._file = file
         self._of = (unit.file, unit.row_group)
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -296,7 +360,7 @@ class _RowGroupReader:
         for name in self._columns:
             if name not in table.column_names:
                 raise DataError(f"no column {name!r}, which was there when the day was listed: write the file again")
-        return {name: _one_array(table[name]) for name in self._columns}
+        return contiguous({name: table[name] for name in self._columns})
 
     def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
         """Return the next rows of the row group; fewer at its end."""
@@ -312,10 +376,3 @@ class _RowGroupReader:
             num_rows -= batch.num_rows
             self._next_row += batch.num_rows
         return taken
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)  # combine_chunks would copy it
-    combined = column.combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined

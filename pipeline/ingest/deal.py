@@ -1,8 +1,8 @@
 """Deal of units to ranks, in order: a pure function of the day's units, the seed and the ranks.
 
 A lane is the list of units of one rank. Lanes are drawn from the day's start, so they do not depend on the ranks'
-speed. Ray Data's splitter then has to reproduce them. It gives each row to the rank with the fewest rows; since a unit
-travels as one row, it deals round and round, and a lane without a unit for its turn gets a blank.
+speed. Ray Data's splitter then has to reproduce them. It gives each row to the rank with the fewest rows; since a block
+is one row, it deals round and round, and a lane without a block for its turn gets a blank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,19 +73,42 @@ def row_order(unit: Unit, *, seed: int, pass_index: int, shuffle: bool) -> np.nd
     return generator(seed, "rows", pass_index, unit.day, unit.key).permutation(unit.num_rows)
 
 
+def bundled(lane: Sequence[int], rows: Sequence[int], most_rows: int) -> list[list[int]]:
+    """Group successive units of a lane that travel as one block.
+
+    Args:
+        lane: Indices of units.
+        rows: Number of rows to read of each unit of the day.
+        most_rows: Maximum number of rows of a block of several units.
+
+    Returns:
+        Groups of at least one unit, in order.
+    """
+    bundles: list[list[int]] = []
+    room = 0
+    for index in lane:
+        if bundles and rows[index] <= room:
+            bundles[-1].append(index)
+            room -= rows[index]
+        else:
+            bundles.append([index])
+            room = most_rows - rows[index]
+    return bundles
+
+
 def rounds(lanes: Lanes, rows: Mapping[int, int], slack_rows: int) -> list[list[int | None]]:
     """Align the lanes in turns, one entry per rank and turn; None is a blank.
 
-    A lane that is more than `slack_rows` ahead of the slowest lane waits a turn: otherwise its units would pile up in
+    A lane that is more than `slack_rows` ahead of the slowest lane waits a turn: otherwise its blocks would pile up in
     the object store while the other lanes are read.
 
     Args:
-        lanes: Indices of units, per rank.
-        rows: Number of rows of each unit.
+        lanes: Indices of blocks, per rank.
+        rows: Number of rows of each block.
         slack_rows: Maximum lead of a lane, in rows.
 
     Returns:
-        Turns of W entries each; every lane's units appear once and in order.
+        Turns of W entries each; every lane's blocks appear once and in order.
     """
     turns: list[list[int | None]] = []
     place, fed = [0] * len(lanes), [0] * len(lanes)

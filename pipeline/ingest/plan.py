@@ -20,8 +20,8 @@ from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.cursor import DayCursor, StoredCursor
-from pipeline.ingest.datasource import PlannedParcel, ReadPlan, UnitDatasource, group_entries
-from pipeline.ingest.deal import Lanes, deal, rounds, unit_order
+from pipeline.ingest.datasource import SMALL_ROWS, Bundle, PlannedParcel, ReadPlan, UnitDatasource, group_bundles
+from pipeline.ingest.deal import Lanes, bundled, deal, rounds, unit_order
 from pipeline.ingest.pacing import PacedLoop
 from pipeline.ingest.parts import Part
 from pipeline.ingest.units import DayLog
@@ -124,6 +124,7 @@ class RunPlan:
             workers. Each model gets all of its remaining rows before the next model.
         holdout: Rows that are never trained.
         rows: Rows that have labels: `trained`, `all` or `held_out`; with `held_out` only these rows are read.
+        block_rows: Units of one rank with together at most so many rows share a block.
     """
 
     logs: Storage
@@ -135,6 +136,7 @@ class RunPlan:
     starts: tuple[Callable[[], StreamStart], ...]
     holdout: HoldoutConfig | None = None
     rows: Rows = "trained"
+    block_rows: int = SMALL_ROWS
 
     def begin_attempts(self) -> list[StreamStart]:
         """Begin an attempt of every model; from then on only the checkpoints of this attempt count.
@@ -214,23 +216,19 @@ class RunPlan:
                 f"({what}): restore them, or train the day on a new line"
             )
 
-    def entries(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[PlannedParcel]:
-        """Return the parcels of all ranks in the splitter's order of dealing."""
-        entries = [] if segments else [PlannedParcel("blank", 0)] * num_ranks  # Ray Data wants something to read
+    def bundles(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[Bundle]:
+        """Return the parcels of all ranks, as blocks in the splitter's order of dealing."""
+        bundles: list[Bundle] = []
+        if not segments:  # Ray Data wants something to read
+            bundles += [(PlannedParcel("blank", 0),)] * num_ranks
         for segment, (part, header) in enumerate(segments):
-            text = header.to_json()
-            entries += [PlannedParcel("start", segment, text=text)] * num_ranks
+            bundles += [(PlannedParcel("start", segment, text=header.to_json()),)] * num_ranks
             seen = DayCursor.from_stored(header.seen, part.log.units).seen
-            rows = {index: unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)}
-            slack = 2 * max(rows.values())
-            for turn in rounds(header.lanes, rows, slack):
-                entries += [
-                    PlannedParcel("blank", segment)
-                    if index is None
-                    else PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0))
-                    for index in turn
-                ]
-        return entries
+            rows = [unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)]
+            for units in _in_turns(header.lanes, rows, self.block_rows):
+                bundle = tuple(PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0)) for index in units)
+                bundles.append(bundle or (PlannedParcel("blank", segment),))
+        return bundles
 
     def read_plan(self, segments: Sequence[tuple[Part, Header]]) -> ReadPlan:
         """Return the input of the data tasks for reading segments."""
@@ -250,14 +248,14 @@ class RunPlan:
         """Begin an attempt of every model, and return the remaining rows as a Ray Data set of parcels."""
         try:
             segments = self.segments(self.begin_attempts(), num_ranks)
-            entries = self.entries(segments, num_ranks)
+            bundles = self.bundles(segments, num_ranks)
         except DataError as error:  # Ray Train would start the workers again and again: they say it and end
-            segments, entries = [], [PlannedParcel("bad", 0, text=str(error))] * num_ranks
+            segments, bundles = [], [(PlannedParcel("bad", 0, text=str(error)),)] * num_ranks
         plan = self.read_plan(segments)
-        tasks = group_entries(plan, entries)
+        tasks = group_bundles(plan, bundles)
         context = DataContext.get_current().copy()  # the process's own stays as it is
         context.execution_options.preserve_order = True
-        context.target_max_block_size = 1  # bytes: every row, that is every unit, is a block of its own
+        context.target_max_block_size = 1  # bytes: every row is a block of its own
         context.enable_progress_bars = False
         context.custom_execution_callback_classes = [PacedLoop]
         context.execution_options.resource_limits = ExecutionResources(
@@ -270,6 +268,19 @@ class RunPlan:
                 concurrency=self.ingest.read_tasks,
                 num_cpus=self.ingest.read_cpus,
             )
+
+
+def _in_turns(lanes: Lanes, rows: Sequence[int], block_rows: int) -> list[list[int]]:
+    """Return the units of each block, in the splitter's order of dealing; a blank has none."""
+    blocks: list[list[int]] = []
+    numbered: Lanes = []
+    for lane in lanes:
+        own = bundled(lane, rows, block_rows)
+        numbered.append(list(range(len(blocks), len(blocks) + len(own))))
+        blocks += own
+    sizes = {number: sum(rows[index] for index in units) for number, units in enumerate(blocks)}
+    turns = rounds(numbered, sizes, slack_rows=2 * max(sizes.values(), default=0))
+    return [[] if number is None else blocks[number] for turn in turns for number in turn]
 
 
 class LaneConfig(ray.train.DataConfig):

@@ -8,7 +8,7 @@ from typing import Any
 from ray.data import DataIterator
 
 from features.errors import DataError
-from pipeline.ingest.datasource import Parcel
+from pipeline.ingest.datasource import Parcel, unpack
 from pipeline.ingest.plan import Header
 
 logger = logging.getLogger(__name__)
@@ -54,16 +54,16 @@ def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[
 
     def parcels() -> Iterator[Parcel]:
         for block in blocks:
-            parcel = Parcel.from_block(block)
-            if parcel.kind == "start":
-                waiting.append(parcel)
-                return
-            if parcel.kind == "bad":
-                if on_bad is None or parcel.unit < 0:
-                    raise DataError(parcel.text)
-                logger.warning("%s %s", on_bad, parcel.text)
-            if parcel.kind in ("unit", "bad"):
-                yield parcel
+            for parcel in unpack(block):
+                if parcel.kind == "start":  # a block of its own
+                    waiting.append(parcel)
+                    return
+                if parcel.kind == "bad":
+                    if on_bad is None or parcel.unit < 0:
+                        raise DataError(parcel.text)
+                    logger.warning("%s %s", on_bad, parcel.text)
+                if parcel.kind in ("unit", "bad"):
+                    yield parcel
 
     for _ in parcels():
         raise AssertionError("a lane begins with the start of a segment")

@@ -1,12 +1,10 @@
 """Units: the pieces of a day's log that are read, dealt to ranks and counted, listed from the files' footers."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +13,12 @@ import pyarrow.parquet as pq
 from features.encoding import check_columns
 from features.errors import ConfigError, DataError
 from features.hashing import mix64, salt_of
+from features.ids import IdType, id_type
 from features.schema import Schema
+from pipeline.ingest.day_files import folder_of, list_files, read_footer
 from pipeline.storage.files import Storage
 
 _FOOTER_THREADS = 16
-_TAIL_BYTES = 8  # after the footer: its length and "PAR1"
 _MASK = (1 << 64) - 1
 
 
@@ -73,11 +72,16 @@ class DayLog:
         units: Never empty.
         files: Size in bytes and fingerprint of the footer, by path below the logs' prefix. The footer has the place,
             the size and the extremes of every column of every row group.
+        id_types: `integer` or `text`, by name of each read column that is one of them.
+        read_otherwise: Files of the day that versions before sub-folders were read did not read, or did read although
+            their names hide them.
     """
 
     day: str
     units: tuple[Unit, ...]
     files: dict[str, str]
+    id_types: dict[str, IdType] = field(default_factory=dict)
+    read_otherwise: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -129,6 +133,7 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
         DataError: A file does not fit; names the file and the reason.
     """
     checked: list[pa.Schema] = []
+    types = IdTypes(columns)
     listed = []
     for day in days:
         day_log, schemas = _list_day(logs, day, max_rows)
@@ -137,72 +142,60 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
                 continue
             try:
                 check_columns(schema, found, columns)
+                types.add(file, found)
             except DataError as error:
                 raise DataError(f"{logs.url}/{file}: {error}") from error
             checked.append(found)
-        listed.append(day_log)
+        listed.append(replace(day_log, id_types=types.found))
     return listed
 
 
+class IdTypes:
+    """Types of the id columns of files, which have to be the same in all files.
+
+    Args:
+        columns: Names of the columns that will be read.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._files: dict[str, str] = {}
+        self.found: dict[str, IdType] = {}
+
+    def add(self, file: str, schema: pa.Schema) -> None:
+        """Add the schema of a file.
+
+        Raises:
+            DataError: A column has integers in this file and text in an earlier one, or the reverse.
+        """
+        for column in self._columns:
+            kind = id_type(schema.field(column).type)
+            if kind is None:
+                continue
+            first = self.found.setdefault(column, kind)
+            if kind != first:
+                raise DataError(
+                    f"column {column!r} is {kind} here and {first} in {self._files[column]}, so one id would become "
+                    f"two: write the column with one type in all files"
+                )
+            self._files.setdefault(column, file)
+
+
 def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str, pa.Schema]]:
-    folder = f"dt={day}"
-    files = [f"{folder}/{name}" for name in logs.names(folder) if name.endswith(".parquet")]
-    if not files:
-        missing = "has no *.parquet file" if logs.exists(folder) else "is missing"
-        raise DataError(f"{logs.url}/{folder} {missing}: write the day's log there, or leave the day out")
+    found = list_files(logs, day)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda file: _footer(logs, file), files))
+        footers = list(pool.map(lambda file: read_footer(logs, file), found.read))
     units = tuple(
         unit
-        for file, (metadata, _, _) in zip(files, footers, strict=True)
-        for unit in _units_of(day, file, metadata, max_rows)
+        for file, footer in zip(found.read, footers, strict=True)
+        for unit in _units_of(day, file, footer.metadata, max_rows)
     )
     if not units:
-        raise DataError(f"{logs.url}/{folder} has {len(files)} files and no row: write the log, or leave the day out")
-    marks = {file: mark for file, (_, _, mark) in zip(files, footers, strict=True)}
-    return DayLog(day, units, marks), {file: schema for file, (_, schema, _) in zip(files, footers, strict=True)}
-
-
-def _footer(logs: Storage, file: str) -> tuple[pq.FileMetaData, pa.Schema, str]:
-    try:
-        with logs.open_read(file) as opened:
-            parquet = pq.ParquetFile(opened)
-            _check_rows(parquet.metadata)
-            return parquet.metadata, parquet.schema_arrow, _mark(opened, parquet.metadata.serialized_size)
-    except Exception as error:
-        if not is_bad_file(error):
-            raise
-        reason = first_line(error)
-        raise DataError(f"{logs.url}/{file} is not readable Parquet ({reason}): write the file again") from error
-
-
-def _mark(opened: BinaryIO, footer_bytes: int) -> str:
-    """Return a fingerprint of a file: a rewritten one has another footer, if not another size."""
-    size = opened.seek(0, 2)
-    opened.seek(max(size - footer_bytes - _TAIL_BYTES, 0))
-    return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
-
-
-def _check_rows(footer: pq.FileMetaData) -> None:
-    """Check a footer, which has no checksum, for consistency: a row group without rows would be silently skipped."""
-    groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
-    if sum(groups) != footer.num_rows or min(groups, default=0) < 0:
-        raise pa.ArrowInvalid(f"the footer says {footer.num_rows} rows, its row groups have {sum(groups)}")
-
-
-def is_bad_file(error: BaseException) -> bool:
-    """Return True if a reading error means a bad Parquet file, and not a storage that does not answer.
-
-    pyarrow reports damage as its own exceptions, as a bare OSError without a number, or, in the name of a column, as
-    text that is not UTF-8.
-    """
-    damage = isinstance(error, pa.ArrowException | UnicodeDecodeError | FileNotFoundError | IsADirectoryError)
-    return damage or (type(error) is OSError and error.errno is None)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text; its class name if the text is empty."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        where = f"{logs.url}/{folder_of(day)}"
+        raise DataError(f"{where} has {len(footers)} files and no row: write the log, or leave the day out")
+    marks = {file: footer.mark for file, footer in zip(found.read, footers, strict=True)}
+    log = DayLog(day, units, marks, read_otherwise=found.read_otherwise)
+    return log, {file: footer.schema for file, footer in zip(found.read, footers, strict=True)}
 
 
 def _units_of(day: str, file: str, metadata: pq.FileMetaData, max_rows: int) -> list[Unit]:

@@ -66,7 +66,7 @@ def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[st
         DataError: A live job holds one of them; names the job.
     """
     runs = [uuid.uuid4().hex for _ in lines]
-    mine = LeaseRecord(what=what, seconds=seconds, process=_this_process())
+    mine = LeaseRecord(what=what, seconds=seconds, process=this_process())
     holdings = [
         _Holding(line.storage, mine.model_copy(update={"run": run})) for line, run in zip(lines, runs, strict=True)
     ]
@@ -169,7 +169,7 @@ def _described(held: LeaseRecord) -> str:
     return f"{held.what} (process {held.process.pid} on {held.process.host})"
 
 
-def _this_process() -> ProcessIdentity:
+def this_process() -> ProcessIdentity:
     """Return the identity of this process."""
     pid = os.getpid()
     return _machine().model_copy(update={"pid": pid, "started": _started(pid)})

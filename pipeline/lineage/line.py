@@ -5,11 +5,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from features.errors import ConfigError, DataError
+from features.errors import DataError
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.plan import ResumePoint
+from pipeline.lineage.line_state import LATEST, read_attempts, read_latest, write_attempt
 from pipeline.lineage.newest_checkpoint import choose_newest
 from pipeline.lineage.records import Attempt, AttemptResult, EntryReference, Latest, Manifest, Published
 from pipeline.lineage.stored_checkpoint import (
@@ -23,14 +23,9 @@ from pipeline.lineage.stored_checkpoint import (
     resume_point,
 )
 from pipeline.storage.files import Storage
-from pipeline.storage.record import LaterVersion, Record
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-LATEST = "LATEST"
 _PIN_S = 7 * 24 * 3600.0
 _FOREVER = 1e18
-_REBUILD = "make it again from the ledger with jobs.daily --rollback DAY REASON, DAY being the newest that is right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ class Line:
             run: Name of the run; the previous holder loses the line.
         """
         while True:
-            current, version = self._current()
+            current, version = read_latest(self.storage)
             if self._replaced(current.model_copy(update={"holder": _holder(run)}), version):
                 return
 
@@ -97,7 +92,7 @@ class Line:
             DataError: The run has begun before or taken the line, and another run has taken the line over since.
         """
         while True:
-            current, version = self._current()
+            current, version = read_latest(self.storage)
             own = [attempt.attempt for attempt in self.attempts(days) if attempt.run == run]
             if (own or held) and not current.is_held_by(run):  # its workers are started again
                 raise self._lost(f"attempt {own[-1]:04d}" if own else "this run", current)
@@ -115,7 +110,7 @@ class Line:
             serial=current.serial,
             migrates=migrates,
         )
-        self._write_attempt(begun)
+        write_attempt(self.storage, begun)
         return f"{number:04d}", start
 
     def end_attempts(self, days: Sequence[str], run: str, result: AttemptResult, reason: str | None = None) -> None:
@@ -124,7 +119,7 @@ class Line:
         for attempt in mine:
             is_last = attempt is mine[-1]
             ended = {"result": result, "reason": reason} if is_last else {"result": "restarted"}
-            self._write_attempt(attempt.model_copy(update=ended))
+            write_attempt(self.storage, attempt.model_copy(update=ended))
 
     def attempt_of(self, days: Sequence[str], run: str) -> str:
         """Return the newest attempt of a run."""
@@ -133,32 +128,11 @@ class Line:
 
     def attempts(self, days: Sequence[str]) -> list[Attempt]:
         """Return the attempts at some days, by number."""
-        records = {}
-        for day in days:
-            for name in self.storage.names(f"attempts/{day}"):
-                file = f"attempts/{day}/{name}"
-                record = self._intact(Attempt, file, self.storage.read(file))
-                records[record.attempt] = record
-        return [records[number] for number in sorted(records)]
-
-    def _write_attempt(self, attempt: Attempt) -> None:
-        for day in attempt.days:
-            self.storage.write(f"attempts/{day}/{attempt.attempt:04d}.json", attempt.to_bytes())
+        return read_attempts(self.storage, days)
 
     def state(self) -> Latest:
         """Return LATEST."""
-        return self._current()[0]
-
-    def _current(self) -> tuple[Latest, str | None]:
-        """Return LATEST and its version in the storage.
-
-        Raises:
-            DataError: LATEST is damaged, or gone although the line has been trained.
-        """
-        found = self.storage.read_versioned(LATEST)
-        if found is None and self.storage.names("attempts"):
-            raise DataError(f"{self.storage.url}/LATEST is gone, and the line has been trained: {_REBUILD}")
-        return (self._intact(Latest, LATEST, found[0]), found[1]) if found else (Latest(), None)
+        return read_latest(self.storage)[0]
 
     def rebuild(self, entry: Published, serial: int) -> None:
         """Write LATEST anew after it was damaged or lost.
@@ -199,21 +173,6 @@ class Line:
             f"{who} no longer holds {self.storage.url}: another has taken it over since (its newest attempt is "
             f"{state.fence:04d}). This one stops; nothing that it did after that counts, and nothing has to be done"
         )
-
-    def _intact(self, kind: type[AnyRecord], name: str, data: bytes) -> AnyRecord:
-        """Read a record of the line.
-
-        Raises:
-            ConfigError: A later version wrote it.
-            DataError: It is damaged.
-        """
-        try:
-            return kind.from_bytes(data)
-        except LaterVersion as error:
-            raise ConfigError(f"{self.storage.url}/{name} cannot be read: {error}") from error
-        except ValueError as error:
-            what = _REBUILD if name == LATEST else "restore it from a backup, or use a new line"
-            raise DataError(f"{self.storage.url}/{name} is damaged ({' '.join(str(error).split())}): {what}") from error
 
     def manifests(self, since: str = "") -> Iterator[Manifest]:
         """Yield manifests of complete checkpoints of days not before `since`, in no order."""
@@ -339,7 +298,7 @@ class Line:
         Raises:
             DataError: LATEST has been moved since, or another run holds the line.
         """
-        current, version = self._current()
+        current, version = read_latest(self.storage)
         if current.published == entry:
             return
         if not current.is_held_by(run):
@@ -379,7 +338,7 @@ class Line:
         Returns:
             The serial that LATEST has now.
         """
-        current, version = self._current()
+        current, version = read_latest(self.storage)
         if not current.is_held_by(run):
             raise self._lost("this run", current)
         serial = current.serial + 1

@@ -47,6 +47,8 @@ def trained_fields(
         "rows_in_space": dict(zip(schema.task_names, cursor.in_space, strict=bool(cursor.in_space))),
         "audit": AuditFigures.of(cursor.to_stored(part.log.units)),
         "files_of_log": dict(part.log.files),
+        "day_files": "all",
+        "id_types": part.log.id_types,
         "config": declared(config),
         "schema_fingerprint": schema.fingerprint(),
         "statistics": statistics,

@@ -10,7 +10,8 @@ from pipeline.config.project import LINE_NAME, Config
 from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger import Ledger
-from pipeline.lineage.line import LATEST, Line
+from pipeline.lineage.line import Line
+from pipeline.lineage.line_state import LATEST
 from pipeline.lineage.records import EntryReference, Latest, MoveByHand
 
 logger = logging.getLogger(__name__)

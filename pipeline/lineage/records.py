@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from features.ids import IdType
 from features.statistics import Statistics
 from pipeline.ingest.cursor import MASK, StoredCursor
 from pipeline.storage.record import Record, RecordPart
@@ -93,6 +94,10 @@ class Manifest(Record):
         rows_in_space: Rows in each task's sample space.
         audit: Audit of the rows stepped; the cursor has it per unit.
         files_of_log: Size in bytes and fingerprint of the Parquet footer, by file of the log, at the time of reading.
+        day_files: Rule of the files that were read: `all` below the day's folder but hidden ones, or, before there was
+            this field, those `in_folder` whose names end with `.parquet`, hidden ones too.
+        id_types: `integer` or `text`, by name of each read column that is one of them; empty before there was this
+            field.
         config: The whole configuration.
         schema_fingerprint: Fingerprint of the schema.
         statistics: Statistics of the line; absent: the schema needs none.
@@ -127,6 +132,8 @@ class Manifest(Record):
     rows_in_space: dict[str, int]
     audit: AuditFigures
     files_of_log: dict[str, str]
+    day_files: Literal["all", "in_folder"] = "in_folder"
+    id_types: dict[str, IdType] = {}
     config: dict[str, Any]
     schema_fingerprint: str
     statistics: Statistics | None = None

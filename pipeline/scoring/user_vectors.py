@@ -27,6 +27,7 @@ from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import Unit
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import check_ids
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import begin_worker
 
@@ -84,7 +85,9 @@ def write_user_vectors(
         manifest = complete_manifest(line, name)
         check_same_schema(config, manifest)
         encoder = encoder_of(config, line, manifest)
-        parts, logs = whole_days(listed_days(config, days, [column])), Storage(config.logs.path)
+        listed = listed_days(config, days, [column])
+        check_ids(config, manifest, listed)
+        parts, logs = whole_days(listed), Storage(config.logs.path)
         plan = RunPlan(logs, parts, 1, encoder, in_order(config), config.seed, (StreamStart,), None, "all")
         reading = EvaluateJob(config, (Subject(config, line, name),), parts, None, None)
         written = _compute(config, plan, reading, column, target)

@@ -11,13 +11,13 @@ import fcntl
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from features.errors import NO_PLACE, ConfigError
+from features.errors import NO_PLACE, ConfigError, DataError
 from features.full_disk import naming_place
 from pipeline.config.urls import S3, resolve_url, uri_of
 
@@ -90,6 +90,24 @@ class Storage:
         paths = {str(entry).rstrip("/") for entry in found} - {path}  # S3 may list a folder in itself
         names = (path.rsplit("/", 1)[-1] for path in paths)
         return sorted(name for name in names if not name.startswith("."))
+
+    def files_below(self, folder: str, is_hidden: Callable[[str], bool]) -> list[str]:
+        """Return the paths of all files below a folder, at any depth, sorted, relative to the folder.
+
+        Args:
+            folder: Folder below the storage; a folder that does not exist has no files.
+            is_hidden: Function of the name of a file or folder; a hidden folder is left out with all that is in it.
+
+        Raises:
+            DataError: An entry is neither a file nor a folder.
+        """
+        if self.is_local:
+            return sorted(_local_files(self.path(folder), "", is_hidden, frozenset()))
+        top = f"{self.path(folder)}/"
+        found = (str(path).removeprefix(top) for path in self.filesystem.find(top) if str(path).startswith(top))
+        # S3 may have an object for a folder, whose name ends with a slash.
+        files = (path for path in found if path and not path.endswith("/"))
+        return sorted(path for path in files if not any(map(is_hidden, path.split("/"))))
 
     def open_read(self, name: str) -> BinaryIO:
         """Open a file for reading, mostly forwards."""
@@ -228,6 +246,31 @@ class Storage:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         _sync_folders(folder, top)
+
+
+def _local_files(
+    top: str, folder: str, is_hidden: Callable[[str], bool], above: frozenset[tuple[int, int]]
+) -> Iterator[str]:
+    """Yield the files below `top/folder`, relative to `top`; `above` has the folders that a link could lead back to."""
+    path = f"{top}/{folder}" if folder else top
+    try:
+        status, entries = os.stat(path), list(os.scandir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if (status.st_dev, status.st_ino) in above:
+        raise DataError(f"{path} is a link to a folder above it: remove the link")
+    for entry in entries:
+        name = f"{folder}/{entry.name}" if folder else entry.name
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _local_files(top, name, is_hidden, above | {(status.st_dev, status.st_ino)})
+        elif entry.is_file():
+            yield name
+        else:
+            raise DataError(
+                f"{top}/{name} is neither a file nor a folder but a pipe, a socket or a broken link: remove it"
+            )
 
 
 def _make_folder(folder: Path, prefix: Path) -> Path:

@@ -104,7 +104,7 @@ class PatientS3FileSystem(S3FileSystem):
     retries = 1  # s3fs' own; this class waits
     connect_timeout = 10
     read_timeout = 30
-    _outage = _Outage()
+    outage = _Outage()
 
     def __init__(self, **settings: Any) -> None:
         ours = {
@@ -161,7 +161,7 @@ class PatientS3FileSystem(S3FileSystem):
                 answer = await self._send(method, *parameters, **request)
             except Exception as error:
                 if not _passes(error):
-                    self._outage.end()
+                    self.outage.end()
                     if failing_since is not None and await self._was_completed(method, request, error):
                         return {}
                     _explain(error, method, request)
@@ -169,7 +169,7 @@ class PatientS3FileSystem(S3FileSystem):
                 failing_since = failing_since or time.monotonic()
                 self._wait_or_give_up(error, request, time.monotonic() - failing_since)
             else:
-                self._outage.end()
+                self.outage.end()
                 return answer
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # spreads the retries of ranks that failed together
             pause = min(1.7 * pause, _LONGEST_PAUSE_S)
@@ -195,7 +195,7 @@ class PatientS3FileSystem(S3FileSystem):
         """
         endpoint = urlsplit(self._s3.meta.endpoint_url).netloc.rpartition("@")[2] if self._s3 is not None else "?"
         reason = _reason(error)
-        failing_s = max(failing_s, self._outage.length(endpoint, reason))
+        failing_s = max(failing_s, self.outage.length(endpoint, reason))
         if failing_s >= WAIT_S:
             raise ConnectionError(
                 f"{_place(request)}: S3 at {endpoint} has not served for {failing_s:.0f} s ({reason}): when it does "

@@ -132,20 +132,20 @@ class Comparison:
         """
         plan = self._plan
         with ray_session(self._config):
-            chosen = self._chosen()
+            chosen = self.chosen()
             return [
                 outcome
                 for seed in self.seeds
-                for outcome in self._outcomes(chosen, seed, plan.train_days, plan.test_days)
+                for outcome in self.outcomes(chosen, seed, plan.train_days, plan.test_days)
             ]
 
-    def _chosen(self) -> list[_Entrant]:
+    def chosen(self) -> list[_Entrant]:
         """Return each model in its best setting on the days to choose on, by the mean quality of the main tasks."""
         plan = self._plan
         tried = [(model, setting) for model, settings in self._settings.items() for setting in settings]
         if len(tried) == len(self._settings):
             return tried
-        found = self._outcomes(tried, self._config.seed, plan.train_days[: -len(plan.choose_days)], plan.choose_days)
+        found = self.outcomes(tried, self._config.seed, plan.train_days[: -len(plan.choose_days)], plan.choose_days)
         quality = [_mean_quality(outcome.tasks) for outcome in found]
         best = []
         for model in self._settings:
@@ -154,7 +154,7 @@ class Comparison:
             best.append(tried[-index])
         return best
 
-    def _outcomes(
+    def outcomes(
         self, entrants: Sequence[_Entrant], seed: int, days: Sequence[str], test_days: Sequence[str]
     ) -> list[Outcome]:
         """Train models with one seed, and measure them together."""

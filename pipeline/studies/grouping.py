@@ -68,14 +68,21 @@ def best_grouping(tasks: Sequence[str], losses: Losses, budget: float) -> Groupi
     Raises:
         ValueError: No candidates within the budget predict all tasks.
     """
-    search = _Search(tuple(tasks), sorted(losses.items(), key=lambda pair: (len(pair[0]), pair[0])))
+    search = Search(tuple(tasks), sorted(losses.items(), key=lambda pair: (len(pair[0]), pair[0])))
     search.extend((), dict.fromkeys(tasks, float("inf")), 0, budget)
     if search.best is None:
         raise ValueError(f"no groups within a budget of {budget:g} models predict all of {list(tasks)}")
     return search.best
 
 
-class _Search:
+class Search:
+    """Branch and bound over candidate groups.
+
+    Args:
+        tasks: Names of all tasks.
+        candidates: Groups with the loss of each of their tasks, in the order in which they are tried.
+    """
+
     def __init__(self, tasks: Group, candidates: Sequence[tuple[Group, Mapping[str, float]]]) -> None:
         self._tasks, self._candidates = tasks, candidates
         self.best: Grouping | None = None
@@ -86,14 +93,15 @@ class _Search:
         if self.best is None or total < self.best.loss:
             self._keep(chosen, total)
         affordable = self._candidates[first:] if left >= _COST else ()
-        if self.best is not None and self._bound(least, affordable) >= self.best.loss:
+        if self.best is not None and self.bound(least, affordable) >= self.best.loss:
             return
         for index, (group, losses) in enumerate(affordable, start=first):
             better = {task: min(least[task], losses.get(task, least[task])) for task in self._tasks}
             if better != least:
                 self.extend((*chosen, group), better, index + 1, left - _COST)
 
-    def _bound(self, least: dict[str, float], affordable: Sequence[tuple[Group, Mapping[str, float]]]) -> float:
+    def bound(self, least: dict[str, float], affordable: Sequence[tuple[Group, Mapping[str, float]]]) -> float:
+        """Return the least loss that further groups can lead to."""
         return sum(
             min(least[task], min((losses[task] for _, losses in affordable if task in losses), default=float("inf")))
             for task in self._tasks

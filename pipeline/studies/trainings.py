@@ -18,6 +18,7 @@ from pipeline.ingest.units import check_days
 from pipeline.lineage.day_entry import parts_of_run
 from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import check_ids
 from pipeline.lineage.manifest import declared
 from pipeline.log_passes.statistics import collect_statistics
 from pipeline.storage.files import Storage
@@ -89,20 +90,21 @@ class Trainings:
         Raises:
             DataError: The logs do not fit the configuration.
         """
-        works = [self._work(variant, test_days) for variant in variants]
+        works = [self.work_of(variant, test_days) for variant in variants]
         results: dict[str, Any] = {work.line: self._steps.found(work.line, work.inputs) for work in works}
         missing = list({work.line: work for work in works if results[work.line] is None}.values())
         if missing:
-            trained = self._trained(missing)
+            trained = self.trained(missing)
             pairs = zip(missing, trained, strict=True)
             subjects = [Subject(work.config, work.place, one["checkpoint"]) for work, one in pairs]
-            for work, one, measurement in zip(missing, trained, self._measure(subjects, test_days), strict=True):
+            for work, one, measurement in zip(missing, trained, self.measure(subjects, test_days), strict=True):
                 results[work.line] = self._steps.keep(work.line, work.inputs, one | _figures(measurement))
         for work in works if not self._keep else ():  # not before the measurements are kept
             self.storage.remove(f"lines/{work.line}")  # the whole folder: a line without a checkpoint cannot continue
         return [results[work.line] for work in works]
 
-    def _work(self, variant: Variant, test_days: Sequence[str]) -> _Work:
+    def work_of(self, variant: Variant, test_days: Sequence[str]) -> _Work:
+        """Return the line of a variant, named after everything that its result depends on."""
         inputs = {key: part for key, part in declared(variant.config).items() if key not in _ELSEWHERE}
         inputs |= {"days": list(variant.days), "test": list(test_days)}
         bootstrap = self._config.evaluation.bootstrap
@@ -111,25 +113,29 @@ class Trainings:
         line = f"{variant.name}-{_digest(inputs)}"
         return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
 
-    def _trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:
+    def trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:
         """Train lines with the same days and seed together, unless each line would read other rows."""
         for work in works:
             logger.info("%s: %d days, seed %d", work.line, len(work.days), work.config.seed)
             if work.place.newest() is None:
-                self._fit(work.config, work.place, work.days)
+                self.fit_statistics(work.config, work.place, work.days)
         schema, checkpoints = self._config.log_schema, {}
         alone = bool(schema.vocabularies or late_days(schema, works[0].days))
         for key, group in _grouped(works, alone=alone).items():
             read = group[0].config if alone else self._config.model_copy(update={"seed": key[1]})
             results = train_together(read, [work.config for work in group], group[0].days, passes=1)
             checkpoints |= {work.line: result["checkpoint"] for work, result in zip(group, results, strict=True)}
-        return [_trained_figures(work, checkpoints[work.line]) for work in works]
+        return [trained_figures(work, checkpoints[work.line]) for work in works]
 
-    def _measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
+    def measure(self, subjects: Sequence[Subject], test_days: Sequence[str]) -> list[Measurement]:
+        """Measure trained models together."""
         logger.info("measuring %d models on %s", len(subjects), ", ".join(test_days))
-        return measure_together(self._config, subjects, whole_days(listed_days(self._config, test_days)))
+        logs = listed_days(self._config, test_days)
+        for one in subjects:
+            check_ids(one.config, one.line.read_manifest(one.checkpoint), logs)
+        return measure_together(self._config, subjects, whole_days(logs))
 
-    def _fit(self, config: Config, line: Line, days: Sequence[str]) -> None:
+    def fit_statistics(self, config: Config, line: Line, days: Sequence[str]) -> None:
         """Collect statistics of the training days once: all models have the same features."""
         schema, logs = self._config.log_schema, Storage(config.logs.path)
         inputs = {"features": declared(self._config)["schema"]["features"], "days": list(days), "logs": logs.url}
@@ -152,7 +158,8 @@ def _grouped(works: Sequence[_Work], *, alone: bool) -> dict[tuple[Any, ...], li
     return groups
 
 
-def _trained_figures(work: _Work, checkpoint: str) -> dict[str, Any]:
+def trained_figures(work: _Work, checkpoint: str) -> dict[str, Any]:
+    """Return the figures of a training, from the manifests of its parts."""
     manifest = work.place.read_manifest(checkpoint)
     assert manifest is not None
     parts = list(parts_of_run(work.place, manifest))

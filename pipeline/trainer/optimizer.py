@@ -65,17 +65,17 @@ class StepOptimizer:
         group: dist.ProcessGroup,
         rate_factors: Mapping[str, float] | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._group = group
-        self._parameters = list(dense.values())
-        self._buffer = _gradient_buffer(self._parameters)
-        self._bind_gradients()
+        self.dense_parameters = list(dense.values())
+        self._buffer = _gradient_buffer(self.dense_parameters)
+        self.bind_gradients()
         self.tables = tables
         factors = {id(dense[name]): factor for name, factor in (rate_factors or {}).items()}
         self.dense = KeyedOptimizerWrapper(
             dense, lambda of: build_dense_optimizer(config.dense, _by_factor(of, factors))
         )
-        self.replicated = KeyedOptimizerWrapper(replicated, self._replicated_class) if replicated else None
+        self.replicated = KeyedOptimizerWrapper(replicated, self.replicated_class) if replicated else None
         self._replicated_parameters = list(replicated.values())
         self.num_steps = 0
         self.day_began_at = 0
@@ -84,7 +84,7 @@ class StepOptimizer:
     def begin_day(self) -> None:
         """Shrink the accumulators, and restart the dense part's warm-up, between two days."""
         self.day_began_at = self.num_steps
-        kept = self._config.tables.keep_per_day
+        kept = self.config.tables.keep_per_day
         if self.num_steps == 0 or kept == 1.0:
             return
         for state in self.tensors().get("tables", {}).values():
@@ -92,15 +92,16 @@ class StepOptimizer:
                 for local in _local_tensors(value):
                     local.mul_(kept)
 
-    def _replicated_class(self, parameters: Any) -> torch.optim.Optimizer:
-        return fused_class(self._config.tables)(parameters, **fused_arguments(self._config.tables))
+    def replicated_class(self, parameters: Any) -> torch.optim.Optimizer:
+        """Make the optimizer of data-parallel tables: the fused one's counterpart."""
+        return fused_class(self.config.tables)(parameters, **fused_arguments(self.config.tables))
 
     def materialise(self) -> None:
         """Allocate the dense optimizers' state, which is otherwise allocated at the first step, for loading."""
         for optimizer in (self.dense, self.replicated):
             if optimizer is not None:
                 optimizer.init_state()
-        self._bind_gradients()  # init_state has replaced every gradient by its own zeros
+        self.bind_gradients()  # init_state has replaced every gradient by its own zeros
 
     def tensors(self) -> dict[str, Any]:
         """Return the state of all optimizers, by part, parameter and name; views of the live tensors.
@@ -117,9 +118,10 @@ class StepOptimizer:
         filled = {part: {name: state for name, state in found.items() if state} for part, found in parts.items()}
         return {part: found for part, found in filled.items() if found}
 
-    def _bind_gradients(self) -> None:
+    def bind_gradients(self) -> None:
+        """Make each dense gradient a view of the one buffer that is reduced."""
         first = 0
-        for parameter in self._parameters:
+        for parameter in self.dense_parameters:
             parameter.grad = self._buffer[first : first + parameter.numel()].view_as(parameter)
             first += parameter.numel()
 
@@ -128,20 +130,20 @@ class StepOptimizer:
         self._buffer.zero_()
         for parameter in self._replicated_parameters:
             parameter.grad = None
-        factor = self._config.schedule.factor(self.num_steps)
-        _set_rate(self.tables, self._config.tables.learning_rate * factor)
-        warm = self._config.schedule.day_factor(self.num_steps - self.day_began_at) if self.day_began_at else 1.0
-        _set_rate(self.dense, self._config.dense.learning_rate * factor * warm)
+        factor = self.config.schedule.factor(self.num_steps)
+        _set_rate(self.tables, self.config.tables.learning_rate * factor)
+        warm = self.config.schedule.day_factor(self.num_steps - self.day_began_at) if self.day_began_at else 1.0
+        _set_rate(self.dense, self.config.dense.learning_rate * factor * warm)
         if self.replicated is not None:
-            _set_rate(self.replicated, self._config.tables.learning_rate * factor)
+            _set_rate(self.replicated, self.config.tables.learning_rate * factor)
         self.tables.zero_grad()
 
     def step(self) -> None:
         """Reduce, clip and apply the dense gradients, after the backward pass."""
         dist.all_reduce(self._buffer, group=self._group)
         self._buffer.div_(self._group.size())
-        if self._config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.dense_parameters, self.config.clip_norm)
         self.dense.step()
         if self.replicated is not None:
             self.replicated.step()

@@ -38,13 +38,14 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return types if ShardingType.ROW_WISE.value in types else [*types, ShardingType.ROW_WISE.value]
 
 
-class _NoDataParallel(DataParallelWrapper):
+class NoDataParallel(DataParallelWrapper):
     """Wrapper that leaves the dense part as it is: `StepOptimizer` reduces its gradients in one buffer of fixed layout.
 
     DDP rebuilds its buckets after the first step, so a resumed run of 3 ranks would add in another order.
     """
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        """Move the model to its device, and give the dense part rank 0's values."""
         module = dmp._dmp_wrapped_module.to(device)
         tables = set(DistributedModelParallel._sharded_parameter_names(module))
         for name, parameter in module.named_parameters():
@@ -88,7 +89,7 @@ def shard_model(
         device=device,
         plan=plan,
         sharders=sharders,
-        data_parallel_wrapper=_NoDataParallel(),
+        data_parallel_wrapper=NoDataParallel(),
     )
     _check_optimizers(sharded, config, tables)
     return sharded

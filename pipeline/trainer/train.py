@@ -103,7 +103,7 @@ class Trainer:
     """
 
     def __init__(self, job: TrainJob, groups: Groups, state: TrainState, device: torch.device) -> None:
-        self._job, self._groups, self._state, self._device = job, groups, state, device
+        self.job, self._groups, self._state, self._device = job, groups, state, device
         self._pipeline = build_train_pipeline(job.config, state, device)
         self._schedule = job.config.loss_weights.schedule(job.config.log_schema.task_names)
         self._losses = torch.zeros(len(job.config.log_schema.tasks))
@@ -128,12 +128,12 @@ class Trainer:
             if self.step == 0:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
-        line, optimizer, config = self._job.line, self._state.optimizer, self._job.config
+        line, optimizer, config = self.job.line, self._state.optimizer, self.job.config
         self._state.load(*line.place(header.checkpoint), self._groups.saving, config.log_schema)
         manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
         optimizer.num_steps, optimizer.day_began_at = manifest.step, manifest.day_began_at
-        if manifest.run != self._job.run:  # yesterday's: rows that have another id today start anew
+        if manifest.run != self.job.run:  # yesterday's: rows that have another id today start anew
             reset_rows(self._state.tensors(), config.log_schema, config.seed, self._admission.needed_resets())
         self.progress = LineProgress.from_manifest(manifest)
         where = (header.attempt, manifest.checkpoint, dist.get_world_size())
@@ -146,7 +146,7 @@ class Trainer:
             DataError: On all ranks: why the run has to stop.
             Interrupted: On all ranks: it was asked to end, and is saved.
         """
-        header, config = segment.header, self._job.config
+        header, config = segment.header, self.job.config
         part, ingest, tasks = self._parts[header.day, header.log_day], config.ingest, config.log_schema.task_names
         log = part.log
         if header.day != self.progress.day:
@@ -156,7 +156,7 @@ class Trainer:
         self._units = log.units
         position = PartPosition(part, header, before, DayCursor())
         interleave = ingest.shuffle.interleave
-        batcher = Batcher(self._job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
+        batcher = Batcher(self.job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
         batches = CountedBatches(
             lambda step: self._next_batch(batcher, step),
             self.step,
@@ -165,35 +165,35 @@ class Trainer:
             self._groups.counts,
             self._signals,
         )
-        reporter = ProgressReporter(self._board, f"{self._job.what} {log.day}", log.num_rows)
+        reporter = ProgressReporter(self._board, f"{self.job.what} {log.day}", log.num_rows)
         every = config.checkpoint.every_steps
         self.progress.begin_log()
         self._pipeline.reset()
-        while (output := self._next_step(batches)) is not None:
+        while (output := self.next_step(batches)) is not None:
             position.stepped.advance(output.batch.cursor)
             reporter.post(before.num_rows + batches.num_rows, self._named(batches.losses))
             notice = batches.look and self._preemption.is_new()
             if notice or (every and self.step % every == 0):
-                self._save(batches, position, complete=False)
+                self.save(batches, position, complete=False)
                 if notice:
                     self.saver.wait()
         if batches.end is not None:  # units that could not be read, met since the last step
             position.stepped.advance(batches.end)
         if batches.interrupted:
-            self._save(batches, position, complete=False)
+            self.save(batches, position, complete=False)
             self.saver.wait()
             raise Interrupted
         self.progress.days_done += part.is_last
-        self._save(batches, position, complete=True)
+        self.save(batches, position, complete=True)
         reporter.post(log.num_rows, self._named(batches.losses), final=True)
 
     def _next_batch(self, batcher: Batcher, step: int) -> LogBatch:
         self.saver.check()
         return batcher.next_batch(step)
 
-    def _next_step(self, batches: CountedBatches) -> StepOutput | None:
+    def next_step(self, batches: CountedBatches) -> StepOutput | None:
         """Make one step of TorchRec's pipeline; return None when the day is over on all ranks."""
-        seed_step(self._job.config.seed, self.step, dist.get_rank())
+        seed_step(self.job.config.seed, self.step, dist.get_rank())
         try:
             output: StepOutput = self._pipeline.progress(batches)
         except StopIteration:
@@ -212,13 +212,13 @@ class Trainer:
         return taken
 
     def _named(self, losses: Tensor | None) -> dict[str, float]:
-        names = self._job.config.log_schema.task_names
+        names = self.job.config.log_schema.task_names
         return {} if losses is None else dict(zip(names, losses.tolist(), strict=True))
 
     def _loss_weights(self, header: Header) -> Callable[[int], Tensor]:
         return lambda step: self._schedule.weights(step=step, day=self.progress.days_done, epoch=header.pass_index)
 
-    def _save(self, batches: CountedBatches, position: PartPosition, *, complete: bool) -> None:
+    def save(self, batches: CountedBatches, position: PartPosition, *, complete: bool) -> None:
         """Save what has been stepped, unless a rank has a reason to stop; a finished part is audited first."""
         batches.settle()
         if batches.stopped:
@@ -233,7 +233,7 @@ class Trainer:
             "new_ids": self._admission.figures,
         }
         mine = (position.stepped, self._state.not_finite() if complete else [])
-        described = self._groups.on_first(mine, lambda shares: position.describe(self._job, shares, fields))
+        described = self._groups.on_first(mine, lambda shares: position.describe(self.job, shares, fields))
         if name == self.progress.newest:  # asked to end just after a save
             return
         manifest, files = described or (None, {})

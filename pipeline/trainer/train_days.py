@@ -1,6 +1,7 @@
 """Days of one model or several, trained to their end by one group of workers; nothing is published."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,12 @@ from pipeline.config.project import Config
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part, late_days, parts_of
 from pipeline.ingest.plan import RunPlan
-from pipeline.ingest.units import check_days
+from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.choose_start import Beginning, is_last, start_of
 from pipeline.lineage.frozen_statistics import STATISTICS, load_statistics
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
+from pipeline.lineage.log_form import check_form
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.records import AttemptResult, Manifest, RunScope
 from pipeline.log_passes.admission import Admission, admit, read_vocabularies
@@ -29,6 +31,13 @@ from pipeline.storage.files import Storage
 from pipeline.trainer.train import train_worker
 from pipeline.trainer.train_job import TrainJob
 
+logger = logging.getLogger(__name__)
+
+_MANY_UNITS, _FEW_ROWS = (
+    10_000,
+    1000,
+)  # row groups, and rows of one, at which the number of row groups is worth a warning
+_UNIT_S = 0.0015  # seconds to read and hand on a row group of a few rows: benchmark `small_units`
 OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, all that the rows of a run depend on
 
 
@@ -40,11 +49,13 @@ class HeldLine:
         config: The model's configuration.
         line: Line of its checkpoints.
         run: Id of the run that holds the line.
+        form_accepted: True to train a log of another form than the line's earlier ones.
     """
 
     config: Config
     line: Line
     run: str
+    form_accepted: bool = False
 
 
 def train_days(
@@ -66,7 +77,7 @@ def train_days(
         DataError: The logs, or what a line has trained already, do not fit.
         Interrupted: SIGTERM came; the workers have saved their state.
     """
-    _check_alike(read, lines, days)
+    check_alike(read, lines, days)
     starts = [start_of(declared(held.config), held.line, days, passes) for held in lines]
     done = [start is not None and is_last(start, days, passes) for start in starts]
     left = [(held, start) for held, start, is_done in zip(lines, starts, done, strict=True) if not is_done]
@@ -85,6 +96,10 @@ def _train_left(
     statistics = [_frozen_statistics(held.config, held.line, start) for held, start in left]
     _check_same_statistics(lines, statistics)
     parts = parts_to_train(read, first.line, days)
+    for held, reached in left:
+        if not held.form_accepted:
+            check_form(held.config, reached, [part.log for part in parts])
+    warn_of_small_units([part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
@@ -104,7 +119,19 @@ def _train_left(
             with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
                 _end_attempts(lines, days, passes, ending, reason)
             raise
-    return _finished(lines, days, passes, reported)
+    return finished_checkpoints(lines, days, passes, reported)
+
+
+def warn_of_small_units(logs: Sequence[DayLog]) -> None:
+    """Log the cost of reading logs with many small row groups."""
+    for log in logs:
+        units, rows = len(log.units), log.num_rows
+        if units >= _MANY_UNITS and rows / units < _FEW_ROWS:
+            logger.warning(
+                "%s has %d row groups of %.0f rows on average: reading one takes some %.1f ms whatever its size, "
+                "%.0f s in all; write row groups of %d rows and more",
+                *(log.day, units, rows / units, 1000 * _UNIT_S, units * _UNIT_S, 10 * _FEW_ROWS),
+            )
 
 
 def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest | None) -> Beginning:
@@ -112,7 +139,7 @@ def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest
     return Beginning(declared(held.config), held.line, tuple(days), held.run, passes, trusted)
 
 
-def _check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
+def check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
     """Check that all models would read the same rows.
 
     Raises:
@@ -172,7 +199,9 @@ def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Par
     return parts_of(schema, days, {log.day: log for log in found})
 
 
-def _finished(lines: Sequence[HeldLine], days: Sequence[str], passes: int, reported: dict[str, Any]) -> list[Manifest]:
+def finished_checkpoints(
+    lines: Sequence[HeldLine], days: Sequence[str], passes: int, reported: dict[str, Any]
+) -> list[Manifest]:
     """Record the end of the workers' attempts, and return their finished checkpoints.
 
     Raises:

@@ -1,0 +1,160 @@
+"""Read tasks and blocks: which units share one, and what a rank receives of them."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
+
+from features.encoded_rows import EncodedRows
+from features.encoding import Encoder
+from pipeline.ingest.datasource import (
+    Bundle,
+    PlannedParcel,
+    ReadPlan,
+    group_bundles,
+    read_bundles,
+    read_parcels,
+    unpack,
+)
+from pipeline.ingest.units import Unit
+from pipeline.storage.files import Storage
+
+WriteLog = Callable[..., Storage]
+
+
+# --- Tasks ---
+
+
+def _day(groups: list[int]) -> ReadPlan:
+    """A plan of two passes over ranges of 10 rows: as many for each row group as are given."""
+    units = tuple(
+        Unit(DAY, "file", group, 10 * place, 10, whole=count == 1)
+        for group, count in enumerate(groups)
+        for place in range(count)
+    )
+    encoder: Any = None
+    return ReadPlan(Storage("nowhere"), encoder, (units, units), (0, 1), seed=0, shuffle_rows=True)
+
+
+def _check_tasks(plan: ReadPlan, bundles: list[Bundle], tasks: list[list[Bundle]]) -> None:
+    """Order is kept, and a task is one row group, read forwards."""
+    assert list(itertools.chain(*tasks)) == bundles
+    named = [[plan.unit_of(entry) for (entry,) in task if entry.kind == "unit"] for task in tasks]
+    for units in named:
+        assert len({(unit.file, unit.row_group) for unit in units}) <= 1
+        assert [unit.first_row for unit in units] == sorted({unit.first_row for unit in units})
+    for before, after in itertools.pairwise(named):  # none could have been joined
+        assert before
+        assert after
+        alike = before[-1].row_group == after[0].row_group
+        assert not alike or after[0].first_row <= before[-1].first_row
+
+
+@given(data=st.data(), groups=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[int]):
+    """A row group is decoded once for each of its ranges; or a task has so many units that it is read at once."""
+    plan = _day(groups)
+    units = range(len(plan.units[0]))
+    entries = [
+        PlannedParcel("start", 0),
+        *itertools.chain(
+            *(
+                [PlannedParcel("unit", 0, unit=n)] + [PlannedParcel("blank", 0)] * data.draw(st.integers(0, 2))
+                for n in units
+            )
+        ),
+        PlannedParcel("start", 1),
+        *unit_entries(plan, data.draw(st.permutations(units)), segment=1),
+    ]
+    tasks = group_bundles(plan, alone(entries), task_rows=0)
+    _check_tasks(plan, alone(entries), tasks)
+    two, apart = alone(unit_entries(_day([2]))), alone(unit_entries(_day([1, 1])))
+    with pytest.raises(AssertionError):  # negative control: a task a unit
+        _check_tasks(_day([2]), two, [[bundle] for bundle in two])
+    with pytest.raises(AssertionError):  # and one task for all
+        _check_tasks(_day([1, 1]), apart, [apart])
+
+
+def test_tasks_by_hand():
+    """Starts and blanks have no task of their own, the next pass begins a new one."""
+    plan = _day([2, 1])
+    start, blank = (PlannedParcel("start", 0),), (PlannedParcel("blank", 0),)
+    a, b, c = alone(unit_entries(plan))
+    again_a, again_b = ((replace(entry, segment=1),) for (entry,) in (a, b))
+    bundles = [start, start, a, blank, b, c, blank]
+    assert group_bundles(plan, bundles, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
+    assert group_bundles(plan, [b, a, again_a, again_b], task_rows=19) == [[b], [a], [again_a, again_b]]
+    assert group_bundles(plan, [start, blank]) == [[start, blank]]
+    assert group_bundles(plan, []) == []
+
+
+def test_small_units_share_a_task():
+    """A row group of two rows costs a task of its own: an hour for a day's rows in ten thousand of them."""
+    plan = _day([1] * 7)
+    bundles = alone([PlannedParcel("start", 0), *unit_entries(plan), PlannedParcel("blank", 0)])
+    tasks = group_bundles(plan, bundles, task_rows=30)
+    assert [len(task) for task in tasks] == [4, 3, 2]  # three units of ten rows, with starts and blanks
+    assert list(itertools.chain(*tasks)) == bundles
+    assert len(group_bundles(plan, bundles)) == 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), cuts=st.sets(st.integers(1, 5)), skip=st.integers(0, 9)
+)
+def test_units_that_share_a_block(
+    sizes: list[int], cuts: set[int], skip: int, write_log: WriteLog, tiny_encoder: Encoder
+):
+    """A unit's rows come with another unit's number or another's ids, or a bad unit takes others along."""
+    plan = read_plan_of(write_log([[sizes]]), tiny_encoder, shuffle=True)
+    plan.logs.write("dt=2026-03-01/part-1.parquet", b"")
+    gone = Unit(DAY, "dt=2026-03-01/part-1.parquet", 0, 0, 5, whole=True)
+    plan = replace(plan, units=((*plan.units[0], gone),))
+    entries = unit_entries(plan)
+    entries[0] = replace(entries[0], skip=min(skip, sizes[0]))
+    ends = [0, *sorted(cut for cut in cuts if cut < len(entries)), len(entries)]
+    bundles = [tuple(entries[start:stop]) for start, stop in itertools.pairwise(ends)]
+    blocks = list(read_bundles(plan, bundles, tiny_encoder.empty()))
+    assert [block.num_rows for block in blocks] == [1] * len(bundles)
+    together = pa.concat_tables(blocks).combine_chunks()  # as Ray hands on neighbours
+    received = [parcel for place in range(len(blocks)) for parcel in unpack(together.slice(place, 1))]
+    alone = list(read_parcels(plan, entries))
+    assert [(parcel.kind, parcel.unit, parcel.text) for parcel in received] == [
+        (parcel.kind, parcel.unit, parcel.text) for parcel in alone
+    ]
+    for ours, theirs in zip(received[:-1], alone[:-1], strict=True):
+        assert ours.rows is not None
+        assert theirs.rows is not None
+        _assert_same_rows(ours.rows, theirs.rows)
+    assert received[-1].kind == "bad"
+
+
+def _assert_same_rows(left: EncodedRows, right: EncodedRows) -> None:
+    for name in ("dense", "labels", "slots", "rows"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+    for name in ("ids", "offsets"):
+        for ours, theirs in zip(getattr(left, name), getattr(right, name), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_is_opened_once_a_task(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
+    """The footer of a file with a thousand row groups is read a thousand times."""
+    plan = read_plan_of(write_log([[[2] * 5, [2] * 5]]), tiny_encoder)
+    opened = []
+    opens = pq.ParquetFile.__init__
+
+    def counted(self: Any, source: Any, **settings: Any) -> None:
+        opened.append(source)
+        opens(self, source, **settings)
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", counted)
+    parcels = read_parcels(plan, unit_entries(plan, [0, 5, 1, 6, 4, 9, 2, 7, 3, 8]))
+    assert sorted(number for parcel in parcels for number in numbers_of(parcel)) == list(range(20))
+    assert len(opened) == len(set(opened)) == 2
