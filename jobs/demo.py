@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import DataError
+from features.figure import named_figures
 from jobs.command import command, show
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from jobs.make_logs import load_world, write_day
     from pipeline.cluster.session import ray_session
     from pipeline.config.load import load_config
+    from pipeline.config.urls import local_directory
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.table import metrics_table, share_of_gap
     from pipeline.ingest.units import parse_days
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.trainer.model_check import check_model
     from pipeline.trainer.train_line import train
 
-    folder = Path(arguments.folder)
+    folder = Path(local_directory(arguments.folder, "--folder"))
     config = check_model(load_config(_CONFIG, [f"root={folder}", f"logs.path={folder / 'logs'}"]))
     train_days, test_days = parse_days(_TRAIN_DAYS), parse_days(_TEST_DAY)
     world = load_world(_WORLD)
@@ -51,7 +53,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     gaps = {entry["task"]: share_of_gap(entry) for entry in result["tasks"]}
     short = [name for name in _HELD_TASKS if (gaps[name] or 0.0) < _HELD_SHARE]
     if short:
-        raise DataError(f"the model closes less than {_HELD_SHARE} of the gap to the best on {short}: {gaps}")
+        shares = named_figures({name: gap for name, gap in gaps.items() if gap is not None})
+        raise DataError(f"the model closes less than {_HELD_SHARE} of the gap to the best on {short}: {shares}")
     evaluated = report_evaluation(config.root, config.line, result)
     return {"trained": trained, "share_of_gap": gaps, "tasks": evaluated["tasks"], "figures": evaluated["figures"]}
 

@@ -13,7 +13,7 @@ from typing import Any
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.worker import print_worker_logs
 
-from pipeline.cluster.console import OWN_LOGGERS
+from pipeline.cluster.console import OWN_LOGGERS, without_colours
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def receive_lines(batch: dict[str, Any]) -> None:
         if marked := _MARKED.fullmatch(line):
             logger.log(logging.getLevelName(marked[1]), "%s", marked[2])
         else:
-            others.append(line)
+            others.append(without_colours(line))
     with contextlib.suppress(OSError):  # a full disk or a closed stderr must not end Ray's thread
         rest: Any = batch | {"lines": others}
         print_worker_logs(rest, sys.stderr)

@@ -23,6 +23,7 @@ from features.vocabulary import Vocabulary
 from models.balancing import LossBalancingConfig
 from pipeline.checkpoint.read import stored_tensors
 from pipeline.checkpoint.write import write_checkpoint
+from pipeline.cluster.failures import ending_of
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config, ModelConfig
@@ -261,9 +262,9 @@ def _write(
         if reported["refused"]:
             raise DataError(reported["refused"])
     except BaseException as error:
-        reason = " ".join(str(error).split())[:500]
+        ending, reason = ending_of(error)
         with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
-            line.end_attempts([parent.day], run, "failed", reason)
+            line.end_attempts([parent.day], run, ending, reason)
         raise
     line.end_attempts([parent.day], run, "done")
     written = line.read_manifest(name)

@@ -78,6 +78,7 @@ def write_user_vectors(
     target = Storage(out)
     if target.names():
         raise ConfigError(f"{target.url} is not empty: name another directory, or remove what is there")
+    target.check_writable()
     line = Line.of(config.root, config.line)
     name = checkpoint or published(line)
     with line.pinned(name, "user_vectors"):

@@ -4,10 +4,8 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from features.declaration import Declaration
@@ -16,6 +14,7 @@ from models.network import NetworkConfig
 from pipeline.cluster.session import ray_session
 from pipeline.config.load import load_config
 from pipeline.config.project import Config
+from pipeline.config.yaml_text import read_yaml_file
 from pipeline.ingest.units import parse_days
 from pipeline.lineage.manifest import declared
 from pipeline.storage.files import Storage
@@ -138,12 +137,9 @@ def load_experiment(path: str) -> ExperimentConfig:
     Raises:
         ConfigError: The file is missing, or not an experiment.
     """
+    data = read_yaml_file(path, "experiment")
     try:
-        return ExperimentConfig.model_validate(yaml.safe_load(Path(path).read_text()))
-    except FileNotFoundError as error:
-        raise ConfigError(f"experiment {path} is missing") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"experiment {path} is not YAML: {' '.join(str(error).split())}") from error
+        return ExperimentConfig.model_validate(data)
     except ValidationError as error:
         wrong = [": ".join(filter(None, (".".join(map(str, one["loc"])), _said(one["msg"])))) for one in error.errors()]
         raise ConfigError(f"experiment {path}: {'; '.join(wrong)}") from error

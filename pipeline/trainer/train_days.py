@@ -11,7 +11,7 @@ import ray
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
-from pipeline.cluster.failures import RunFailed
+from pipeline.cluster.failures import RunFailed, ending_of
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config
@@ -117,9 +117,9 @@ def _train_left(
         try:
             reported = run_workers(read, plan, train_worker, jobs, board)
         except BaseException as error:
-            reason = " ".join(str(error).split())[:500]
+            ending, reason = ending_of(error)
             with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
-                _end_attempts(lines, days, passes, "failed", reason)
+                _end_attempts(lines, days, passes, ending, reason)
             raise
     return finished_checkpoints(lines, days, passes, reported)
 
