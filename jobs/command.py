@@ -130,7 +130,7 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
     except ConfigError as error:
         return _failed(error), BAD_ARGUMENTS
     except DataError as error:
-        return _failed(error), REFUSED
+        return getattr(error, "figures", {}) | _failed(error), REFUSED
     except Interrupted as error:
         return _failed(error), FAILED
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C; Ray turns a SIGTERM into SystemExit

@@ -1,4 +1,4 @@
-"""Sharding of table rows over ranks, planned by TorchRec, confined to layouts that train the declared model."""
+"""Sharding of table rows over ranks, as TorchRec's planner has placed them."""
 
 import logging
 from collections.abc import Mapping
@@ -10,32 +10,18 @@ import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.comm import get_local_size
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingEnv, ShardingType
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.distributed.types import ShardingEnv
 
 from features.schema import Schema
-from features.tables import TableConfig
 from models.tables import initial_rows, initial_rows_at, table_of
 from pipeline.config.optimizer import TableOptimizerConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.lineage.records import TableSharding
-from pipeline.trainer.optimizer import fused_arguments, fused_class, fused_type
+from pipeline.trainer.optimizer import fused_type
+from pipeline.trainer.table_planner import TableLoad, fuse_optimizers, table_planner, table_sharders
 
 logger = logging.getLogger(__name__)
-
-
-class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder of bags, with row-wise sharding on CPU, which works there although it is not offered."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        types = super().sharding_types(compute_device_type)
-        return types if ShardingType.ROW_WISE.value in types else [*types, ShardingType.ROW_WISE.value]
 
 
 class NoDataParallel(DataParallelWrapper):
@@ -60,6 +46,7 @@ def shard_model(
     tables: TableOptimizerConfig,
     group: dist.ProcessGroup,
     device: torch.device,
+    load: TableLoad | None = None,
 ) -> DistributedModelParallel:
     """Shard the model's tables over the ranks of a group; collective.
 
@@ -70,18 +57,11 @@ def shard_model(
         tables: The tables' optimizer, fused into their backward pass.
         group: Process group of the training thread.
         device: Device of this rank.
+        load: Load of the tables; None: the planner's defaults.
     """
-    for name, parameter in model.named_parameters():
-        table = table_of(name)
-        if table is not None and config.tables.get(table) != "data_parallel":
-            apply_optimizer_in_backward(fused_class(tables), [parameter], fused_arguments(tables))
-    constraints = {table.name: _constraint(config, table, group.size()) for table in schema.tables}
-    # The sharder of sequences offers row-wise everywhere.
-    sharders: list[Any] = [_BagSharder(), EmbeddingCollectionSharder()]
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=group.size(), compute_device=device.type, local_world_size=get_local_size()),
-        constraints=constraints,
-    )
+    fuse_optimizers(model, config, tables)
+    sharders = table_sharders()
+    planner = table_planner(schema, config, group.size(), device.type, get_local_size(), load)
     plan = planner.collective_plan(model, sharders, group)
     sharded = DistributedModelParallel(
         model,
@@ -93,21 +73,6 @@ def shard_model(
     )
     _check_optimizers(sharded, config, tables)
     return sharded
-
-
-def _constraint(config: ShardingConfig, table: TableConfig, num_ranks: int) -> ParameterConstraints:
-    chosen = config.tables.get(table.name)
-    kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
-    # The planner cuts no piece narrower than 128, so most tables declared column-wise would stay whole.
-    width = _piece_width(table.dim, num_ranks) if chosen == "column_wise" else None
-    return ParameterConstraints(
-        sharding_types=[chosen] if chosen else list(config.types), min_partition=width, compute_kernels=kernels
-    )
-
-
-def _piece_width(dim: int, num_ranks: int) -> int:
-    """Return the columns of a piece, for a table cut into as many equal pieces as there are ranks, or a few less."""
-    return min(width for width in range(4, dim + 1, 4) if dim % width == 0 and dim // width <= num_ranks)
 
 
 def table_shardings(model: DistributedModelParallel) -> dict[str, TableSharding]:

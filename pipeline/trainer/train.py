@@ -81,7 +81,7 @@ def train_model(
         DataError: On all ranks: why the run has to stop.
         Interrupted: On all ranks: it was asked to end, and is saved.
     """
-    trainer = Trainer(job, groups, build_state(job.config, groups.training, device), device)
+    trainer = Trainer(job, groups, build_state(job.config, groups.training, device, job.statistics), device)
     try:
         for segment in segments:
             trainer.restore(segment.header)

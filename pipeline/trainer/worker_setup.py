@@ -20,6 +20,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from features.errors import DataError
 from features.hashing import salt_of
+from features.statistics import Statistics
 from models.all_reduce import Ranks
 from models.assembly import build_ranker
 from models.ranker import Head
@@ -28,6 +29,7 @@ from pipeline.cluster.worker_lines import mark_own_lines
 from pipeline.config.project import Config
 from pipeline.trainer.optimizer import StepOptimizer
 from pipeline.trainer.sharding import initialise_tables, shard_model, table_shardings
+from pipeline.trainer.table_planner import device_load
 from pipeline.trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -144,10 +146,18 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(salt_of(f"{seed}/step/{step}/{rank}"))
 
 
-def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) -> TrainState:
+def build_state(
+    config: Config, group: dist.ProcessGroup, device: torch.device, statistics: Statistics | None = None
+) -> TrainState:
     """Build and shard the model, with every parameter at its initial value; collective.
 
     Initial values depend on the seed alone, not on the number of ranks.
+
+    Args:
+        config: The project's configuration.
+        group: Process group of the training thread.
+        device: Device of this rank.
+        statistics: Statistics of the line, by which the planner of a GPU's tables expects ids.
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
@@ -155,7 +165,8 @@ def build_state(config: Config, group: dist.ProcessGroup, device: torch.device) 
     declared = config.model
     network, towers, dropout = declared.network, declared.towers, declared.dropout
     model = build_ranker(config.log_schema, network, towers, dropout, autocast, config.joint_loss, ranks, declared)
-    sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device)
+    load = device_load(config.log_schema, statistics, config.ingest.batch_size, device)
+    sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device, load)
     initialise_tables(sharded, config.log_schema, config.seed)
     logger.debug("tables: %s", table_shardings(sharded))
     return TrainState(sharded, build_optimizer(config, sharded, group))
