@@ -9,19 +9,8 @@ from pipeline.config.project import Config
 from pipeline.trainer.dry_run import Placement, Plan, used_bytes
 from pipeline.trainer.rank_memory import RankMemory, TableMemory
 
-_COLUMNS = (
-    "table",
-    "rows",
-    "dim",
-    "sharding",
-    "kernel",
-    "ranks",
-    "weights",
-    "optimizer",
-    "gradients",
-    "ids",
-    "outputs",
-)
+_SIZES = ("weights", "optimizer", "gradients", "ids", "outputs")
+_COLUMNS = ("table", "rows", "dim", "sharding", "kernel", "ranks", *_SIZES)
 
 
 def plan_table(plan: Plan, schema: Schema) -> str:
@@ -66,14 +55,17 @@ def _memory_lines(plan: Plan) -> list[str]:
     rank, workers = plan.fullest, plan.workers
     copy = f"copy of a save in the memory of the host: {gigabytes(rank.saved_copy)}"
     tables = sum(memory.total for memory in rank.tables.values())
-    lines = [
+    return [
         f"rank {rank.rank}, the fullest of {workers.num} ({workers.on_a_host} on a host): tables {gigabytes(tables)}, "
         f"dense part {gigabytes(rank.dense)}, its optimizer {gigabytes(rank.dense_optimizer)}, its gradients "
         f"{gigabytes(rank.dense_gradients)}, batches {gigabytes(rank.batches)}, activations "
         f"{gigabytes(rank.activations)}; {copy}",
-        f"{gigabytes(used_bytes(workers, rank))} of {gigabytes(workers.memory_bytes)} used",
+        f"{gigabytes(used_bytes(workers, rank))} of {gigabytes(workers.memory_bytes)} used{_reserve(plan)}",
     ]
-    return lines
+
+
+def _reserve(plan: Plan) -> str:
+    return f" (TorchRec's planner keeps {plan.reserve:.0%} of a GPU free)" if plan.workers.device == "cuda" else ""
 
 
 def _time_lines(plan: Plan) -> list[str]:
@@ -110,17 +102,20 @@ def advice(plan: Plan, config: Config, smallest: int | None) -> str:
     rank, workers = plan.fullest, plan.workers
     table = max(config.log_schema.tables, key=lambda table: table.num_rows * table.dim)
     (placed,) = [placement for placement in plan.placements if placement.table == table.name]
-    where = "in the memory of its host, for the copy of a save" if plan.lacks == "host" else "of memory"
+    where = (
+        "in the memory of its host, for the copy of a save" if plan.lacks == "host" else f"of memory{_reserve(plan)}"
+    )
     return (
-        f"does not fit {workers.num} workers: rank {rank.rank} lacks {gigabytes(plan.missing_bytes)} {where}; the largest "
-        f"table is {table.name} with {gigabytes(table.num_rows * table.dim * 4)} of weights, {placed.sharding_type}: "
+        f"does not fit on {workers.num} worker{'s' * (workers.num > 1)}: rank {rank.rank} lacks "
+        f"{gigabytes(plan.missing_bytes)} {where}; the largest table is {table.name} with "
+        f"{gigabytes(table.num_rows * table.dim * 4)} of weights, {placed.sharding_type}: "
         + ", or ".join(_remedies(plan, config, smallest, placed))
     )
 
 
 def _remedies(plan: Plan, config: Config, smallest: int | None, placed: Placement) -> list[str]:
     rank = plan.fullest
-    found = [f"use {smallest} workers"] if smallest is not None else []
+    found = [f"use {smallest} worker{'s' * (smallest > 1)}"] if smallest is not None else []
     if placed.sharding_type in ("table_wise", "data_parallel", "column_wise") and plan.workers.num > 1:
         found.append(f"set sharding.tables.{placed.table} to row_wise")
     if rank.saved_copy and (plan.workers.device == "cpu" or plan.lacks == "host"):

@@ -21,7 +21,7 @@ from pipeline.trainer.plan_inputs import (
 )
 
 
-class DoesNotFit(DataError):
+class DoesNotFitError(DataError):
     """A model that does not fit its workers; the command ends with exit code 3.
 
     Args:
@@ -122,7 +122,7 @@ def plan_command(config: Config, asked: Asked, show: Callable[[str], None]) -> d
     name = f"plan/{config.line}/{workers.device}_{workers.num}"
     figures |= {"figures": write_figures(config.root, name, whole)}
     if not plan.fits:
-        raise DoesNotFit(advice(plan, config, smallest), figures)
+        raise DoesNotFitError(advice(plan, config, smallest), figures)
     return figures
 
 

@@ -5,12 +5,14 @@ does (`pipeline.trainer.table_planner`), and the cluster's room may not import t
 used.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.constants import DDR_CAP
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 from torchrec.distributed.planner.types import PerfModel, PlannerError, ShardingOption
 
@@ -64,7 +66,8 @@ class Workers:
         """
         if self.num % self.on_a_host:
             raise ConfigError(
-                f"{self.num} workers do not fill hosts of {self.per_host}: use a multiple, or another --workers-per-host"
+                f"{self.num} workers do not fill hosts of {self.per_host}: use a multiple, or another "
+                "--workers-per-host"
             )
         check_sharding(config.sharding, config.optimizer.tables, config.log_schema, self.num)
 
@@ -98,6 +101,7 @@ class Plan:
         placements: Placements of all tables; if nothing fits, those of least memory that the planner tried.
         ranks: Memory of each rank under these.
         missing_bytes: Bytes that the fullest rank lacks; 0 if it fits.
+        reserve: Share of a GPU's memory that the planner keeps free.
         lacks: Memory that is too small: `device` or `host`; empty if it fits.
         milliseconds: Estimate of the time of a step in the tables, on the slowest rank, by part.
         slowest: That rank.
@@ -109,6 +113,7 @@ class Plan:
     placements: tuple[Placement, ...]
     ranks: tuple[RankMemory, ...]
     missing_bytes: int
+    reserve: float
     lacks: str
     milliseconds: dict[str, float]
     slowest: int
@@ -186,7 +191,8 @@ class DryRun:
             short = self._short_of(workers, options, planner)
         self._estimate(planner, options)
         ranks = self._memory(workers, options)
-        return _result(workers, options, ranks, short)
+        reserve: Any = planner._storage_reservation
+        return _result(workers, options, ranks, short, reserve._percentage)
 
     def smallest(self, workers: Workers) -> int | None:
         """Return the smallest number of workers that fits, in whole hosts.
@@ -256,8 +262,8 @@ class DryRun:
         fixed = reserve._dense_storage.hbm + reserve._kjt_storage.hbm + reserve._dense_storage.ddr
         needed = max(_planned_bytes(options, workers.num)) + fixed
         if workers.device == "cpu":
-            return max(needed - planner_memory(), 1)
-        return max(round(needed / (1 - reserve._percentage)) - workers.memory_bytes, 1)
+            return max(needed - DDR_CAP, 1)
+        return max(math.ceil(needed / (1 - reserve._percentage)) + 1 - workers.memory_bytes, 1)
 
     def _estimate(self, planner: EmbeddingShardingPlanner, options: list[ShardingOption]) -> None:
         """Estimate the times again, with the real batch: on the CPU a placement is chosen by TorchRec's defaults."""
@@ -272,14 +278,9 @@ class DryRun:
         return rank_memories(self.config, self._model, options, self._ids, row, num, per_host)
 
 
-def planner_memory() -> int:
-    """Return the bytes per worker within which TorchRec's planner places tables on the CPU, at every start."""
-    from torchrec.distributed.planner.constants import DDR_CAP
-
-    return DDR_CAP
-
-
-def _result(workers: Workers, options: list[ShardingOption], ranks: list[RankMemory], short: int) -> Plan:
+def _result(
+    workers: Workers, options: list[ShardingOption], ranks: list[RankMemory], short: int, reserve: float
+) -> Plan:
     over = max(used_bytes(workers, rank) for rank in ranks) - workers.memory_bytes
     missing, lacks = max(short, over, 0), "device"
     if not missing and workers.host_bytes is not None and workers.device == "cuda":
@@ -295,6 +296,7 @@ def _result(workers: Workers, options: list[ShardingOption], ranks: list[RankMem
         placements=tuple(_placement(option, times) for option in options),
         ranks=tuple(ranks),
         missing_bytes=missing,
+        reserve=reserve,
         lacks=lacks if missing else "",
         milliseconds=parts,
         slowest=slowest,

@@ -1,4 +1,4 @@
-"""Checks of the inputs of a training before it has workers: the newest day's log, ids against rows, the object store."""
+"""Checks of a training's inputs before it has workers: the newest day, ids against rows, the object store."""
 
 import math
 from dataclasses import dataclass
@@ -127,8 +127,8 @@ def warn_of_inputs(config: Config, tables: list[IdsOfTable], row: RowMemory, wor
         workers: Number of workers whose units are in one object store.
     """
     crowded = [
-        f"table {found.table}: {found.ids:,} ids over {found.rows:,} rows, {found.colliding:.0%} of the ids are expected "
-        "to share their row: declare more rows, or a vocabulary"
+        f"table {found.table}: {found.ids:,} ids over {found.rows:,} rows, {found.colliding:.0%} of the ids are "
+        "expected to share their row: declare more rows, or a vocabulary"
         for found in tables
         if found.colliding > _MANY_COLLISIONS
     ]

@@ -10,6 +10,7 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.constants import POOLING_FACTOR
 from torchrec.distributed.planner.types import ParameterConstraints, PerfModel
 from torchrec.distributed.types import ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -71,9 +72,11 @@ def table_planner(
         load: Load of the tables; None: TorchRec's defaults, 512 rows of one id per table.
         performance: Rating of a placement; None: TorchRec's estimate of a step's time.
     """
-    memory = {"hbm_cap": load.memory_bytes} if load and device_type == "cuda" else {}
+    memory = load.memory_bytes if load and device_type == "cuda" else None
     return EmbeddingShardingPlanner(
-        topology=Topology(world_size=num_ranks, compute_device=device_type, local_world_size=ranks_per_host, **memory),
+        topology=Topology(
+            world_size=num_ranks, compute_device=device_type, local_world_size=ranks_per_host, hbm_cap=memory
+        ),
         batch_size=load.batch_size if load else None,
         constraints={table.name: _constraint(config, table, num_ranks, load) for table in schema.tables},
         performance_model=performance,
@@ -87,12 +90,11 @@ def _constraint(
     kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
     # The planner cuts no piece narrower than 128, so most tables declared column-wise would stay whole.
     width = _piece_width(table.dim, num_ranks) if chosen == "column_wise" else None
-    lengths = {"pooling_factors": list(load.ids[table.name])} if load else {}
     return ParameterConstraints(
         sharding_types=[chosen] if chosen else list(config.types),
         min_partition=width,
         compute_kernels=kernels,
-        **lengths,
+        pooling_factors=list(load.ids[table.name]) if load else [POOLING_FACTOR],
     )
 
 
