@@ -182,6 +182,15 @@ def test_a_start_tells_the_planner_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert [device.storage.hbm for device in devices] == [80 * 10**9] * 2
 
 
+def test_the_order_of_choices_is_fixed() -> None:
+    """Catches a placement that depends on the seed of Python's hashes, as TorchRec's own order of choices does."""
+    config = plan_config(None)
+    enumerator: Any = table_planner.table_planner(config.log_schema, config.sharding, 2, "cuda", 2, None)._enumerator
+    expected = ["row_wise", "table_row_wise", "table_wise"]
+    for offered in (expected, expected[::-1], ["column_wise", *expected[1:], expected[0]]):
+        assert enumerator._filter_sharding_types("user", offered) == expected
+
+
 def test_a_gpu_keeps_a_reserve() -> None:
     """Catches a plan for CUDA that uses the memory which TorchRec's planner keeps free at a start."""
     run = DryRun(plan_config("row_wise", ingest={"batch_size": 4}))

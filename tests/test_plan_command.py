@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +145,23 @@ def test_help_waits_for_no_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--hbm-gb" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_the_page_shows_the_output(place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a page with figures that the command does not print any more."""
+    page = (ROOT / "docs/plan.md").read_text()
+    found = re.findall(r"^    python -m jobs\.plan ([^\n]*)\n\n```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(found) == 6
+    arguments, output = found[place]
+    parser, shown = argparse.ArgumentParser(), list[str]()
+    plan.add_arguments(parser)
+    monkeypatch.setattr(plan, "show", shown.append)
+    monkeypatch.chdir(ROOT)
+    elsewhere = ["--set", f"root={tmp_path}", "--set", f"logs.path={tmp_path}"]
+    line, _ = outcome(plan.run, parser.parse_args([*shlex.split(arguments), *elsewhere]))
+    printed = [*shown[0].splitlines(), line.get("error", "")]
+    assert [text for text in output.splitlines() if text not in printed] == []
 
 
 # --- Checks of the inputs ---

@@ -53,14 +53,15 @@ def gigabytes(size: float) -> str:
 
 def _memory_lines(plan: Plan) -> list[str]:
     rank, workers = plan.fullest, plan.workers
-    copy = f"copy of a save in the memory of the host: {gigabytes(rank.saved_copy)}"
     tables = sum(memory.total for memory in rank.tables.values())
+    where = "in the memory of the host, not counted" if workers.device == "cuda" else "counted"
     return [
-        f"rank {rank.rank}, the fullest of {workers.num} ({workers.on_a_host} on a host): tables {gigabytes(tables)}, "
-        f"dense part {gigabytes(rank.dense)}, its optimizer {gigabytes(rank.dense_optimizer)}, its gradients "
-        f"{gigabytes(rank.dense_gradients)}, batches {gigabytes(rank.batches)}, activations "
-        f"{gigabytes(rank.activations)}; {copy}",
-        f"{gigabytes(used_bytes(workers, rank))} of {gigabytes(workers.memory_bytes)} used{_reserve(plan)}",
+        f"these are the sizes on rank {rank.rank}, the fullest of {workers.num} ({workers.on_a_host} on a host)",
+        f"  tables {gigabytes(tables)}, dense part {gigabytes(rank.dense)}, its optimizer "
+        f"{gigabytes(rank.dense_optimizer)}, its gradients {gigabytes(rank.dense_gradients)}",
+        f"  batches {gigabytes(rank.batches)}, activations {gigabytes(rank.activations)}",
+        f"  copy of the state for a save {gigabytes(rank.saved_copy)}, {where}",
+        f"  {gigabytes(used_bytes(workers, rank))} of {gigabytes(workers.memory_bytes)} used{_reserve(plan)}",
     ]
 
 
@@ -71,9 +72,9 @@ def _reserve(plan: Plan) -> str:
 def _time_lines(plan: Plan) -> list[str]:
     parts = ", ".join(f"{name} {value:.2f}" for name, value in plan.milliseconds.items())
     return [
-        f"a step in the tables: {sum(plan.milliseconds.values()):.2f} ms on rank {plan.slowest} ({parts}); longest: "
-        f"{plan.bottleneck}. This is an estimate of TorchRec's planner: it leaves out the dense part and the reading, "
-        "and has not been compared with a GPU"
+        f"estimate of a step's time in the tables: {sum(plan.milliseconds.values()):.2f} ms on rank {plan.slowest}",
+        f"  {parts}; longest: {plan.bottleneck}",
+        "  by TorchRec's planner, without the dense part and the reading; never compared with a GPU",
     ]
 
 

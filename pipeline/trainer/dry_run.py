@@ -104,7 +104,7 @@ class Plan:
         reserve: Share of a GPU's memory that the planner keeps free.
         lacks: Memory that is too small: `device` or `host`; empty if it fits.
         milliseconds: Estimate of the time of a step in the tables, on the slowest rank, by part.
-        slowest: That rank.
+        slowest: Number of the slowest rank.
         bottleneck: The part of its time that is the longest, and the table that has most of it.
     """
 

@@ -10,7 +10,8 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.constants import POOLING_FACTOR
+from torchrec.distributed.planner.constants import BATCH_SIZE, POOLING_FACTOR
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints, PerfModel
 from torchrec.distributed.types import ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -30,6 +31,17 @@ class _BagSharder(EmbeddingBagCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types = super().sharding_types(compute_device_type)
         return types if ShardingType.ROW_WISE.value in types else [*types, ShardingType.ROW_WISE.value]
+
+
+class _OrderedEnumerator(EmbeddingEnumerator):
+    """TorchRec's enumerator, with sharding types in a fixed order.
+
+    TorchRec's own order is that of a set of strings. It differs between processes, and with it the choice among
+    placements that are estimated alike.
+    """
+
+    def _filter_sharding_types(self, name: str, allowed_sharding_types: list[str], sharder_key: str = "") -> list[str]:
+        return sorted(super()._filter_sharding_types(name, allowed_sharding_types, sharder_key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +85,16 @@ def table_planner(
         performance: Rating of a placement; None: TorchRec's estimate of a step's time.
     """
     memory = load.memory_bytes if load and device_type == "cuda" else None
+    topology = Topology(
+        world_size=num_ranks, compute_device=device_type, local_world_size=ranks_per_host, hbm_cap=memory
+    )
+    batch_size = load.batch_size if load else BATCH_SIZE
+    constraints = {table.name: _constraint(config, table, num_ranks, load) for table in schema.tables}
     return EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=num_ranks, compute_device=device_type, local_world_size=ranks_per_host, hbm_cap=memory
-        ),
-        batch_size=load.batch_size if load else None,
-        constraints={table.name: _constraint(config, table, num_ranks, load) for table in schema.tables},
+        topology=topology,
+        batch_size=batch_size,
+        enumerator=_OrderedEnumerator(topology, batch_size, constraints),
+        constraints=constraints,
         performance_model=performance,
     )
 
