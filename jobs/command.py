@@ -124,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
-    """Do the work; return the figures, or the error in one line, and the exit code."""
+    """Do the work; return the figures, or the error in one line, and the exit code; a refusal may have figures too."""
     try:
         return run(arguments), DONE
     except ConfigError as error:

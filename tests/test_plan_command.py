@@ -102,6 +102,18 @@ def test_remedies(tmp_path: Path) -> None:
     assert "a smaller ingest.batch_size or workers.precision bfloat16" in line["error"]
 
 
+def test_the_planner_s_own_limit(tmp_path: Path) -> None:
+    """Catches a CPU with memory enough that is told to get more: a start's planner places 128 GiB per worker."""
+    sections: dict[str, Any] = {"root": str(tmp_path / "root"), "logs": {"path": str(tmp_path)}}
+    data = plan_config("row_wise", **sections).model_dump(mode="json", by_alias=True)
+    data["schema"]["tables"][0] |= {"num_rows": 10**9, "dim": 64}
+    line, code = call(tmp_path, parse_config(data, "test"), "--ram-gb", "2000", "--workers", "1")
+    assert code == 3
+    assert " of the 128 GiB within which TorchRec's planner places tables on the CPU" in line["error"]
+    assert "checkpoint.background" not in line["error"]
+    assert line["missing_bytes"] == pytest.approx(10**9 * 4 * 65 - 128 * 2**30, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -103,9 +103,11 @@ def advice(plan: Plan, config: Config, smallest: int | None) -> str:
     rank, workers = plan.fullest, plan.workers
     table = max(config.log_schema.tables, key=lambda table: table.num_rows * table.dim)
     (placed,) = [placement for placement in plan.placements if placement.table == table.name]
-    where = (
-        "in the memory of its host, for the copy of a save" if plan.lacks == "host" else f"of memory{_reserve(plan)}"
-    )
+    where = {
+        "device": f"of memory{_reserve(plan)}",
+        "host": "in the memory of its host, for the copy of a save",
+        "planner": "of the 128 GiB within which TorchRec's planner places tables on the CPU",
+    }[plan.lacks]
     return (
         f"does not fit on {workers.num} worker{'s' * (workers.num > 1)}: rank {rank.rank} lacks "
         f"{gigabytes(plan.missing_bytes)} {where}; the largest table is {table.name} with "
@@ -119,9 +121,9 @@ def _remedies(plan: Plan, config: Config, smallest: int | None, placed: Placemen
     found = [f"use {smallest} worker{'s' * (smallest > 1)}"] if smallest is not None else []
     if placed.sharding_type in ("table_wise", "data_parallel", "column_wise") and plan.workers.num > 1:
         found.append(f"set sharding.tables.{placed.table} to row_wise")
-    if rank.saved_copy and (plan.workers.device == "cpu" or plan.lacks == "host"):
+    if rank.saved_copy and plan.lacks == ("device" if plan.workers.device == "cpu" else "host"):
         found.append("set checkpoint.background to false")
-    if plan.lacks != "host" and rank.activations + rank.batches > rank.state:
+    if plan.lacks == "device" and rank.activations + rank.batches > rank.state:
         bfloat16 = "" if config.workers.precision == "bfloat16" else " or workers.precision bfloat16"
         found.append(f"a smaller ingest.batch_size{bfloat16}")
     return [*found, "fewer rows or a smaller dim of the table"]

@@ -1,1 +1,1 @@
-"""Training worker, top to bottom; the days that a group of workers trains; publication of the result."""
+"""Training worker, top to bottom; the days that a group of workers trains; publication of the result; dry runs."""

@@ -102,7 +102,8 @@ class Plan:
         ranks: Memory of each rank under these.
         missing_bytes: Bytes that the fullest rank lacks; 0 if it fits.
         reserve: Share of a GPU's memory that the planner keeps free.
-        lacks: Memory that is too small: `device` or `host`; empty if it fits.
+        lacks: Memory that is too small: `device`, `host`, or on `cpu` the `planner`'s, which is 128 GiB per worker
+            whatever the device has; empty if it fits.
         milliseconds: Estimate of the time of a step in the tables, on the slowest rank, by part.
         slowest: Number of the slowest rank.
         bottleneck: The part of its time that is the longest, and the table that has most of it.
@@ -282,7 +283,8 @@ def _result(
     workers: Workers, options: list[ShardingOption], ranks: list[RankMemory], short: int, reserve: float
 ) -> Plan:
     over = max(used_bytes(workers, rank) for rank in ranks) - workers.memory_bytes
-    missing, lacks = max(short, over, 0), "device"
+    missing = max(short, over, 0)
+    lacks = "planner" if workers.device == "cpu" and short > over else "device"
     if not missing and workers.host_bytes is not None and workers.device == "cuda":
         missing, lacks = max(max(rank.saved_copy for rank in ranks) - workers.host_bytes, 0), "host"
     times = _times(options, workers.num)

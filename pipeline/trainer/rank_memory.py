@@ -140,19 +140,7 @@ def _shares(
 ) -> list[tuple[int, TableMemory]]:
     """Return the memory of every piece of a table, with the piece's rank."""
     sizes = [list(shard.size) for shard in option.shards]
-    inputs, outputs = _calculate_shard_io_sizes(
-        sharding_type=option.sharding_type,
-        batch_sizes=[config.ingest.batch_size] * len(ids),
-        world_size=num_ranks,
-        local_world_size=ranks_per_host,
-        input_lengths=list(ids),
-        emb_dim=option.tensor.shape[1],
-        shard_sizes=sizes,
-        input_data_type_size=_ID,
-        output_data_type_size=_FLOAT,
-        num_poolings=[1.0] * len(ids),
-        is_pooled=bool(option.is_pooled),
-    )
+    inputs, outputs = _exchanged(config, option, ids, num_ranks, ranks_per_host)
     replicated = option.sharding_type == "data_parallel"
     shares = []
     for shard, (rows, columns), read, given in zip(option.shards, sizes, inputs, outputs, strict=True):
@@ -167,6 +155,25 @@ def _shares(
         assert shard.rank is not None
         shares.append((shard.rank, memory))
     return shares
+
+
+def _exchanged(
+    config: Config, option: ShardingOption, ids: Sequence[float], num_ranks: int, ranks_per_host: int
+) -> tuple[list[int], list[int]]:
+    """Return TorchRec's bytes of the ids that every piece of a table reads, and of the rows that it gives."""
+    return _calculate_shard_io_sizes(
+        sharding_type=option.sharding_type,
+        batch_sizes=[config.ingest.batch_size] * len(ids),
+        world_size=num_ranks,
+        local_world_size=ranks_per_host,
+        input_lengths=list(ids),
+        emb_dim=option.tensor.shape[1],
+        shard_sizes=[list(shard.size) for shard in option.shards],
+        input_data_type_size=_ID,
+        output_data_type_size=_FLOAT,
+        num_poolings=[1.0] * len(ids),
+        is_pooled=bool(option.is_pooled),
+    )
 
 
 def _optimizer_bytes(kind: str, rows: int, columns: int) -> int:
