@@ -19,7 +19,7 @@ from pipeline.ingest.units import DayLog, Unit
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.log_form import form_changes
+from pipeline.lineage.log_form import check_ids, form_changes
 from pipeline.trainer.train_line import train
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
@@ -88,6 +88,13 @@ def test_ids_of_another_type(old: Config, local_training: None) -> None:
     expected = r"column 'user_id' is text on 2026-01-02 and integer on 2026-01-01, which checkpoints/\S+ has trained: "
     with pytest.raises(DataError, match=f"{expected}every id would become a new one: write the log with ids of the"):
         evaluate(old, [DAYS[1]], None, [])
+
+
+def test_a_measurement_of_other_files_is_named(old: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches an evaluation of twice the rows that the same command measured last week, without a word."""
+    check_ids(old, manifest_of(checkpoint="checkpoints/x"), [_log(DAYS[1], read_otherwise=("f",)), _log(DAYS[2])])
+    (said,) = caplog.messages
+    assert said.startswith(f"{DAYS[1]} has 1 files, the first f, that the version which trained checkpoints/x treated")
 
 
 def _log(day: str, **form: Any) -> DayLog:

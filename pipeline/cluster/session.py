@@ -23,9 +23,9 @@ from pipeline.cluster.progress import ProgressWatcher
 from pipeline.cluster.ray_start import owns_ray, start_ray
 from pipeline.cluster.signals import stop_on_sigterm
 from pipeline.cluster.worker_entry import run_worker
-from pipeline.cluster.worker_lines import take_worker_lines
+from pipeline.cluster.worker_lines import SpeakingLanes, take_worker_lines
 from pipeline.config.project import Config
-from pipeline.ingest.plan import SHARD, LaneConfig, RunPlan
+from pipeline.ingest.plan import SHARD, RunPlan
 from pipeline.storage.files import Storage
 
 _LONGEST_NAME = 40  # characters of a project's name that a run on Ray shows
@@ -135,8 +135,8 @@ def run_workers(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
             ),
         ),
-        datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the actual ranks
-        dataset_config=LaneConfig(plan),
+        datasets={SHARD: ray.data.range(1)},  # a placeholder: SpeakingLanes plans the stream for the actual ranks
+        dataset_config=SpeakingLanes(plan),
     )
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
     logger.info("starting workers: %s", num_workers if workers.min is None else f"{workers.fewest} to {workers.most}")

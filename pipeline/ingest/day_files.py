@@ -130,16 +130,16 @@ def extremes(footer: pq.FileMetaData, column: str) -> list[int] | None:
     Returns:
         Empty if all values are null; None if a row group with values has no statistics, as some writers make them.
     """
-    found_so_far: list[int] = []
+    paths = [footer.schema.column(place).path for place in range(footer.num_columns)]
+    place, found = paths.index(column), []
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
-        places = [place for place in range(group.num_columns) if group.column(place).path_in_schema == column]
-        found = group.column(places[0]).statistics if places else None
-        if found is not None and found.has_min_max:
-            found_so_far += [int(found.min), int(found.max)]
-        elif found is None or found.null_count != group.num_rows:
+        statistics = group.column(place).statistics
+        if statistics is not None and statistics.has_min_max:
+            found += [int(statistics.min), int(statistics.max)]
+        elif statistics is None or statistics.null_count != group.num_rows:
             return None
-    return found_so_far
+    return found
 
 
 def _check_rows(footer: pq.FileMetaData) -> None:

@@ -115,13 +115,7 @@ def _published(line: Line, asked: str | None) -> Manifest:
             f"{asked} is not what is published, which is {name} of {latest.day}: migrate that, or go back to "
             "another day first with jobs.daily --rollback DAY REASON"
         )
-    manifest = line.read_manifest(name)
-    if manifest is None:
-        raise DataError(f"{line.storage.url}/{name} has no intact manifest: restore it, or go back to an earlier day")
-    problem = line.damage(manifest)
-    if problem is not None:
-        raise DataError(f"{line.storage.url}/{name} is damaged: {problem}")
-    return manifest
+    return line.intact_manifest(name)
 
 
 def _declared(manifest: Manifest) -> Declared:
