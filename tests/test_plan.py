@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dupn_models import make_dupn_config
 from plan_runs import DIM, USER_ROWS, Allocate, plan_config
 
 from features.errors import ConfigError
@@ -65,6 +66,15 @@ def test_the_memory_of_each_optimizer(run_ranks: Any, tables: str, dense: str) -
 
 def _rates(kind: str) -> dict[str, Any]:
     return {"kind": kind, "learning_rate": 0.1}
+
+
+def test_unpooled_tables(run_ranks: Any) -> None:
+    """Catches tables of another collection, and a user tower, that a plan leaves out."""
+    config = make_dupn_config()
+    planned = plan(config, 2)
+    for rank, real in zip(planned.ranks, run_ranks(Allocate(config), 2), strict=True):
+        assert rank.state == pytest.approx(real["bytes"], rel=0.1)
+        assert {name for name, memory in rank.tables.items() if memory.weights} == set(real["tables"])
 
 
 def test_another_sharding_would_be_seen(run_ranks: Any) -> None:
