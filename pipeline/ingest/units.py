@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,8 +76,8 @@ class DayLog:
         id_types: `integer` or `text`, by name of each read column that is one of them.
         read_otherwise: Files of the day that versions before sub-folders were read did not read, or did read although
             their names hide them.
-        slots: Smallest and largest slot by the statistics of the files, -1 for an unknown one; None: no slot is
-            declared, or a file has no statistics.
+        slots: Smallest and largest known slot by the statistics of the files; None: no slot is declared or known.
+        slots_unchecked: Number of files without statistics of their slots.
     """
 
     day: str
@@ -85,6 +86,7 @@ class DayLog:
     id_types: dict[str, IdType] = field(default_factory=dict)
     read_otherwise: tuple[str, ...] = ()
     slots: tuple[int, int] | None = None
+    slots_unchecked: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -149,19 +151,17 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
             except DataError as error:
                 raise DataError(f"{logs.url}/{file}: {error}") from error
             checked.append(footer.schema)
-        slots = _slots(footers.values(), schema.slot) if schema.slot else None
-        listed.append(replace(day_log, id_types=types.found, slots=slots))
+        slots = _slots(footers.values(), schema.slot) if schema.slot else {}
+        listed.append(replace(day_log, id_types=dict(types.found), **slots))
     return listed
 
 
-def _slots(footers: Iterable[Footer], column: str) -> tuple[int, int] | None:
-    found = [-1]  # of an unknown slot
-    for footer in footers:
-        values = extremes(footer.metadata, column)
-        if values is None:
-            return None
-        found += values
-    return min(found[1:], default=-1), max(found)
+def _slots(footers: Iterable[Footer], column: str) -> dict[str, Any]:
+    """Return the fields of a `DayLog` with the range of its slots."""
+    ranges = [extremes(footer, column) for footer in footers]
+    values = [value for found in ranges for value in found or () if value >= 0]  # a negative one is unknown
+    range_of_known = (min(values), max(values)) if values else None
+    return {"slots": range_of_known, "slots_unchecked": sum(found is None for found in ranges)}
 
 
 class IdTypes:
@@ -183,7 +183,7 @@ class IdTypes:
             DataError: A column has integers in this file and text in an earlier one, or the reverse.
         """
         for column in self._columns:
-            kind = id_type(schema.field(column).type)
+            kind = id_type(schema.field(column).type) if column in schema.names else None
             if kind is None:
                 continue
             first = self.found.setdefault(column, kind)
