@@ -59,7 +59,8 @@ def test_a_model_with_one_seed_hides_no_loss() -> None:
     outcomes += [outcome_of("a", seed, 0.72 if seed == 0 else None, 0.1) for seed in seeds]
     outcomes += [outcome_of("b", seed, 0.69 + seed / 10_000, 0.1) for seed in seeds]
     assert verdicts(model_rows(outcomes), LEAST)["ctr"] == (
-        "ctr: b -0.0099 ± 0.0004 lose against training ctr alone; a +0.0200 in one seed, which says nothing of the spread"
+        "ctr: b -0.0099 ± 0.0004 lose against training ctr alone; a +0.0200 in one seed, "
+        "which says nothing of the spread"
     )
 
 
