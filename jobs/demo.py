@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import DataError
+from features.figure import named_figures
 from jobs.command import command, show
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     gaps = {entry["task"]: share_of_gap(entry) for entry in result["tasks"]}
     short = [name for name in _HELD_TASKS if (gaps[name] or 0.0) < _HELD_SHARE]
     if short:
-        raise DataError(f"the model closes less than {_HELD_SHARE} of the gap to the best on {short}: {gaps}")
+        shares = named_figures({name: gap for name, gap in gaps.items() if gap is not None})
+        raise DataError(f"the model closes less than {_HELD_SHARE} of the gap to the best on {short}: {shares}")
     evaluated = report_evaluation(config.root, config.line, result)
     return {"trained": trained, "share_of_gap": gaps, "tasks": evaluated["tasks"], "figures": evaluated["figures"]}
 

@@ -227,7 +227,7 @@ def test_constant_labels_have_no_r2() -> None:
         ({"labels": torch.tensor([_NAN, _NAN])}, "2 of the labels of 2 rows .* belongs outside the space"),
         ({"weight": torch.tensor([1.0, _NAN])}, "the weights of 2 rows"),
         ({"weight": torch.tensor([1.0, -1.0])}, "a weight is -1"),
-        ({"scores": torch.tensor([0.5, 0.5])}, "0.122 apart: give logits"),
+        ({"scores": torch.tensor([0.5, 0.5])}, "0.1225 apart: give logits"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(change: dict[str, Tensor], message: str) -> None:

@@ -39,7 +39,10 @@ USUAL = [_profile(rows=rows) for rows in (9_000, 10_000, 11_000)]
         (_profile(nulls=0.16), "column 'video' is null in 16.0% of the rows, usual is 10.0% (daily.preflight.nulls"),
         (_profile(nulls=0.04), "column 'video' is null in 4.0%"),
         (_profile(mean=0.29), None),
-        (_profile(mean=0.31), "task 'ctr' has a mean label of 0.31, usual is 0.2 (daily.preflight.label_ratio 1.5)"),
+        (
+            _profile(mean=0.31),
+            "task 'ctr' has a mean label of 0.3100, usual is 0.2000 (",
+        ),
         (_profile(mean=0.13), "task 'ctr' has a mean label of 0.13"),
     ],
 )
@@ -88,9 +91,9 @@ def _metrics(**changes: Any) -> dict[str, Any]:
         ({"auc": 0.4, "positives": 49}, {}, None),
         ({"auc": 0.4, "positives": 960}, {}, None),
         ({"calibration": 1.6}, {}, "task 'ctr': calibration 1.600 on the hold-out, its parent 1.0"),
-        ({"calibration": 0.6}, {}, "task 'ctr': calibration 0.600 on the hold-out"),
+        ({"calibration": 0.6}, {}, "task 'ctr': calibration 0.6000 on the hold-out"),
         ({"calibration": 1.6}, {"calibration": 2.0}, None),  # off, and better than it was
-        ({"mean_prediction": 0.31}, {}, "task 'ctr': mean prediction 0.31 on the hold-out, its parent 0.2"),
+        ({"mean_prediction": 0.31}, {}, "task 'ctr': mean prediction 0.3100 on the hold-out, its parent 0.2"),
         ({"mean_prediction": 0.13}, {}, "task 'ctr': mean prediction 0.13"),
         ({"mean_prediction": None}, {}, "task 'ctr': the new model's predictions on the hold-out are not finite"),
         ({"kind": "regression", "r2": 0.28, "positives": 0}, {"kind": "regression", "r2": 0.33}, "task 'ctr': 0.28"),

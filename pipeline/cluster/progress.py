@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from features.figure import figure, named_figures
 from pipeline.cluster.console import console
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class ProgressDisplay:
             )
             return
         self._bar.bar_format = _MOVING
-        self._bar.set_postfix({name: f"{loss:.4f}" for name, loss in newest.losses.items()}, refresh=False)
+        self._bar.set_postfix({name: figure(loss) for name, loss in newest.losses.items()}, refresh=False)
         self._bar.n, self._bar.ncols = newest.rows, console.num_columns - 1
         self._bar.refresh()
 
@@ -192,5 +193,5 @@ class ProgressDisplay:
         parts = [f"{newest.what}: {newest.rows:,} of {newest.total:,} rows"]
         if newest.rows > self._first_rows:
             parts.append(f"{(newest.rows - self._first_rows) / (self._line_at - self._since):,.0f} rows/s")
-        parts += [f"{name} {loss:.4f}" for name, loss in newest.losses.items()]
+        parts += [named_figures(newest.losses)] if newest.losses else []
         logger.info(", ".join(parts))

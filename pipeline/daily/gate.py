@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from features.figure import figure
 from pipeline.config.daily import GateConfig
 from pipeline.daily.ratios import ratio_apart, within_ratio
 
@@ -77,9 +78,10 @@ def _before(
     if len(known) < config.min_entries or value is None or not _judged(config, task, found):
         return
     if value < statistics.median(known) - limit - _noise(found):
+        usually = figure(statistics.median(known))
         yield (
-            f"task {task!r}: yesterday's model reaches {value:.4f} on this day, usual is {statistics.median(known):.4f}"
-            f" (daily.gate.before_drop {limit:g}): look whether the day's labels are right"
+            f"task {task!r}: yesterday's model reaches {figure(value)} on this day, usual is {usually} "
+            f"(daily.gate.before_drop {limit:g}): look whether the day's labels are right"
         )
 
 
@@ -94,17 +96,18 @@ def _after(config: GateConfig, task: str, new: Mapping[str, Any], parent: Mappin
         return
     value, old, limit = quality(new), quality(parent), config.limit(task, "drop")
     if value is not None and old is not None and value < old - limit - _noise(parent):
-        yield f"task {task!r}: {value:.4f} on the hold-out, its parent {old:.4f} (daily.gate.drop {limit:g})"
+        yield f"task {task!r}: {figure(value)} on the hold-out, its parent {figure(old)} (daily.gate.drop {limit:g})"
     ratio, before = config.limit(task, "calibration_ratio"), parent.get("calibration")
     off, allowed = (math.inf if value is None else ratio_apart(value, 1.0) for value in (calibration, before))
+    parents = "undefined" if before is None else figure(before)
     if calibration is not None and off > max(math.log(ratio), allowed):
         yield (
-            f"task {task!r}: calibration {calibration:.3f} on the hold-out, its parent {parent['calibration']} "
+            f"task {task!r}: calibration {figure(calibration)} on the hold-out, its parent {parents} "
             f"(daily.gate.calibration_ratio {ratio:g})"
         )
     ratio, before = config.limit(task, "shift_ratio"), parent.get("mean_prediction")
     if mean is not None and before is not None and not within_ratio(mean, before, ratio):
         yield (
-            f"task {task!r}: mean prediction {mean:.4g} on the hold-out, its parent {before:.4g} "
+            f"task {task!r}: mean prediction {figure(mean)} on the hold-out, its parent {figure(before)} "
             f"(daily.gate.shift_ratio {ratio:g})"
         )

@@ -7,6 +7,7 @@ figures alone, neither a log nor a model.
 import statistics
 from collections.abc import Iterator, Sequence
 
+from features.figure import figure
 from features.profile import DayProfile
 from features.schema import Schema
 from pipeline.config.daily import PreflightConfig
@@ -68,8 +69,8 @@ def _labels(config: PreflightConfig, today: DayProfile, earlier: Sequence[DayPro
         near = abs(mean - usual) <= _NOISE * error
         if not near and not within_ratio(mean, usual, config.label_ratio):
             yield (
-                f"task {task!r} has a mean label of {mean:.4g}, usual is {usual:.4g} (daily.preflight.label_ratio "
-                f"{config.label_ratio:g})"
+                f"task {task!r} has a mean label of {figure(mean)}, usual is {figure(usual)} "
+                f"(daily.preflight.label_ratio {config.label_ratio:g})"
             )
 
 

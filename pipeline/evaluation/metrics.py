@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from features.figure import figure
 from features.tasks import TaskConfig
 from pipeline.evaluation.auc import AucSketch
 
@@ -145,9 +146,8 @@ class TaskMetrics:
                     f"or infinite: {_CAUSES[name]}"
                 )
         if (values["weights"] < 0).any():
-            raise ValueError(
-                f"task {task.name!r}: a weight is {values['weights'].min()}: declare weights of at least 0"
-            )
+            least = figure(float(values["weights"].min()))
+            raise ValueError(f"task {task.name!r}: a weight is {least}: declare weights of at least 0")
         if task.kind == "regression":
             return
         scores = values["scores"]
@@ -155,7 +155,7 @@ class TaskMetrics:
         apart = float((values["predictions"] - expected).abs().max())
         if apart > _DISAGREEMENT:
             raise ValueError(
-                f"task {task.name!r}: predictions and the probabilities of the scores are up to {apart:.3g} apart: "
+                f"task {task.name!r}: predictions and the probabilities of the scores are up to {figure(apart)} apart: "
                 "give logits as scores (torch.logit of a baseline's probabilities)"
             )
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from features.errors import DataError, Interrupted
+from features.figure import named_figures
 from models.batch import LogBatch
 from models.ranker import StepOutput
 from pipeline.checkpoint.saver import Saver
@@ -202,7 +203,8 @@ class Trainer:
         self._losses += losses
         if self._not_finite is None and not bool(torch.isfinite(losses).all()):
             keys = [self._units[span.unit].key for span in output.batch.cursor.spans]
-            self._not_finite = f"loss {self._named(losses)} at step {self.step - 1}, in the rows of {', '.join(keys)}"
+            named = named_figures(self._named(losses))
+            self._not_finite = f"loss {named} at step {self.step - 1}, in the rows of {', '.join(keys)}"
         return output
 
     def _take_losses(self) -> Tensor:
