@@ -61,6 +61,15 @@ class IdSketch:
         seen = int(self.counts[chosen & np.isin(self.hashes, known)].sum())
         return (total - seen) / total if total else None
 
+    @property
+    def effective_ids(self) -> float:
+        """Number of ids with equally many rows whose share is as uncertain as that of these (Kish, 1965).
+
+        Rows of one id are new or known together, so that a share of rows is as uncertain as one of so few ids.
+        """
+        squares = float(np.square(self.counts.astype(np.float64)).sum())
+        return float(self.counts.sum()) ** 2 / squares if squares else 0.0
+
     def to_json(self) -> list[str]:
         """Return the sketch as base64 text."""
         return [base64.b64encode(array.tobytes()).decode() for array in (self.hashes, self.counts)]
@@ -135,17 +144,10 @@ class DayProfile:
         for name, sketch in other.ids.items():
             self.ids.setdefault(name, IdSketch()).merge(sketch)
 
-    def label_mean(self, task: str) -> tuple[float, float] | None:
-        """Return the mean label of a task in its space, and the standard error of that mean; None without a row.
-
-        Args:
-            task: The task's name.
-        """
+    def label_mean(self, task: str) -> float | None:
+        """Return the mean label of a task in its space; None without a row, or if it is not finite."""
         rows, total, squares = self.labels.get(task, (0, 0.0, 0.0))
-        if not rows or not math.isfinite(squares):
-            return None
-        mean = total / rows
-        return mean, math.sqrt(max(squares / rows - mean * mean, 0.0) / rows)
+        return total / rows if rows and math.isfinite(squares) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON."""

@@ -15,6 +15,8 @@ def _refuse_never(min_entries: int, window: int) -> None:
 class PreflightConfig(Declaration):
     """Limits for a day's log, relative to the median of the newest entries of the ledger.
 
+    Shares and mean labels count as different only beyond four standard errors, from the usual figure and the rows.
+
     Args:
         success_marker: True if the day's folder must hold a file `_SUCCESS`.
         window: Number of the newest entries that count.
@@ -22,8 +24,7 @@ class PreflightConfig(Declaration):
             declared columns, and a row in every task's space.
         rows_ratio: Largest ratio of the number of rows to the median, and of the median to it.
         nulls: Largest difference between a column's share of null rows and the median.
-        label_ratio: Largest ratio of a task's mean label to the median, and of the median to it, beyond four standard
-            errors.
+        label_ratio: Largest ratio of a task's mean label to the median, and of the median to it.
         unseen_ids: Largest excess over the median of the share of rows whose id was on none of the window's days.
     """
 

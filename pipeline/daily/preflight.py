@@ -4,6 +4,7 @@ A finding is one line: the figure, the expected figure, and the key of the confi
 figures alone, neither a log nor a model.
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -11,9 +12,10 @@ from features.figure import figure
 from features.profile import DayProfile
 from features.schema import Schema
 from pipeline.config.daily import PreflightConfig
+from pipeline.daily.noise import mean_noise, rows_of_both, share_noise
 from pipeline.daily.ratios import within_ratio
 
-_NOISE = 4.0  # standard errors within which a mean label is noise
+_ERRORS = 4.0  # standard errors within which a figure is noise
 
 
 def check_profile(
@@ -51,22 +53,26 @@ def _rows(config: PreflightConfig, today: DayProfile, earlier: Sequence[DayProfi
 
 def _nulls(config: PreflightConfig, today: DayProfile, earlier: Sequence[DayProfile]) -> Iterator[str]:
     for column, count in today.nulls.items():
-        shares = [profile.nulls[column] / profile.rows for profile in earlier if column in profile.nulls]
-        if shares and abs(count / today.rows - statistics.median(shares)) > config.nulls:
+        known = [profile for profile in earlier if column in profile.nulls]
+        if not known:
+            continue
+        share, usual = count / today.rows, statistics.median(profile.nulls[column] / profile.rows for profile in known)
+        rows = rows_of_both(today.rows, (profile.rows for profile in known))
+        if abs(share - usual) > max(config.nulls, share_noise(usual, rows, _ERRORS)):
             yield (
-                f"column {column!r} is null in {count / today.rows:.1%} of the rows, usual is "
-                f"{statistics.median(shares):.1%} (daily.preflight.nulls {config.nulls:g})"
+                f"column {column!r} is null in {share:.1%} of the rows, usual is {usual:.1%} (daily.preflight.nulls "
+                f"{config.nulls:g})"
             )
 
 
 def _labels(config: PreflightConfig, today: DayProfile, earlier: Sequence[DayProfile]) -> Iterator[str]:
     for task in today.labels:
-        found = today.label_mean(task)
-        means = [known[0] for profile in earlier if (known := profile.label_mean(task)) is not None]
-        if found is None or not means:
+        mean = today.label_mean(task)
+        known = [profile for profile in earlier if profile.label_mean(task) is not None]
+        if mean is None or not known:
             continue
-        (mean, error), usual = found, statistics.median(means)
-        near = abs(mean - usual) <= _NOISE * error
+        usual = statistics.median(found for profile in known if (found := profile.label_mean(task)) is not None)
+        near = abs(mean - usual) <= _label_noise(task, today, known)
         if not near and not within_ratio(mean, usual, config.label_ratio):
             yield (
                 f"task {task!r} has a mean label of {figure(mean)}, usual is {figure(usual)} "
@@ -74,14 +80,30 @@ def _labels(config: PreflightConfig, today: DayProfile, earlier: Sequence[DayPro
             )
 
 
+def _label_noise(task: str, today: DayProfile, earlier: Sequence[DayProfile]) -> float:
+    """Return the deviation of a mean label that chance explains, by the labels of the earlier days.
+
+    The size of a large label is the mean label of a label's unit: sum of squares over sum, 1 for labels 0 and 1.
+    """
+    rows, total, squares = (sum(values) for values in zip(*(profile.labels[task] for profile in earlier), strict=True))
+    variance = max(squares / rows - (total / rows) ** 2, 0.0)
+    total, squares = (sum(values) for values in zip((total, squares), today.labels[task][1:], strict=True))
+    scale = squares / max(abs(total), math.sqrt(squares)) if squares else 0.0
+    both = rows_of_both(today.labels[task][0], (profile.labels[task][0] for profile in earlier))
+    return mean_noise(variance, scale, both, _ERRORS)
+
+
 def _unseen(config: PreflightConfig, today: DayProfile, earlier: Sequence[DayProfile]) -> Iterator[str]:
-    newest_first = list(earlier)
     for name, sketch in today.ids.items():
-        days = [profile.ids[name] for profile in newest_first if name in profile.ids]
+        days = [profile.ids[name] for profile in earlier if name in profile.ids]  # the newest first
         share = sketch.unseen(days)
-        usual = [found for place, day in enumerate(days) if (found := day.unseen(days[place + 1 :])) is not None]
-        if share is not None and usual and share > statistics.median(usual) + config.unseen_ids:
+        shares = [found for place, day in enumerate(days) if (found := day.unseen(days[place + 1 :])) is not None]
+        if share is None or not shares:
+            continue
+        usual = statistics.median(shares)
+        ids = rows_of_both(sketch.effective_ids, (day.effective_ids for day in days[: len(shares)]))
+        if share > usual + max(config.unseen_ids, share_noise(usual, ids, _ERRORS)):
             yield (
                 f"{share:.1%} of the rows have an id of {name!r} that was on none of the last {len(days)} days, usual "
-                f"is {statistics.median(usual):.1%} (daily.preflight.unseen_ids {config.unseen_ids:g})"
+                f"is {usual:.1%} (daily.preflight.unseen_ids {config.unseen_ids:g})"
             )
