@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the day, or move LATEST."""
     config = read_config(arguments)
+    from pipeline.daily.accepted import Accepted
     from pipeline.daily.ray_work import RayWork
-    from pipeline.daily.run_days import Accepted, run_days
+    from pipeline.daily.run_days import run_days
     from pipeline.ingest.units import parse_days
     from pipeline.lineage.line import Line
     from pipeline.lineage.manual_moves import branch
