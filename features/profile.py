@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from features.encoding import evaluate_space
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
+from features.holdout import HoldoutConfig
 from features.schema import IdFeature, Schema
 
 _SKETCH_IDS = 1024
@@ -97,27 +98,37 @@ class DayProfile:
         nulls: Per column: number of rows with null or NaN.
         labels: Per task: number of rows in its space, sum of their labels, and sum of their squares.
         ids: Per id feature: a sample of its ids.
+        held_out: Per task: number of held-out rows in its space, and number of positive ones among them. A task that
+            is not there was not counted.
     """
 
     rows: int = 0
     nulls: dict[str, int] = field(default_factory=dict)
     labels: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     ids: dict[str, IdSketch] = field(default_factory=dict)
+    held_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def update(self, schema: Schema, columns: Mapping[str, pa.Array], tasks: Iterable[str]) -> None:
+    def update(
+        self,
+        schema: Schema,
+        columns: Mapping[str, pa.Array],
+        tasks: Iterable[str],
+        holdout: HoldoutConfig | None = None,
+    ) -> None:
         """Add rows.
 
         Args:
             schema: The schema of the rows.
             columns: Arrays of N rows by column name.
             tasks: Names of the tasks whose labels count.
+            holdout: Rows that are never trained; None: all are.
 
         Raises:
             DataError: The schema does not allow a value of a column.
         """
         num_rows = len(next(iter(columns.values())))
         part = DayProfile(num_rows, {name: _missing(column) for name, column in columns.items()})
-        chosen = set(tasks)
+        chosen, held = set(tasks), holdout.held_out(columns) if holdout else None
         for task in schema.tasks:
             if task.name in chosen:
                 label = task.label_expression.evaluate(columns)
@@ -125,6 +136,8 @@ class DayProfile:
                 inside = label.is_valid().to_numpy(zero_copy_only=False)
                 if task.space is not None:
                     inside &= evaluate_space(task.space, columns)
+                if held is not None:
+                    part.held_out[task.name] = (int((held & inside).sum()), int((values[held & inside] > 0).sum()))
                 values = values[inside]
                 part.labels[task.name] = (len(values), float(values.sum()), float(np.square(values).sum()))
         for feature in schema.features:
@@ -143,6 +156,9 @@ class DayProfile:
             self.labels[name] = (so_far[0] + sums[0], so_far[1] + sums[1], so_far[2] + sums[2])
         for name, sketch in other.ids.items():
             self.ids.setdefault(name, IdSketch()).merge(sketch)
+        for name, (rows, positives) in other.held_out.items():
+            known = self.held_out.get(name, (0, 0))
+            self.held_out[name] = (known[0] + rows, known[1] + positives)
 
     def label_mean(self, task: str) -> float | None:
         """Return the mean label of a task in its space; None without a row, or if it is not finite."""
@@ -156,6 +172,7 @@ class DayProfile:
             "nulls": self.nulls,
             "labels": {name: list(sums) for name, sums in self.labels.items()},
             "ids": {name: sketch.to_json() for name, sketch in self.ids.items()},
+            "held_out": {name: list(counts) for name, counts in self.held_out.items()},
         }
 
     @classmethod
@@ -165,7 +182,8 @@ class DayProfile:
             name: (int(rows), float(total), float(squares)) for name, (rows, total, squares) in data["labels"].items()
         }
         ids = {name: IdSketch.from_json(sketch) for name, sketch in data["ids"].items()}
-        return cls(data["rows"], dict(data["nulls"]), labels, ids)
+        held_out = {name: (rows, positives) for name, (rows, positives) in data.get("held_out", {}).items()}
+        return cls(data["rows"], dict(data["nulls"]), labels, ids, held_out)
 
 
 def _missing(column: pa.Array) -> int:

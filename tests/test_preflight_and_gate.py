@@ -93,8 +93,9 @@ def _metrics(**changes: Any) -> dict[str, Any]:
         ({"calibration": 1.6}, {}, "task 'ctr': calibration 1.600 on the hold-out, its parent 1.0"),
         ({"calibration": 0.6}, {}, "task 'ctr': calibration 0.6000 on the hold-out"),
         ({"calibration": 1.6}, {"calibration": 2.0}, None),  # off, and better than it was
-        ({"mean_prediction": 0.31}, {}, "task 'ctr': mean prediction 0.3100 on the hold-out, its parent 0.2"),
-        ({"mean_prediction": 0.13}, {}, "task 'ctr': mean prediction 0.13"),
+        ({"mean_prediction": 0.31}, {}, None),  # of 200 positives: a ratio of 1.5 and a standard error of .063
+        ({"mean_prediction": 0.33}, {}, "task 'ctr': mean prediction 0.3300 on the hold-out, its parent 0.2"),
+        ({"mean_prediction": 0.12}, {}, "task 'ctr': mean prediction 0.12"),
         ({"mean_prediction": None}, {}, "task 'ctr': the new model's predictions on the hold-out are not finite"),
         ({"kind": "regression", "r2": 0.28, "positives": 0}, {"kind": "regression", "r2": 0.33}, "task 'ctr': 0.28"),
         ({"kind": "multiclass", "accuracy": 0.3}, {"kind": "multiclass", "accuracy": 0.31}, None),

@@ -45,7 +45,8 @@ class PreflightConfig(Declaration):
 class GateConfig(Declaration):
     """Limits for a new model; the quality of a task is its AUC, R2 or accuracy: higher is better.
 
-    Drops count beyond one standard error of the quality, estimated from the number of rows.
+    Drops count beyond one standard error of the quality, estimated from the number of rows. Ratios count beyond one
+    standard error of the mean label on the same rows. The hold-out is measured only if a task has enough rows there.
 
     Args:
         window: Number of the newest entries that count.

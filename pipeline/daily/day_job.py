@@ -18,7 +18,7 @@ from features.profile import DayProfile
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.project import Config
 from pipeline.daily.accepted import Accepted
-from pipeline.daily.gate import check_model
+from pipeline.daily.gate import check_model, is_judged, may_be_judged
 from pipeline.daily.preflight import check_profile
 from pipeline.daily.ray_work import Work
 from pipeline.daily.refusal import refused
@@ -109,7 +109,9 @@ class DayJob:
         preflight = self._preflight(ledger, steps, logs[self.day], changes)
         predicted = self._predict(steps, base, files)
         manifest = self._train(files[self.day])
-        gate = self._gate(ledger, steps, base, manifest, predicted)
+        late = [day for day in logs if day != self.day]
+        held_out = self._may_be_judged(ledger, preflight["profile"], manifest, late)
+        gate = self._gate(ledger, steps, base, manifest, predicted, measure_held_out=held_out)
         self.line.check_run(self.run)
         entry = trained_entry(self.line, manifest, self.run, "daily")
         found = preflight | gate | {"before": predicted, "seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
@@ -156,7 +158,9 @@ class DayJob:
         """Compare the profile of the day's log with those of the days before; `changes` are those of its form."""
         config = self.config.daily.preflight
         inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
-        found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
+        holdout = self.config.holdout.model_dump() if self.config.holdout else None
+        read = inputs | ({"holdout": holdout} if holdout else {})
+        found = self._timed("preflight", steps, read, lambda: self.work.profile(log).to_json())
         known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
         earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
         profile = DayProfile.from_json(found)
@@ -185,14 +189,42 @@ class DayJob:
             raise RunFailed(f"the log of {self.day} was written while it was trained: start the same command again")
         return manifest
 
+    def _may_be_judged(
+        self, ledger: Ledger, profile: Mapping[str, Any], manifest: Manifest, late: Sequence[str]
+    ) -> bool:
+        """Return True if a task has enough held-out rows to be judged, or may have.
+
+        A profile does not count late labels. Their rows are at most the held-out rows of their days.
+        """
+        if self.config.holdout is None:
+            return False
+        config, counted = self.config.daily.gate, DayProfile.from_json(profile).held_out
+        entries = [ledger.find(day) for day in late]
+        most = manifest.held_out + sum((entry.held_out or 0) for entry in entries if entry is not None)
+        for task in self.config.log_schema.tasks:
+            if task.name in counted and not task.delay_days:
+                if is_judged(config, task.name, task.kind, *counted[task.name]):
+                    return True
+            elif may_be_judged(config, task.name, task.kind, most):
+                return True
+        logger.info("no task of %s has enough held-out rows (daily.gate.min_positives): not measured", self.day)
+        return False
+
     def _gate(
-        self, ledger: Ledger, steps: KeptResults, base: str | None, manifest: Manifest, predicted: Any
+        self,
+        ledger: Ledger,
+        steps: KeptResults,
+        base: str | None,
+        manifest: Manifest,
+        predicted: Any,
+        *,
+        measure_held_out: bool,
     ) -> dict[str, Any]:
         """Compare the new model with its parent on rows that trained neither, and the day with other days."""
         config = self.config.daily.gate
         checkpoints = [manifest.checkpoint, *([base] if base else [])]
         measured: list[dict[str, Any]] = []
-        if self.config.holdout is not None:
+        if measure_held_out:
             inputs = {"checkpoints": checkpoints, "files": manifest.files_of_log}
             measure = lambda: _kept(self.work.measure(checkpoints, self.day, "held_out"))  # noqa: E731
             measured = self._timed("gate", steps, inputs, measure)["checkpoints"]

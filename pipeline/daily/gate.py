@@ -11,7 +11,7 @@ from typing import Any
 
 from features.figure import figure
 from pipeline.config.daily import GateConfig
-from pipeline.daily.ratios import ratio_apart, within_ratio
+from pipeline.daily.ratios import ratio_apart
 
 
 def check_model(
@@ -63,11 +63,36 @@ def _noise(metrics: Mapping[str, Any]) -> float:
     return math.sqrt(value * (1 - value) / max(counted, 1))
 
 
-def _judged(config: GateConfig, task: str, metrics: Mapping[str, Any]) -> bool:
-    """Return True if a task has enough rows for its metrics to be judged."""
+def _mean_error(metrics: Mapping[str, Any]) -> float:
+    """Return the standard error of the logarithm of a task's mean label on its rows; 0 if it is not known."""
     rows, positives = metrics["rows"], metrics.get("positives", 0)
-    enough = min(positives, rows - positives) if metrics["kind"] == "binary" else rows
+    if metrics["kind"] == "binary":
+        return math.sqrt((1 - positives / rows) / positives) if positives else 0.0
+    mean, variance = metrics.get("mean_label"), metrics.get("label_variance")
+    return math.sqrt(variance / rows) / abs(mean) if mean and variance else 0.0
+
+
+def is_judged(config: GateConfig, task: str, kind: str, rows: int, positives: int) -> bool:
+    """Return True if a task has enough rows for its metrics to be judged.
+
+    Args:
+        config: Limits of the gate.
+        task: The task's name.
+        kind: Its kind.
+        rows: Number of rows in its space.
+        positives: Number of positive ones among them; only of a binary task.
+    """
+    enough = min(positives, rows - positives) if kind == "binary" else rows
     return enough >= config.limit(task, "min_positives")
+
+
+def may_be_judged(config: GateConfig, task: str, kind: str, rows: int) -> bool:
+    """Return True if so many rows can be enough, whatever their labels are; arguments as of `is_judged`."""
+    return is_judged(config, task, kind, rows, rows // 2)
+
+
+def _judged(config: GateConfig, task: str, metrics: Mapping[str, Any]) -> bool:
+    return is_judged(config, task, metrics["kind"], metrics["rows"], metrics.get("positives", 0))
 
 
 def _before(
@@ -100,13 +125,14 @@ def _after(config: GateConfig, task: str, new: Mapping[str, Any], parent: Mappin
     ratio, before = config.limit(task, "calibration_ratio"), parent.get("calibration")
     off, allowed = (math.inf if value is None else ratio_apart(value, 1.0) for value in (calibration, before))
     parents = "undefined" if before is None else figure(before)
-    if calibration is not None and off > max(math.log(ratio), allowed):
+    error = _mean_error(new)
+    if calibration is not None and off > max(math.log(ratio) + error, allowed):
         yield (
             f"task {task!r}: calibration {figure(calibration)} on the hold-out, its parent {parents} "
             f"(daily.gate.calibration_ratio {ratio:g})"
         )
     ratio, before = config.limit(task, "shift_ratio"), parent.get("mean_prediction")
-    if mean is not None and before is not None and not within_ratio(mean, before, ratio):
+    if mean is not None and before is not None and ratio_apart(mean, before) > math.log(ratio) + error:
         yield (
             f"task {task!r}: mean prediction {figure(mean)} on the hold-out, its parent {figure(before)} "
             f"(daily.gate.shift_ratio {ratio:g})"

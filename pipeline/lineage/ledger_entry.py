@@ -28,7 +28,7 @@ class HoldoutMetrics(RecordPart):
     """Metrics on the hold-out.
 
     Args:
-        new: Metrics of the new model; absent: nothing is held out.
+        new: Metrics of the new model; absent: nothing is held out, or too little to judge a task.
         parent: Metrics of its parent on the same rows; absent: there is none.
     """
 
@@ -84,7 +84,8 @@ class LedgerEntry(Record):
         train_seconds: Seconds of stepping over the day's own rows, those before a restart included, none counted twice.
         late: Late labels of earlier days that were trained with it, by ISO date.
         profile: Profile of the log by preflight, `features.profile.DayProfile`: rows; nulls by column; by task rows in
-            space, sum and sum of squares of labels; by id feature a sample of ids with their rows.
+            space, sum and sum of squares of labels; by id feature a sample of ids with their rows; by task
+            held-out rows and positives.
         preflight: Verdict of preflight.
         gate: Verdict of the gate.
         before: Metrics of the parent's checkpoint on the day's log, before training on it; absent: there is no parent,
