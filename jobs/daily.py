@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--rollback", nargs=2, metavar=("DAY", "REASON"), help="move LATEST back to a done day")
     what.add_argument("--discard", metavar="REASON", help="forget the trained but unpublished days")
     parser.add_argument("--max-catch-up", type=int, metavar="N", help="missing days to do first (daily.max_catch_up)")
-    parser.add_argument("--accept-anomaly", metavar="REASON", help="train the day although preflight refuses it")
-    parser.add_argument("--accept-gate", metavar="REASON", help="publish the day although the gate refuses it")
+    parser.add_argument("--accept-anomaly", metavar="REASON", help="train the days although preflight refuses them")
+    parser.add_argument("--accept-gate", metavar="REASON", help="publish the days although the gate refuses them")
     parser.add_argument("--skip-day", metavar="REASON", help="leave the day out for good")
     parser.add_argument("--branch", metavar="NAME", help="on a line of that name, forked before the day if it is new")
     parser.add_argument("--from-nothing", action="store_true", help="a new branch begins without a checkpoint")
@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return _move(config, Line.of(config.root, arguments.branch or config.line), arguments)
     days = parse_days(arguments.day or arguments.days)
     accepted = Accepted(arguments.accept_anomaly, arguments.accept_gate, arguments.skip_day)
-    if accepted != Accepted() and len(days) > 1:
-        raise ConfigError("a day is accepted or skipped by itself: give --day, not --days")
+    if accepted.skip is not None and len(days) > 1:
+        raise ConfigError("a day is skipped by itself: give --day, not --days")
     if arguments.branch:
         line = branch(line, arguments.branch, days[0], from_nothing=arguments.from_nothing)
     elif arguments.from_nothing:

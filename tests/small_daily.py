@@ -217,6 +217,12 @@ def run(config: Config, line: Line, world: World, day: str, kill_at: int | None 
         world.dead, world.kill_at = False, None
 
 
+def run_range(config: Config, line: Line, world: World, first: int, last: int, **options: Any) -> Any:
+    """One command for the days from one number to another."""
+    days = [day_of(number) for number in range(first, last + 1)]
+    return run_days(config, line, SmallWork(line, world), days, 7, Accepted(**options))
+
+
 def history(line: Line) -> list[tuple[str, int, str]]:
     """Day, generation and weights of what is published, oldest first."""
     found = []

@@ -39,9 +39,9 @@ def test_a_figure_of_few_rows(kind: str, key: str, value: float) -> None:
     parent = metrics(kind, 147)
     assert check_model(GateConfig(), None, [], metrics(kind, 147, **{key: value}), parent) == []
     (problem,) = check_model(GateConfig(), None, [], metrics(kind, 20_000, **{key: value}), parent)
-    assert key.replace("_", " ") in problem
+    assert key.replace("_", " ") in problem.text
     (problem,) = check_model(GateConfig(), None, [], metrics(kind, 147, **{key: 2 * value}), parent)
-    assert key.replace("_", " ") in problem
+    assert key.replace("_", " ") in problem.text
 
 
 def trained(world: World, root: Path, held: dict[str, tuple[int, int]] | None, **gate: Any) -> tuple[list[str], Any]:

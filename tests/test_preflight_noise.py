@@ -18,7 +18,7 @@ SCHEMA = Schema.model_validate(
 
 
 def said(today: DayProfile, earlier: list[DayProfile]) -> list[str]:
-    return check_profile(PreflightConfig(), SCHEMA, today, earlier)
+    return [found.text for found in check_profile(PreflightConfig(), SCHEMA, today, earlier)]
 
 
 def clicks(rows: int, positives: float) -> DayProfile:

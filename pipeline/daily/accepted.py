@@ -10,7 +10,7 @@ class Accepted:
     Args:
         anomaly: Reason to accept the findings of preflight.
         gate: Reason to accept the findings of the gate.
-        skip: Reason to leave the day out.
+        skip: Reason to leave the day out; of one day alone.
     """
 
     anomaly: str | None = None

@@ -8,7 +8,7 @@ was killed at any point and is started again completes the remaining steps, and 
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from features.profile import DayProfile
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.project import Config
 from pipeline.daily.accepted import Accepted
+from pipeline.daily.finding import Finding, advice, verdict
 from pipeline.daily.gate import check_model, is_judged, may_be_judged
 from pipeline.daily.preflight import check_profile
 from pipeline.daily.ray_work import Work
@@ -162,14 +163,25 @@ class DayJob:
         read = inputs | ({"holdout": holdout} if holdout else {})
         found = self._timed("preflight", steps, read, lambda: self.work.profile(log).to_json())
         known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
-        earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
+        earlier = [DayProfile.from_json(profile) for profile in itertools.islice(known, config.window)]
         profile = DayProfile.from_json(found)
-        problems = [*changes, *check_profile(config, self.config.log_schema, profile, earlier)]
+        findings = [Finding(change) for change in changes]
+        findings += check_profile(config, self.config.log_schema, profile, earlier)
         reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
-        if problems and reason is None:
-            raise refused(self.line, self.day, "preflight", problems)
-        verdict = Verdict(problems=tuple(problems), accepted=reason if problems else None)
-        return {"profile": found, "preflight": verdict}
+        then = (entry.preflight for entry in ledger.chain() if entry.preflight is not None)
+        return {"profile": found, "preflight": self._decide("preflight", findings, reason, then)}
+
+    def _decide(
+        self, step: str, findings: Sequence[Finding], reason: str | None, earlier: Iterable[Verdict]
+    ) -> Verdict:
+        """Return the verdict of a check that lets the day pass; raise the refusal of one that does not."""
+        if findings and reason is None:
+            said = [finding.text for finding in findings]
+            raise refused(self.line, self.day, step, [*said, *advice(findings, earlier, accepted_today=False)])
+        decided = verdict(findings, reason, earlier)
+        for line in decided.advice:
+            logger.warning("%s: %s", self.day, line)
+        return decided
 
     def _predict(self, steps: KeptResults, base: str | None, files: Any) -> dict[str, Any] | None:
         """Measure yesterday's model on today's log, before training on it."""
@@ -230,14 +242,15 @@ class DayJob:
             measured = self._timed("gate", steps, inputs, measure)["checkpoints"]
         new, parent = ([one["tasks"] for one in measured] + [None, None])[:2]
         known = (entry.before for entry in ledger.chain() if entry.before)
-        usual = [entry for _, entry in zip(range(config.window), known, strict=False)]
-        problems = check_model(config, predicted, usual, new, parent)
+        usual = list(itertools.islice(known, config.window))
+        held = (entry.holdout for entry in ledger.chain() if entry.holdout is not None and entry.holdout.new)
+        earlier = list(itertools.islice(held, config.window))
+        findings = check_model(config, predicted, usual, new, parent, earlier)
         reason = steps.accepted("gate", checkpoints, self.accepted.gate)
-        if problems and reason is None:
-            raise refused(self.line, self.day, "gate", problems)
-        verdict = Verdict(problems=tuple(problems), accepted=reason if problems else None)
+        then = (entry.gate for entry in ledger.chain() if entry.gate is not None)
+        decided = self._decide("gate", findings, reason, then)
         use = measured[0]["expert_use"] if measured else {}
-        return {"gate": verdict, "holdout": HoldoutMetrics(new=new, parent=parent), "expert_use": use}
+        return {"gate": decided, "holdout": HoldoutMetrics(new=new, parent=parent), "expert_use": use}
 
     def _timed(self, name: str, steps: KeptResults, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         started = time.monotonic()

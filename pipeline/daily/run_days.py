@@ -30,7 +30,7 @@ def run_days(
         work: Heavy parts of a day.
         days: ISO dates in order, without a gap.
         max_catch_up: Largest number of missing days before the first of them that may be done first.
-        accepted: Acceptances for the one requested day.
+        accepted: Acceptances for the requested days, not for missing ones before them.
 
     Returns:
         The figures of the command's JSON line.
@@ -45,7 +45,7 @@ def run_days(
     with lease(line, f"jobs.daily {days[0]}..{days[-1]}", config.daily.lease_s) as run:
         for day in missing_days(line, work, days, max_catch_up):
             logger.info("%s begins, on line %s", day, line.name)
-            one = DayJob(config, line, work, day, run, accepted if day == days[-1] else Accepted())
+            one = DayJob(config, line, work, day, run, accepted if day in days else Accepted())
             try:
                 published.append(one.publish())
             except DataError as refusal:
@@ -59,4 +59,6 @@ def run_days(
 def summary(entry: LedgerEntry) -> dict[str, Any]:
     """Return the summary of an entry for the JSON line of a command."""
     said = entry.model_dump(include={"day", "generation", "checkpoint", "rows", "skipped"}, exclude_none=True)
+    advice = [line for verdict in (entry.preflight, entry.gate) if verdict for line in verdict.advice]
+    said |= {"advice": advice} if advice else {}
     return said | {"before": {task: quality(metrics) for task, metrics in (entry.before or {}).items()}}

@@ -14,10 +14,15 @@ class Verdict(RecordPart):
     Args:
         problems: One line for each finding; empty: none.
         accepted: Reason for which a person accepted the findings; absent: there were none.
+        checks: Key of the config and subject of each finding that a limit made, as in `daily.preflight.nulls of column
+            'age'`; empty before there was this field.
+        advice: One line for each finding that was accepted three times in a row: the key to change.
     """
 
     problems: tuple[str, ...]
     accepted: str | None = None
+    checks: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 Metrics = dict[str, dict[str, Any]]
