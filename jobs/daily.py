@@ -35,7 +35,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.daily.accepted import Accepted
     from pipeline.daily.ray_work import RayWork
     from pipeline.daily.run_days import run_days
-    from pipeline.ingest.units import parse_days
     from pipeline.lineage.line import Line
     from pipeline.lineage.manual_moves import branch
     from pipeline.trainer.model_check import check_model
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     line = Line.of(config.root, config.line)
     if arguments.rollback or arguments.discard is not None:
         return _move(config, Line.of(config.root, arguments.branch or config.line), arguments)
-    days = parse_days(arguments.day or arguments.days)
+    days = [_one_day("--day", arguments.day)] if arguments.day else _without_gap(arguments.days)
     accepted = Accepted(arguments.accept_anomaly, arguments.accept_gate, arguments.skip_day)
     if accepted.skip is not None and len(days) > 1:
         raise ConfigError("a day is skipped by itself: give --day, not --days")
@@ -59,7 +58,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _move(config: "Config", line: "Line", arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.ingest.units import parse_days
     from pipeline.lineage.manual_moves import discard, rollback
 
     others = ("max_catch_up", "accept_anomaly", "accept_gate", "skip_day", "from_nothing")
@@ -68,8 +66,26 @@ def _move(config: "Config", line: "Line", arguments: argparse.Namespace) -> dict
         raise ConfigError(f"{given[0]} is for --day: leave it out")
     if arguments.discard is not None:
         return discard(config, line, arguments.discard)
-    (day,) = parse_days(arguments.rollback[0])
-    return rollback(config, line, day, arguments.rollback[1])
+    return rollback(config, line, _one_day("--rollback", arguments.rollback[0]), arguments.rollback[1])
+
+
+def _one_day(option: str, text: str) -> str:
+    from pipeline.ingest.units import parse_days
+
+    days = parse_days(text)
+    if len(days) > 1:
+        raise ConfigError(f"{option} {text}: expected one day, YYYY-MM-DD")
+    return days[0]
+
+
+def _without_gap(text: str) -> list[str]:
+    from pipeline.ingest.chosen_days import span
+    from pipeline.ingest.units import parse_days
+
+    days = parse_days(text)
+    if "," in span(days):
+        raise ConfigError(f"days {text}: a line has no gaps: give one range; --skip-day leaves a day out")
+    return days
 
 
 if __name__ == "__main__":

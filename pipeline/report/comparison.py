@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.evaluation.table import metric_of
+from pipeline.ingest.chosen_days import span
 from pipeline.report.svg import Point, bars, scatter
 from pipeline.studies.comparison import ComparisonPlan, Outcome
 from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_names, metric, verdicts
@@ -133,11 +134,6 @@ def _what(plan: ComparisonPlan) -> str:
         "Parameters are of network and towers; of single-task models, of each of them, which also have tables of their "
         "own."
     )
-
-
-def span(days: Sequence[str]) -> str:
-    """Format a day, or the first and the last."""
-    return days[0] if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:
