@@ -17,7 +17,7 @@ from features.errors import ConfigError, DataError
 from features.profile import DayProfile
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.project import Config
-from pipeline.daily.accepted import Accepted
+from pipeline.daily.accepted import Acceptance, Accepted, acceptance, user_name
 from pipeline.daily.finding import Finding, advice, verdict
 from pipeline.daily.gate import check_model, is_judged, may_be_judged
 from pipeline.daily.preflight import check_profile
@@ -26,6 +26,7 @@ from pipeline.daily.refusal import refused
 from pipeline.evaluation.evaluate import Measurement
 from pipeline.ingest.units import DayLog
 from pipeline.lineage.day_entry import trained_entry
+from pipeline.lineage.id_sketches import profile_of, store_sketches
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
 from pipeline.lineage.line import Line
@@ -115,7 +116,9 @@ class DayJob:
         gate = self._gate(ledger, steps, base, manifest, predicted, measure_held_out=held_out)
         self.line.check_run(self.run)
         entry = trained_entry(self.line, manifest, self.run, "daily")
-        found = preflight | gate | {"before": predicted, "seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
+        profile, sketches = store_sketches(self.line, self.day, preflight["profile"])
+        found = preflight | gate | {"profile": profile, "sketches": sketches}
+        found |= {"before": predicted, "seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
         return ledger.enter(entry.model_copy(update=found), parent, state.serial)
 
     def _steps(self, serial: int) -> KeptResults:
@@ -131,6 +134,7 @@ class DayJob:
             day=self.day,
             checkpoint=state.checkpoint or "",
             skipped=self.accepted.skip,
+            by=user_name(),
             run=self.run,
             at=datetime.now(UTC).isoformat(),
         )
@@ -162,23 +166,23 @@ class DayJob:
         holdout = self.config.holdout.model_dump() if self.config.holdout else None
         read = inputs | ({"holdout": holdout} if holdout else {})
         found = self._timed("preflight", steps, read, lambda: self.work.profile(log).to_json())
-        known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
-        earlier = [DayProfile.from_json(profile) for profile in itertools.islice(known, config.window)]
-        profile = DayProfile.from_json(found)
+        known = (entry for entry in ledger.chain() if entry.profile is not None)
+        profiles = (profile_of(self.line, entry) for entry in itertools.islice(known, config.window))
+        earlier = [DayProfile.from_json(profile) for profile in profiles if profile is not None]
         findings = [Finding(change) for change in changes]
-        findings += check_profile(config, self.config.log_schema, profile, earlier)
-        reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
+        findings += check_profile(config, self.config.log_schema, DayProfile.from_json(found), earlier)
+        accepted = acceptance(steps, "anomaly", inputs, self.accepted.anomaly)
         then = (entry.preflight for entry in ledger.chain() if entry.preflight is not None)
-        return {"profile": found, "preflight": self._decide("preflight", findings, reason, then)}
+        return {"profile": found, "preflight": self._decide("preflight", findings, accepted, then)}
 
     def _decide(
-        self, step: str, findings: Sequence[Finding], reason: str | None, earlier: Iterable[Verdict]
+        self, step: str, findings: Sequence[Finding], accepted: Acceptance | None, earlier: Iterable[Verdict]
     ) -> Verdict:
         """Return the verdict of a check that lets the day pass; raise the refusal of one that does not."""
-        if findings and reason is None:
+        if findings and accepted is None:
             said = [finding.text for finding in findings]
             raise refused(self.line, self.day, step, [*said, *advice(findings, earlier, accepted_today=False)])
-        decided = verdict(findings, reason, earlier)
+        decided = verdict(findings, accepted, earlier)
         for line in decided.advice:
             logger.warning("%s: %s", self.day, line)
         return decided
@@ -246,9 +250,9 @@ class DayJob:
         held = (entry.holdout for entry in ledger.chain() if entry.holdout is not None and entry.holdout.new)
         earlier = list(itertools.islice(held, config.window))
         findings = check_model(config, predicted, usual, new, parent, earlier)
-        reason = steps.accepted("gate", checkpoints, self.accepted.gate)
+        accepted = acceptance(steps, "gate", checkpoints, self.accepted.gate)
         then = (entry.gate for entry in ledger.chain() if entry.gate is not None)
-        decided = self._decide("gate", findings, reason, then)
+        decided = self._decide("gate", findings, accepted, then)
         use = measured[0]["expert_use"] if measured else {}
         return {"gate": decided, "holdout": HoldoutMetrics(new=new, parent=parent), "expert_use": use}
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.daily.accepted import Acceptance
 from pipeline.lineage.ledger_entry import Verdict
 
 _IN_A_ROW = 3  # acceptances of one check, after which its limit is taken to be wrong
@@ -33,17 +34,18 @@ class Finding:
         return f"{self.key} of {self.subject}" if self.subject else self.key
 
 
-def verdict(findings: Sequence[Finding], accepted: str | None, earlier: Iterable[Verdict]) -> Verdict:
+def verdict(findings: Sequence[Finding], accepted: Acceptance | None, earlier: Iterable[Verdict]) -> Verdict:
     """Return the verdict of a check that let a day pass.
 
     Args:
         findings: Its findings.
-        accepted: Reason of a person to continue in spite of them.
+        accepted: Acceptance of them by a person; None: there are none.
         earlier: Verdicts of the same check on earlier days, the newest first.
     """
     return Verdict(
         problems=tuple(finding.text for finding in findings),
-        accepted=accepted if findings else None,
+        accepted=accepted.reason if findings and accepted else None,
+        by=accepted.by if findings and accepted else None,
         checks=tuple(finding.check for finding in findings if finding.key),
         advice=tuple(advice(findings, earlier, accepted_today=True)),
     )
