@@ -293,11 +293,12 @@ def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
         columns: Names of the columns that will be read.
 
     Raises:
-        DataError: A column is missing or of a wrong type, or an expression does not fit.
+        DataError: A column is missing, there twice or of a wrong type, or an expression does not fit.
     """
     missing = [name for name in columns if name not in log.names]
     if missing:
         raise DataError(f"no column {missing[0]!r} ({len(missing)} missing: {missing}); the file has {log.names}")
+    _check_names(log, columns)
     for feature in schema.features:
         found = log.field(feature.source).type
         if not _accepts(feature.kind, found):
@@ -314,6 +315,15 @@ def check_columns(schema: Schema, log: pa.Schema, columns: list[str]) -> None:
                 value = parse_expression(text).evaluate(empty)
                 if not _is_number(value.type):
                     raise DataError(f"task {task.name!r}: {text!r} is {value.type}, expected a number or boolean")
+
+
+def _check_names(log: pa.Schema, columns: list[str]) -> None:
+    twice = next((name for name in columns if log.names.count(name) > 1), None)
+    if twice is not None:
+        number = log.names.count(twice)
+        raise DataError(
+            f"column {twice!r} is there {number} times: rename or remove the others, and write the file again"
+        )
 
 
 _EXPECTED = {

@@ -17,6 +17,7 @@ from features.tasks import TaskConfig
 class _Column(Declaration):
     name: Name
     column: str | None = None
+    allow_outcome: str | None = Field(default=None, min_length=1)
 
     @property
     def source(self) -> str:
@@ -31,6 +32,7 @@ class IdFeature(_Column):
         kind: `id`.
         name: The feature's name, the key in the batch's KeyedJaggedTensor.
         column: The log's column (integer, string or binary); absent: the name.
+        allow_outcome: Reason for which a task's label may read the column too; see `outcome_columns`.
         table: The table of its embeddings.
     """
 
@@ -47,6 +49,7 @@ class SequenceFeature(_Column):
         kind: `sequence`.
         name: The feature's name.
         column: The log's list column; absent: the name. A null list is an error, an empty one is an empty bag.
+        allow_outcome: Reason for which a task's label may read the column too; see `outcome_columns`.
         table: The table of its embeddings.
         max_length: Longer lists are cut to this many ids.
         keep: The end of a longer list that stays.
@@ -76,6 +79,7 @@ class DenseFeature(_Column):
         kind: `dense`.
         name: The feature's name.
         column: The log's numeric or boolean column; absent: the name.
+        allow_outcome: Reason for which a task's label may read the column too; see `outcome_columns`.
         log1p: Apply sign(x) * log(1 + abs(x)) first.
         standardise: Subtract the mean and divide by the deviation of the statistics, after log1p.
         clip: Bound the result to [-clip, clip]; absent: unbounded.
@@ -94,6 +98,7 @@ class BucketFeature(_Column):
         kind: `bucket`.
         name: The feature's name.
         column: The log's numeric or boolean column; absent: the name.
+        allow_outcome: Reason for which a task's label may read the column too; see `outcome_columns`.
         table: A table with at least `num_buckets` + 1 rows: row 0 is for null and NaN.
         num_buckets: Number of buckets; fewer are used where values repeat.
     """
@@ -149,6 +154,8 @@ class Schema(Declaration):
         unused = set(tables) - {feature.table for feature in self.sparse_features}
         if unused:
             raise ValueError(f"tables {sorted(unused)} are read by no feature: remove them")
+        if not self.sparse_features:
+            raise ValueError("no feature is looked up in a table: declare an id, sequence or bucket feature")
         self._refuse_leaks()
         self._check_alignment()
         if all(task.matures_after for task in self.tasks):
@@ -224,13 +231,31 @@ class Schema(Declaration):
             names[self.slot] = None
         return list(names)
 
+    def outcome_columns(self) -> dict[str, tuple[str, str]]:
+        """Return the columns that a feature and the label of a task read, without a reason.
+
+        Such a column normally is an outcome, such as `play_ms` of the label `play_ms >= 7000`: it is not known when the
+        model has to score, and a model that sees it learns nothing else. A duration that a label divides by is known.
+
+        Returns:
+            Names of the feature and the task, by column.
+        """
+        read = {name: task.name for task in self.tasks for name in task.label_expression.columns}
+        return {
+            feature.source: (feature.name, read[feature.source])
+            for feature in self.features
+            if feature.source in read and feature.allow_outcome is None
+        }
+
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits that change with the meaning of a checkpoint's tensors.
 
-        Left out are: keys at their defaults, so that a new key changes no fingerprint; task keys that only reports and
-        evaluations read; a vocabulary's number of rows and its rules of admission.
+        Left out are: keys at their defaults, so that a new key changes no fingerprint; keys that only reports,
+        evaluations and checks read; a vocabulary's number of rows and its rules of admission.
         """
         meaning = self.model_dump(mode="json", exclude_defaults=True)
+        for feature in meaning["features"]:
+            feature.pop("allow_outcome", None)
         for task in meaning["tasks"]:
             for key in ("objective", "role", "truth"):
                 task.pop(key, None)

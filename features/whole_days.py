@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError
+from features.full_disk import naming_place
 
 
 def write_whole_day(parts: Iterable[pa.Table], day: date, logs: Path, row_group_rows: int) -> list[Path]:
@@ -69,8 +70,9 @@ def published_whole(logs: Path) -> Iterator[Path]:
     # Readers of data sets skip names that begin with a dot.
     staging = logs / f".import-{uuid4().hex}"
     try:
-        staging.mkdir(parents=True)
-        yield staging
+        with naming_place(logs):
+            staging.mkdir(parents=True)
+            yield staging
         with ExitStack() as undo:
             for folder in sorted(staging.glob("dt=*")):
                 undo.callback(shutil.rmtree, folder.rename(logs / folder.name))

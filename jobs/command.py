@@ -13,11 +13,12 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from features.errors import ConfigError, DataError, Interrupted
+from features.errors import NO_PLACE, ConfigError, DataError, Interrupted
+from features.full_disk import with_advice
+from pipeline.cluster.processes import process_age
 
 if TYPE_CHECKING:  # `--help` answers without torch
     from pipeline.config.project import Config
@@ -54,7 +55,6 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     stdout = os.dup(1)
     console.open(name, verbose=arguments.verbose)
     os.dup2(2, 1)  # stdout is for the JSON line alone
-    started = time.monotonic()
     try:
         result, code = outcome(run, arguments) if wrong is None else (_failed(wrong), BAD_ARGUMENTS)
     except BaseException:
@@ -63,10 +63,39 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     if log := console.close_log(keep=code == FAILED):
         logger.error("the output of Ray and of the workers is in %s", log)
         result |= {"log": log}
-    line = {"job": name, "exit_code": code, **result, "seconds": round(time.monotonic() - started, 1)}
-    with contextlib.suppress(OSError):  # nobody reads stdout any more
-        os.write(stdout, (json.dumps(line) + "\n").encode())
+    _write_line(stdout, {"job": name, "exit_code": code, **result, "seconds": process_age()})
     return code
+
+
+def refuse_arguments(name: str, message: str) -> int:
+    """End a command that cannot begin: one line on stderr, and the JSON line.
+
+    Args:
+        name: Name of the command.
+        message: The error.
+
+    Returns:
+        The exit code.
+    """
+    from pipeline.cluster.console import FORMAT
+
+    logging.basicConfig(format=FORMAT)
+    _write_line(1, {"job": name, "exit_code": BAD_ARGUMENTS, **_failed(ConfigError(message)), "seconds": process_age()})
+    return BAD_ARGUMENTS
+
+
+def write_page(text: str) -> None:
+    """Write a whole page to stdout; a reader who has gone, as after `| head -1`, is no error."""
+    _open_missing()
+    data = memoryview(text.encode())
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(1, data) :]
+
+
+def _write_line(descriptor: int, line: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # nobody reads stdout any more
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
 
 
 def show(text: str) -> None:
@@ -104,17 +133,27 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
         return _failed(error), REFUSED
     except Interrupted as error:
         return _failed(error), FAILED
-    except (KeyboardInterrupt, SystemExit):  # Ray turns a SIGTERM into SystemExit
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; Ray turns a SIGTERM into SystemExit
         return _failed(RuntimeError("interrupted: start the same command again")), FAILED
-    except Exception as error:  # the one place where everything ends
-        logger.debug("failed", exc_info=True)
-        if os.environ.get("COUNTERPOISE_TRACEBACK"):
-            raise
-        return _failed(RuntimeError(f"{type(error).__name__}: {error}")), FAILED
+    except Exception as error:  # noqa: BLE001 - the one place where everything ends
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> tuple[dict[str, Any], int]:
+    # An S3 server's refusal names no file: credentials may be renewed.
+    if isinstance(error, OSError) and error.errno in NO_PLACE and error.filename is not None:
+        text = f"{error.filename} cannot be read or written ({error.strerror}): give another place, or the right to it"
+        return _failed(ConfigError(text)), BAD_ARGUMENTS
+    logger.debug("failed", exc_info=True)
+    if os.environ.get("COUNTERPOISE_TRACEBACK"):
+        raise error
+    return _failed(RuntimeError(f"{type(error).__name__}: {error}")), FAILED
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
-    text = " ".join(str(error).split()) or type(error).__name__
+    from pipeline.cluster.console import without_colours
+
+    text = with_advice(" ".join(without_colours(str(error)).split())) or type(error).__name__
     logger.error(text)
     return {"error": text}
 

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", required=True, help="kinds of networks, and single: e.g. single,hard_sharing,ple")
     parser.add_argument("--train-days", required=True, help="YYYY-MM-DD..YYYY-MM-DD")
     parser.add_argument("--test-days", required=True, help="YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, measured together")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the training days (1)")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from the config's seed on")
     parser.add_argument("--trials", type=int, default=1, help="sizes of each model to choose from, at most 4")
     parser.add_argument("--choose-days", help="the last of the training days; sizes are chosen on them")
@@ -26,7 +27,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     config = read_config(arguments)
     from pipeline.report.comparison import to_markdown, write_report
     from pipeline.studies.comparison import Comparison, ComparisonPlan
-    from pipeline.studies.gains import model_rows, verdicts
+    from pipeline.studies.gains import model_rows
+    from pipeline.studies.verdicts import verdicts
     from pipeline.trainer.model_check import check_model
 
     check_model(config)
@@ -38,16 +40,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train_days=tuple(train_days),
         test_days=tuple(test_days),
         choose_days=tuple(choose_days),
+        passes=arguments.epochs,
         seeds=arguments.seeds,
         trials=arguments.trials,
         keep_checkpoints=arguments.keep_checkpoints,
+        least_gain=config.evaluation.least_gain,
     )
     comparison = Comparison(config, plan)
     outcomes = comparison.run()
     rows, kinds = model_rows(outcomes), {task.name: task.kind for task in config.log_schema.tasks}
     show(f"\n{to_markdown(rows, kinds, plan)}")
     written = write_report(comparison.storage, outcomes, rows, kinds, plan)
-    return {"result": "compared", "verdicts": verdicts(rows), **written, **left_out}
+    return {"result": "compared", "verdicts": verdicts(rows, plan.least_gain), **written, **left_out}
 
 
 if __name__ == "__main__":

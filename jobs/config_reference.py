@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from jobs.command import write_page
+
 _HEAD = """# Configuration
 
 Generated from the config classes by `make docs`; do not edit. A test holds it to them.
@@ -32,7 +34,7 @@ def page() -> str:
 def main() -> int:
     """Print the page."""
     argparse.ArgumentParser(prog="python -m jobs.config_reference", description=__doc__).parse_args()
-    sys.stdout.write(page())
+    write_page(page())
     return 0
 
 

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from jobs.make_logs import load_world, write_day
     from pipeline.cluster.session import ray_session
     from pipeline.config.load import load_config
+    from pipeline.config.urls import local_directory
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.table import metrics_table, share_of_gap
     from pipeline.ingest.units import parse_days
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.trainer.model_check import check_model
     from pipeline.trainer.train_line import train
 
-    folder = Path(arguments.folder)
+    folder = Path(local_directory(arguments.folder, "--folder"))
     config = check_model(load_config(_CONFIG, [f"root={folder}", f"logs.path={folder / 'logs'}"]))
     train_days, test_days = parse_days(_TRAIN_DAYS), parse_days(_TEST_DAY)
     world = load_world(_WORLD)

@@ -17,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write both days, or none."""
     from features.aliccp.partitions import import_aliccp
+    from pipeline.config.urls import local_directory
 
-    imported = import_aliccp(arguments.source, arguments.logs)
+    logs = local_directory(arguments.logs, "--logs")
+    imported = import_aliccp(local_directory(arguments.source, "--source"), logs)
     days = list(imported.rows)
     return {
         "logs": arguments.logs,

@@ -19,8 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write all days, or none."""
     from features.kuairand.partitions import import_kuairand
+    from pipeline.config.urls import local_directory
 
-    imported = import_kuairand(arguments.source, arguments.logs, with_random=arguments.with_random)
+    logs = local_directory(arguments.logs, "--logs")
+    imported = import_kuairand(local_directory(arguments.source, "--source"), logs, with_random=arguments.with_random)
     days = list(imported.rows)
     return {
         "logs": arguments.logs,

@@ -30,15 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the missing days."""
+    from pipeline.config.urls import local_directory
     from pipeline.ingest.units import parse_days
 
+    logs = Path(local_directory(arguments.logs, "--logs"))
     world = load_world(arguments.world, arguments.set)
     written, skipped = [], []
     for day in parse_days(arguments.days):
-        if (Path(arguments.logs) / f"dt={day}").exists():
+        if (logs / f"dt={day}").exists():
             skipped.append(day)
             continue
-        write_day(world, day, arguments.logs)
+        write_day(world, day, logs)
         written.append(day)
         logger.info("%s: %d rows", day, world.rows_per_day)
     return {"logs": arguments.logs, "written": written, "there_already": skipped, "rows_per_day": world.rows_per_day}
@@ -61,19 +63,21 @@ def load_world(path: str, overrides: Sequence[str] = ()) -> "SyntheticConfig | R
     Raises:
         ConfigError: The file is missing, or not a world.
     """
-    import yaml
     from pydantic import ValidationError
 
     from features.synthetic.regression import RegressionConfig
     from features.synthetic.world import SyntheticConfig
+    from pipeline.config.yaml_text import read_yaml, read_yaml_file
 
+    found = read_yaml_file(path, "world")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ConfigError(f"override {override!r}: expected key=value")
+        found[key] = read_yaml(value, f"override {override!r}")
     try:
-        found = yaml.safe_load(Path(path).read_text())
-        found |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
         return (RegressionConfig if "correlation" in found else SyntheticConfig).model_validate(found)
-    except FileNotFoundError as error:
-        raise ConfigError(f"world {path} is missing") from error
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
+    except ValidationError as error:
         raise ConfigError(f"world {path}: {' '.join(str(error).split())}") from error
 
 

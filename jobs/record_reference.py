@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from jobs.command import write_page
+
 _HEAD = """# Records
 
 Generated from the record classes by `make docs`; do not edit. A test holds it to them.
@@ -42,7 +44,7 @@ def page() -> str:
 def main() -> int:
     """Print the page."""
     argparse.ArgumentParser(prog="python -m jobs.record_reference", description=__doc__).parse_args()
-    sys.stdout.write(page())
+    write_page(page())
     return 0
 
 

@@ -248,6 +248,13 @@ class Gates(nn.Module):
         rows = [tuple((expert, "") for expert in experts) for experts in choices]
         return self.logits.parts(owners, "", rows, [selector] * len(owners))
 
+    def chosen_experts(self) -> list[list[int]]:
+        """Return the experts that each gate may choose."""
+        of_gates: list[list[int]] = [[] for _ in range(self.num_gates)]
+        for place in self.choices.tolist():
+            of_gates[place // self.num_experts].append(place % self.num_experts)
+        return of_gates
+
     def forward(self, selectors: Float[Tensor, "batch selector in_features"]) -> Float[Tensor, "batch gate expert"]:
         """Compute the gates' weights: each gate's sum to 1, and are exactly 0 for experts that it may not choose."""
         logits = self.logits(selectors)

@@ -170,6 +170,11 @@ class TaskWeightConfig(Declaration):
     gamma: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     floor: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
+    @property
+    def is_trained(self) -> bool:
+        """False if the weight is 0 at all times."""
+        return self.initial > 0 or self.floor > 0
+
 
 class LossWeightConfig(Declaration):
     """Weights of the tasks in the loss; an unnamed task keeps weight 1.
@@ -192,13 +197,15 @@ class LossWeightConfig(Declaration):
         """Build the schedule for tasks in this order.
 
         Raises:
-            ConfigError: A weighted task does not exist.
+            ConfigError: A weighted task does not exist, or all tasks have weight 0.
         """
         for name in [name for name in self.tasks if name not in task_names]:
             near = get_close_matches(name, task_names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"declared are {list(task_names)}"
             raise ConfigError(f"loss_weights.tasks: there is no task {name!r}: {hint}")
         weights = [self.tasks.get(name, TaskWeightConfig()) for name in task_names]
+        if not any(weight.is_trained for weight in weights):
+            raise ConfigError("loss_weights.tasks: every task has weight 0, so nothing would be trained: raise one")
         return LossWeightSchedule(
             self.unit, [w.initial for w in weights], [w.gamma for w in weights], [w.floor for w in weights]
         )

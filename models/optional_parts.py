@@ -47,6 +47,13 @@ class AroundConfig(Declaration):
                 )
         return self
 
+    def meaning(self) -> Self:
+        """Return the configuration without the keys that change no tensor: how slots are scored and checked."""
+        if self.slot_bias is None:
+            return self
+        default = {"when_scoring": "missing", "beyond_last": "refuse"}
+        return self.model_copy(update={"slot_bias": self.slot_bias.model_copy(update=default)})
+
     def network_heads(self, heads: Sequence[TaskHead]) -> list[TaskHead]:
         """Return the heads of the network's tasks: all tasks but those read from the user's vector."""
         without = self.user.without_tower if self.user else []

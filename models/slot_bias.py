@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.declaration import Declaration
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
 from features.schema import Schema
 from features.tables import VocabularyConfig
 from models.parameter_names import ParameterPart
@@ -41,13 +41,14 @@ class SlotBias(nn.Module):
 
     Our reading of the shallow tower, which the source draws as a layer over one-hot inputs: one logit per pair of a
     slot and a device, from 0. A missing slot has logits of its own, trained on the rows with an unknown or dropped
-    slot; scoring adds these. The last slot stands for all beyond it. Only the slot is dropped, never the device, for
-    each row independently, by the process' generator.
+    slot; scoring adds these. The last slot stands for all beyond it, and a slot before the first is missing. Only the
+    slot is dropped, never the device, for each row independently, by the process' generator.
 
     Args:
         columns: Outputs to add the logits to.
         num_slots: Number of slots with a logit of their own.
         device: Feature that slots are crossed with; None: the slot alone.
+        first_slot: The slot where counting starts.
         dropout: Probability that a row's slot counts as missing, in training.
         scores_known: True to use known slots in evaluation mode; else all count as missing.
 
@@ -63,11 +64,12 @@ class SlotBias(nn.Module):
         num_slots: int,
         device: Device | None = None,
         *,
+        first_slot: int = 0,
         dropout: float = 0.0,
         scores_known: bool = False,
     ) -> None:
         super().__init__()
-        self.num_slots, self.dropout, self.scores_known = num_slots, dropout, scores_known
+        self.num_slots, self.first_slot, self.dropout, self.scores_known = num_slots, first_slot, dropout, scores_known
         self.device, num_devices = device, device.num_rows if device else 0
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.weight = nn.Parameter(torch.zeros(len(columns), 1 + num_slots, 1 + num_devices))
@@ -88,10 +90,11 @@ class SlotBias(nn.Module):
         return outputs.index_add(1, self.columns, self.weight.flatten(1).index_select(1, index).t())
 
     def _slot_rows(self, slot: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """Return 0 for a missing slot, 1 + slot for others."""
+        """Return 0 for a missing slot, 1 for the first, and so on."""
         if not self.training and not self.scores_known:
             return torch.zeros_like(slot)
-        rows = slot.clamp(-1, self.num_slots - 1) + 1
+        place = torch.where(slot < 0, -1, slot - self.first_slot)
+        rows = place.clamp(-1, self.num_slots - 1) + 1
         if self.training and self.dropout > 0:
             rows = rows.masked_fill(torch.rand_like(slot, dtype=torch.float32) < self.dropout, 0)
         return rows
@@ -113,7 +116,8 @@ class SlotBias(nn.Module):
             feature: Name of the device feature and all that its ids' rows depend on.
         """
         num_devices = self.weight.shape[2] - 1
-        slots = ["missing", *map(str, range(self.num_slots - 1)), f"{self.num_slots - 1} and beyond"]
+        last = self.first_slot + self.num_slots - 1
+        slots = ["missing", *map(str, range(self.first_slot, last)), f"{last} and beyond"]
         of_slots = tuple(("slots of the slot bias", slot) for slot in slots)
         of_devices = (
             ("", "missing"),
@@ -132,7 +136,9 @@ class SlotBiasConfig(Declaration):
     Args:
         tasks: The tasks (or further towers) with a slot bias: those that depend on the place on the page, such as
             clicks. Composed tasks are refused; they take it from their towers.
-        num_slots: Number of slots 0, 1, ... with a logit of their own; the last also stands for all beyond it.
+        num_slots: Number of slots with a logit of their own.
+        first_slot: The slot where counting starts: 0, or 1 where the log counts so.
+        beyond_last: Slots of the log beyond the last one: `refuse` the day, or let them `share` the last one's logit.
         feature: An id feature of few rows, such as the device, with logits of its own per row; absent: none.
         dropout: Probability that a row's slot counts as missing, in training.
         when_scoring: `missing`: evaluations and scores ignore the slot, as if it were unknown; `known`: they use the
@@ -141,6 +147,8 @@ class SlotBiasConfig(Declaration):
 
     tasks: list[str] = Field(min_length=1)
     num_slots: Count
+    first_slot: Literal[0, 1] = 0
+    beyond_last: Literal["refuse", "share"] = "refuse"
     feature: str | None = None
     dropout: float = Field(default=0.1, ge=0, lt=1)
     when_scoring: Literal["missing", "known"] = "missing"
@@ -164,7 +172,26 @@ class SlotBiasConfig(Declaration):
             )
         scores_known = self.when_scoring == "known"
         columns = [starts[name] for name in self.tasks]
-        return SlotBias(columns, self.num_slots, device, dropout=self.dropout, scores_known=scores_known)
+        options = {"first_slot": self.first_slot, "dropout": self.dropout, "scores_known": scores_known}
+        return SlotBias(columns, self.num_slots, device, **options)
+
+    def check_slots(self, smallest: int, largest: int) -> None:
+        """Check that the slots of a log are those that the configuration declares.
+
+        Args:
+            smallest: Smallest slot of the log.
+            largest: Largest slot of the log.
+
+        Raises:
+            DataError: A slot lies outside of the declared range.
+        """
+        last = self.first_slot + self.num_slots - 1
+        if 0 <= smallest < self.first_slot or (largest > last and self.beyond_last == "refuse"):
+            raise DataError(
+                f"the log's slots are {smallest} to {largest}, model.slot_bias has {self.first_slot} to {last}: set "
+                "first_slot and num_slots to the log's, or beyond_last: share to let the last one stand for all beyond "
+                "it"
+            )
 
     def parts(self, bias: SlotBias, schema: Schema) -> list[ParameterPart]:
         """Name the parts of a built slot bias; see `models.parameter_names`."""

@@ -40,6 +40,7 @@ from ray import cloudpickle
 from ray.train import WorkerGroupError
 
 from pipeline.cluster import progress, session
+from pipeline.ingest.plan import LaneConfig
 
 _PRELOAD = [
     "local_training",
@@ -186,7 +187,8 @@ class ProcessTrainer:
     def fit(self) -> Any:
         """Runs the workers to their end, again after a failure; returns what rank 0's returned."""
         for starts_left in reversed(range(self._max_failures + 1)):
-            shards = self._dataset_config.configure(self._datasets, self._num_ranks)
+            # Not `SpeakingLanes.configure`: it marks the lines of Ray Train's process, and this is the command's.
+            shards = LaneConfig.configure(self._dataset_config, self._datasets, self._num_ranks)
             with _Group(self._work, shards, self._timeout_s, self._survivors) as group:
                 results, failures = group.end()
             if not failures:

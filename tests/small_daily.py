@@ -144,6 +144,7 @@ class SmallWork:
             complete=complete,
             attempt=attempt,
             parent=parent,
+            day_began_at=(step - 1) - (step - 1) % STEPS,
             run=RunScope(days=(day,), passes=1),
             files_of_log=self.logs(day)[day].files,
             files={"weights": FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())},

@@ -55,7 +55,7 @@ def make_config(logs: Path, root: Path, **sections: Any) -> Config:
                     *ids,
                     *({"kind": "id", "name": name, "table": "context"} for name in ("scene", "slot", "device")),
                     {"kind": "sequence", "name": "history_video_id", "table": "video", "max_length": 10},
-                    {"kind": "dense", "name": "duration_ms", "log1p": True},
+                    {"kind": "dense", "name": "duration_ms", "log1p": True, "allow_outcome": "known before"},
                 ],
                 "tasks": [
                     {"name": "ctr", "label": "click", "truth": "true_ctr"},

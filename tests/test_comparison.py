@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from outcomes import outcome_of
 from small_runs import DAYS, logs, make_config
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -16,7 +17,7 @@ from features.errors import ConfigError
 from models.batch import LogBatch
 from models.network import NetworkConfig
 from pipeline.config.evaluation import BootstrapConfig
-from pipeline.config.load import load_config
+from pipeline.config.load import load_config, parse_config
 from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import Measurement, measure_days
 from pipeline.lineage.line import Line
@@ -29,12 +30,11 @@ from pipeline.studies.candidates import (
     SINGLE,
     head_parameters,
     settings_of,
-    tower_names,
     with_network,
     with_tasks,
 )
 from pipeline.studies.comparison import Comparison, ComparisonPlan, Outcome
-from pipeline.studies.gains import Spread, collapsed, gate_names, model_rows, verdicts
+from pipeline.studies.gains import Spread, model_rows
 from pipeline.studies.trainings import Variant
 
 __all__ = ["logs"]  # a fixture
@@ -87,7 +87,11 @@ def test_composed_probabilities_are_compared_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
     rule = {"towers": ["cvr"], "probabilities": {"vtr": {"given": "ctr", "then": "cvr"}}}
     bias = {"tasks": ["ctr"], "num_slots": 8}
-    config = load_config(ROOT / "jobs/configs/demo.yaml", [f"model.entire_space={rule}", f"model.slot_bias={bias}"])
+    content = yaml.safe_load((ROOT / "jobs/configs/demo.yaml").read_text())
+    content["model"] |= {"entire_space": rule, "slot_bias": bias}
+    features = content["schema"]["features"]
+    content["schema"]["features"] = [feature for feature in features if feature["name"] != "slot"]
+    config = parse_config(content, "demo.yaml")
     (setting,) = settings_of("asymmetric_sharing", config, 1)
     assert set(setting.network.reads) == {"vcr", "shr", "cmr", "cvr"}  # of the towers, but for the first
     assert [with_tasks(config, [name]).model.slot_bias is None for name in ("ctr", "vtr")] == [False, True]
@@ -147,48 +151,6 @@ def test_gains_by_hand() -> None:
     assert ple.gains is not None
     assert ple.gains["ctr"].values == pytest.approx((0.03, 0.01))
     assert ple.gains["vcr"].values == pytest.approx((-0.01, -0.01))  # MSE: less is better
-    said = verdicts([single, ple])
-    assert said["ctr"] == "transfer helps ctr: ple gains +0.0200 ± 0.0141"
-    assert said["vcr"].startswith("transfer is negative for vcr, ple at -0.0100")
-    assert said["vcr"].endswith("train it alone")
-
-
-def test_what_one_seed_and_no_positives_say() -> None:
-    """Catches a verdict on chance, and a metric that is not defined and counts as 0."""
-    rows = model_rows([outcome_of("single", 1, None, 0.1), outcome_of("ple", 1, 0.7, 0.1)])
-    said = verdicts(rows)
-    assert "not defined" in said["ctr"]
-    assert said["vcr"] == "vcr: ple gains +0.0000; one seed says nothing of the spread: ask for 3"
-    assert str(rows[0].metrics["ctr"]) == "undefined"
-    assert verdicts(model_rows([outcome_of("ple", 1, 0.7, 0.1)])) == {}
-
-
-def test_collapsed_experts_are_named() -> None:
-    """Catches an expert that nobody uses and no alarm, and an alarm for one that the gate may not choose."""
-    means = [[0.995, 0.005, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]
-    use = {"levels.0.gates": {"mean": means, "deviation": [[0.0] * 3] * 3}}
-    outcome = outcome_of("ple", 1, 0.7, 0.1, expert_use=use)
-    assert collapsed(outcome) == ["levels.0.gates, ctr: expert 1 has 0.0050"]
-    assert gate_names(outcome, "levels.0.gates") == ["ctr", "vcr", "shared"]
-
-
-def test_gates_of_several_levels_in_one_module() -> None:
-    """Catches the tasks' gates of an ML-MMoE named as those of experts: they are the module's last."""
-    use = {"gates": {"mean": [[0.3] * 6] * 5, "deviation": [[0.0] * 6] * 5}}
-    outcome = outcome_of("ml_mmoe", 1, 0.7, 0.1, expert_use=use)
-    names = ["expert 0 above", "expert 1 above", "expert 2 above", "ctr", "vcr"]
-    assert gate_names(outcome, "gates") == names
-
-
-def test_gates_are_those_of_the_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches gates with the name of a task whose probability is composed of other towers': it has none."""
-    monkeypatch.chdir(ROOT)
-    composed = load_config("jobs/configs/aliccp.yaml")
-    assert composed.log_schema.task_names == ["ctr", "cvr", "ctcvr"]
-    assert tower_names(composed) == ["ctr", "cvr"]
-    use = {"levels.0.gates": {"mean": [[0.5] * 2] * 3, "deviation": [[0.0] * 2] * 3}}
-    outcome = outcome_of("ple", 1, 0.7, 0.1, expert_use=use, towers=("ctr", "cvr"))
-    assert gate_names(outcome, "levels.0.gates") == ["ctr", "cvr", "shared"]
 
 
 def test_trials_without_a_metric_are_no_riddle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +167,13 @@ def _undefined(model: str) -> Outcome:
     return replace(outcome, tasks=[task for task in outcome.tasks if task["task"] == "ctr"])
 
 
+MMOE = {"kind": "mmoe", "num_experts": 2, "expert_layers": [4]}
+
+
 def test_the_tables_say_the_same() -> None:
     """Catches a form of the table that has other numbers, a name that breaks the page, and a chart without a model."""
     use = {"gates": {"mean": [[0.995, 0.005], [0.4, 0.6]], "deviation": [[0.1, 0.1], [0.2, 0.2]]}}
-    outcomes = [*OUTCOMES[:2], *(replace(one, model="<ple>", expert_use=use) for one in OUTCOMES[2:])]
+    outcomes = [*OUTCOMES[:2], *(replace(one, model="<ple>", expert_use=use, setting=MMOE) for one in OUTCOMES[2:])]
     rows, kinds = model_rows(outcomes), {"ctr": "binary", "vcr": "regression"}
     cells = table_of(rows, kinds)
     assert cells[0] == ["model", "ctr (AUC)", "vcr (MSE)", "gain ctr", "gain vcr", "parameters", "rows/s"]
@@ -219,7 +184,7 @@ def test_the_tables_say_the_same() -> None:
         assert text in page
     assert "<ple>" not in page
     assert page.count("seesaw:") == 2
-    assert "Collapsed: gates, ctr: expert 1" in page
+    assert "Collapsed: gate of task ctr, level 1: shared expert 1 has 0.0050" in page
     read = pq.read_table(io.BytesIO(to_parquet(outcomes))).to_pylist()
     assert [row["value"] for row in read if row["task"] == "ctr"] == [0.70, 0.72, 0.73, 0.73]
 

@@ -14,6 +14,7 @@ from pipeline.lineage.line import Line
 from pipeline.report.experiment import experiment_markdown, write_experiment
 from pipeline.storage.files import Storage
 from pipeline.studies import experiment
+from pipeline.studies.candidates import with_tasks
 from pipeline.studies.comparison import Comparison
 from pipeline.studies.experiment import CaseResult, ExperimentConfig, cases_of, load_experiment, mean_gains
 from pipeline.studies.gains import model_rows
@@ -163,3 +164,20 @@ def test_some_cases_do_not_replace_the_table_of_all(tmp_path: Path, monkeypatch:
     whole = (tmp_path / "table.md").read_text()
     assert write_experiment(declared, results[:1])["markdown"].endswith("/part.md")
     assert (tmp_path / "table.md").read_text() == whole
+
+
+def test_the_table_says_how_cases_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a page of cases "a" and "b", whose reader has to look for the file to know what was compared."""
+    monkeypatch.chdir(ROOT)
+    cases = [{"name": "a"}, {"name": "b", "set": ["seed=3"], "tasks": ["ctr", "vcr"]}]
+    content = EXPERIMENT | {"cases": cases, "set": ["optimizer.clip_norm=5"], "passes": 2, "seeds": 1}
+    declared = ExperimentConfig.model_validate(content)
+    found = [outcome_of("ple", 1, 0.7, 0.1)]
+    prepared = [replace(case, config=with_tasks(case.config, ["ctr", "vcr"])) for case in cases_of(declared)]
+    assert [case.plan.passes for case in prepared] == [2, 2]
+    results = [CaseResult(case, Storage("/nowhere"), found, model_rows(found)) for case in prepared]
+    markdown = experiment_markdown(declared, results)
+    assert "in 2 passes" in markdown
+    assert "All cases: `optimizer.clip_norm=5`." in markdown
+    assert "## a\n\nthe base. 1 seed." in markdown
+    assert "## b\n\n`seed=3`, `tasks: ctr, vcr`. 1 seed." in markdown

@@ -1,17 +1,16 @@
 """A line that an earlier version trained: a log that is read otherwise today is refused until somebody accepts it."""
 
 import contextlib
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from old_root import extract_old_root
 from records import manifest_of
 
 from features.errors import DataError
-from pipeline.config.load import load_config
 from pipeline.config.project import Config
 from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
@@ -21,7 +20,7 @@ from pipeline.ingest.units import DayLog, Unit
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
-from pipeline.lineage.log_form import form_changes
+from pipeline.lineage.log_form import check_ids, form_changes
 from pipeline.trainer.train_line import train
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
@@ -30,9 +29,7 @@ DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
 @pytest.fixture
 def old(tmp_path: Path) -> Config:
     """A root of an earlier version, stopped within the second of three days."""
-    with tarfile.open(Path(__file__).parent / "data/old_root.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return load_config(tmp_path / "config.yaml", [f"root={tmp_path}/root", f"logs.path={tmp_path}/logs"])
+    return extract_old_root(tmp_path)
 
 
 def _daily(config: Config, day: str, reason: str | None = None) -> dict[str, Any]:
@@ -92,6 +89,13 @@ def test_ids_of_another_type(old: Config, local_training: None) -> None:
     expected = r"column 'user_id' is text on 2026-01-02 and integer on 2026-01-01, which checkpoints/\S+ has trained: "
     with pytest.raises(DataError, match=f"{expected}every id would become a new one: write the log with ids of the"):
         evaluate(old, [DAYS[1]], None, [])
+
+
+def test_a_measurement_of_other_files_is_named(old: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches an evaluation of twice the rows that the same command measured last week, without a word."""
+    check_ids(old, manifest_of(checkpoint="checkpoints/x"), [_log(DAYS[1], read_otherwise=("f",)), _log(DAYS[2])])
+    (said,) = caplog.messages
+    assert said.startswith(f"{DAYS[1]} has 1 files, the first f, that the version which trained checkpoints/x treated")
 
 
 def _log(day: str, **form: Any) -> DayLog:

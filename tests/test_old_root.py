@@ -8,15 +8,14 @@ in the end: the entries of the ledger (`expected.json`) and all tensors (`expect
 import contextlib
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from old_root import extract_old_root
 from small_runs import weights
 
-from pipeline.config.load import load_config
 from pipeline.config.project import Config
 from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
@@ -31,14 +30,8 @@ WITHIN = "checkpoints/2026-01-02/0002/0000000303"
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
-    with tarfile.open(Path(__file__).parent / "data/old_root.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
-
-
-def _config(folder: Path) -> Config:
-    return load_config(folder / "config.yaml", [f"root={folder}/root", f"logs.path={folder}/logs"])
+def config(tmp_path: Path) -> Config:
+    return extract_old_root(tmp_path)
 
 
 def _daily(config: Config, days: list[str]) -> dict[str, Any]:
@@ -54,13 +47,13 @@ def _processor() -> str:
     return f"{found['model name']} {hashlib.sha256(found['flags'].encode()).hexdigest()[:8]}"
 
 
-def test_records_of_format_3_are_read(old: Path) -> None:
+def test_records_of_format_3_are_read(config: Config, tmp_path: Path) -> None:
     """Catches a record of the past that is passed over, or read as another one."""
-    line = Line.of(str(old / "root"), "main")
+    line = Line.of(config.root, "main")
     newest = line.newest()
     assert newest is not None
     assert (newest.checkpoint, newest.complete, newest.rows) == (WITHIN, False, 848)
-    content = json.loads((old / "root/lines/main" / WITHIN / "manifest.json").read_text())
+    content = json.loads((tmp_path / "root/lines/main" / WITHIN / "manifest.json").read_text())
     cursor = line.cursor(newest)
     assert {key: [count, str(total)] for key, (count, total) in cursor.units.items()} == content["cursor"]["units"]
     assert cursor.quarantined == content["cursor"]["quarantined"]
@@ -75,9 +68,9 @@ def test_records_of_format_3_are_read(old: Path) -> None:
     )
 
 
-def test_it_goes_on_as_the_code_that_wrote_it(old: Path, local_training: None, tmp_path: Path) -> None:
+def test_it_goes_on_as_the_code_that_wrote_it(config: Config, local_training: None, tmp_path: Path) -> None:
     """Catches a decision of today that changes a line of yesterday: rows, ids, lanes, dice, or what a record means."""
-    config, expected = _config(old), json.loads((old / "expected.json").read_text())
+    expected = json.loads((tmp_path / "expected.json").read_text())
     assert _daily(config, DAYS[1:])["result"] == "published"
     line = Line.of(config.root, config.line)
     for entry in Ledger(line).chain():
@@ -91,7 +84,10 @@ def test_it_goes_on_as_the_code_that_wrote_it(old: Path, local_training: None, t
     assert audit_line(config, None)["result"] == "every row once"
     latest = line.latest()
     assert latest is not None
-    found, wanted = weights(config, latest.checkpoint, tmp_path), torch.load(old / "expected.pt", weights_only=True)
+    found, wanted = (
+        weights(config, latest.checkpoint, tmp_path),
+        torch.load(tmp_path / "expected.pt", weights_only=True),
+    )
     assert set(found) == set(wanted)
     if (_processor(), torch.__version__) == (expected["processor"], expected["torch"]):
         assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []

@@ -81,7 +81,8 @@ def make_part(config: SyntheticConfig, day: date, part: int) -> pa.Table:
         Table with the columns of SCHEMA, in order of time.
 
     Raises:
-        ValueError: The day precedes the first one, or has no such file.
+        ConfigError: The day precedes the first one.
+        ValueError: The day has no such file.
     """
     day_index = config.day_index(day)
     if not 0 <= part < config.files_per_day:

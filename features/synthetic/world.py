@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from features.errors import ConfigError
 from features.synthetic.streams import Floats, Ints, keyed_normal, keyed_normals, keyed_uniform
 
 NUM_CATEGORIES = 12
@@ -63,10 +64,11 @@ class SyntheticConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
     def day_index(self, day: date) -> int:
-        """Return the days from `first_day` to `day`; raise ValueError if it is negative."""
+        """Return the days from `first_day` to `day`; raise ConfigError if it is negative."""
         index = (day - self.first_day).days
         if index < 0:
-            raise ValueError(f"day {day} lies before first_day {self.first_day}, where the synthetic world begins")
+            begins = f"first_day {self.first_day}, where the synthetic world begins"
+            raise ConfigError(f"day {day} lies before {begins}: ask for later days, or set an earlier first_day")
         return index
 
 

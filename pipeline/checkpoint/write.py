@@ -15,6 +15,7 @@ from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecWr
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from features.errors import DataError
+from features.full_disk import naming_place
 from pipeline.checkpoint.plain_errors import plain_errors
 from pipeline.lineage.records import FileMark, Manifest
 from pipeline.lineage.stored_checkpoint import MANIFEST
@@ -96,9 +97,14 @@ class HashingFileSystem(FileSystem):
     @contextlib.contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         """Open a file of a checkpoint, and note its size and checksum at its end."""
-        with super().create_stream(path, mode) as stream:
+        with naming_place(path), super().create_stream(path, mode) as stream:
             hashed = _HashingStream(stream)
-            yield hashed
+            try:
+                yield hashed
+            except RuntimeError as error:
+                if hashed.failed is None:
+                    raise
+                raise hashed.failed from error  # torch.save's own error says nothing of it
         name = str(path).rsplit("/", 1)[-1]
         self.files[name] = FileMark(bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
 
@@ -113,11 +119,16 @@ class _HashingStream:
         self._stream = stream
         self.digest = hashlib.sha256()
         self.num_bytes = 0
+        self.failed: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.num_bytes += memoryview(data).nbytes
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.failed = self.failed or error
+            raise
 
     def fileno(self) -> int:
         """Flush before DCP's fsync, which does not: the end of a file, or all of it, would stay in memory."""

@@ -8,15 +8,30 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 from typing import Any
 
 OWN_LOGGERS = ("__main__", "jobs", "pipeline", "models", "features")
-_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 _STDERR = 2
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 logger = logging.getLogger(__name__)
+
+
+def without_colours(text: str) -> str:
+    """Return a text without the colour codes that Ray puts into its errors and lines."""
+    return _COLOURS.sub("", text)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Formatter of lines without colour codes, for files and pipes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, with its traceback."""
+        return without_colours(super().format(record))
 
 
 class Screen(io.TextIOBase):
@@ -49,7 +64,7 @@ class Console(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(logging.Formatter(_FORMAT))
+        self.setFormatter(_PlainFormatter(FORMAT))
         self._screen: Screen | None = None
         self._file: str | None = None
 
@@ -83,7 +98,8 @@ class Console(logging.Handler):
                 descriptor, self._file = tempfile.mkstemp(".log", f"counterpoise-{name}-")
                 os.dup2(descriptor, _STDERR)
                 os.close(descriptor)
-        logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stderr, force=True)
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+        logging.getLogger().handlers[0].setFormatter(_PlainFormatter(FORMAT))
         for own in map(logging.getLogger, OWN_LOGGERS):
             own.setLevel(logging.DEBUG)
             if self._file is not None:

@@ -4,11 +4,21 @@ from collections.abc import Iterator
 
 from ray.train import TrainingFailedError
 
+from features.errors import Interrupted
+from pipeline.lineage.records import AttemptResult
+
 _CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer")  # error of a rank that lost its peer
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - it is the command's outcome
     """Failure of the workers beyond their allowed restarts; a restart of the command may help."""
+
+
+def ending_of(error: BaseException) -> tuple[AttemptResult, str]:
+    """Return the result of an attempt that an error has ended, and the reason, in at most 500 characters."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | Interrupted):  # Ray turns a SIGTERM into SystemExit
+        return "interrupted", str(error) if isinstance(error, Interrupted) else "by Ctrl-C or SIGTERM"
+    return "failed", " ".join(str(error).split())[:500]
 
 
 def run_failed(error: TrainingFailedError) -> RunFailed:

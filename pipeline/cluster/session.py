@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,23 +11,43 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
-import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.torch import TorchTrainer as RayTorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from features.errors import ConfigError
 from pipeline.cluster.failures import run_failed
+from pipeline.cluster.processes import adopt_orphans, no_process_left
 from pipeline.cluster.progress import ProgressWatcher
+from pipeline.cluster.ray_start import owns_ray, start_ray
 from pipeline.cluster.signals import stop_on_sigterm
 from pipeline.cluster.worker_entry import run_worker
-from pipeline.cluster.worker_lines import take_worker_lines
+from pipeline.cluster.worker_lines import SpeakingLanes, take_worker_lines
 from pipeline.config.project import Config
-from pipeline.ingest.plan import SHARD, LaneConfig, RunPlan
+from pipeline.ingest.plan import SHARD, RunPlan
 from pipeline.storage.files import Storage
 
-_RAY_ENVIRONMENT = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_COLOR_PREFIX": "0"}
+_LONGEST_NAME = 40  # characters of a project's name that a run on Ray shows
 
 logger = logging.getLogger(__name__)
+
+
+class TorchTrainer(RayTorchTrainer):
+    """Ray Train's trainer, whose command a person can end by Ctrl-C.
+
+    Ray's handler of SIGINT ends the process as if a worker had failed. Its cleaner of placement groups is for a cluster
+    that outlives the command; on a local Ray it ends in a traceback where somebody else's Ray runs, too.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if not owns_ray():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 @contextlib.contextmanager
@@ -36,31 +57,21 @@ def ray_session(config: Config) -> Iterator[None]:
     An existing connection of the process is used as it is, and left open.
 
     Raises:
-        ConfigError: The cluster has fewer logical CPUs than the workers and one data task need.
+        ConfigError: No Ray can start, or it has fewer logical CPUs than the workers and one data task need.
+        ConnectionError: The cluster does not answer.
     """
-    owned = not ray.is_initialized()
-    if owned:
-        for name, value in _RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        local: dict[str, Any] = {
-            "num_cpus": config.ray.num_cpus,
-            "object_store_memory": config.ray.object_store_mb * 2**20,
-        }
-        logger.info("starting Ray" if config.ray.address == "local" else f"connecting to Ray at {config.ray.address}")
-        ray.init(
-            address=config.ray.address,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": _RAY_ENVIRONMENT},
-            **(local if config.ray.address == "local" else {}),  # pyright: ignore[reportArgumentType]
-        )
-        take_worker_lines()
-    try:
+    if ray.is_initialized():
         _check_resources(config)
         yield
-    finally:
-        if owned:
+        return
+    with no_process_left():
+        try:
+            start_ray(config.ray)
+            take_worker_lines()
+            _check_resources(config)
+            yield
+        finally:
+            adopt_orphans()  # those of the raylet, whose end they do not all notice
             ray.shutdown()
 
 
@@ -105,7 +116,7 @@ def run_workers(
     Raises:
         RunFailed: The workers, or Ray Train itself, failed.
     """
-    workers, name = config.workers, f"{config.name}-{uuid.uuid4().hex[:8]}"
+    workers, name = config.workers, ray_run_name(config.name)
     num_workers = workers.num if workers.min is None else (workers.fewest, workers.most)
     trainer = TorchTrainer(
         run_worker,
@@ -119,13 +130,13 @@ def run_workers(
         torch_config=TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl", timeout_s=workers.timeout_s),
         run_config=RunConfig(
             name=name,
-            storage_path=_ray_storage(config),
+            storage_path=ray_storage(config),
             failure_config=FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
             ),
         ),
-        datasets={SHARD: ray.data.range(1)},  # a placeholder: LaneConfig plans the stream for the actual ranks
-        dataset_config=LaneConfig(plan),
+        datasets={SHARD: ray.data.range(1)},  # a placeholder: SpeakingLanes plans the stream for the actual ranks
+        dataset_config=SpeakingLanes(plan),
     )
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
     logger.info("starting workers: %s", num_workers if workers.min is None else f"{workers.fewest} to {workers.most}")
@@ -139,6 +150,16 @@ def run_workers(
     return (result.return_value or {}) | {"asked_to_stop": asked_to_stop.is_set()}
 
 
-def _ray_storage(config: Config) -> str:
-    url = f"{config.root}/ray"
-    return url if "://" in url else os.path.abspath(url)
+def ray_storage(config: Config) -> str:
+    """Return the place of Ray Train's own files below the root, as Ray and pyarrow read it."""
+    return Storage(config.root).under("ray").uri
+
+
+def ray_run_name(name: str) -> str:
+    """Return a name for a run on Ray: ASCII, short and new, since it is a folder's name and a tag of Ray's metrics.
+
+    Args:
+        name: Name of the project, of any length and characters.
+    """
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:_LONGEST_NAME]
+    return f"{readable or 'run'}-{uuid.uuid4().hex[:8]}"

@@ -13,7 +13,8 @@ from typing import Any
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.worker import print_worker_logs
 
-from pipeline.cluster.console import OWN_LOGGERS
+from pipeline.cluster.console import OWN_LOGGERS, without_colours
+from pipeline.ingest.plan import LaneConfig
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,21 @@ class MarkingHandler(logging.Handler):
 
 
 def mark_own_lines() -> None:
-    """Mark the project's own log lines of this worker, from now on."""
+    """Mark the project's own log lines of this process, from now on; a second call changes nothing."""
     handler = MarkingHandler()
     for own in map(logging.getLogger, OWN_LOGGERS):
-        own.addHandler(handler)
+        if not any(isinstance(known, MarkingHandler) for known in own.handlers):
+            own.addHandler(handler)
         own.propagate = False  # else Ray Train would print each line again
+
+
+class SpeakingLanes(LaneConfig):
+    """Planner of the stream whose own log lines reach the command: Ray Train calls it in a process of its own."""
+
+    def configure(self, *arguments: Any, **named: Any) -> Any:
+        """Plan the stream; see `LaneConfig.configure`."""
+        mark_own_lines()
+        return super().configure(*arguments, **named)
 
 
 def take_worker_lines() -> None:
@@ -58,7 +69,7 @@ def receive_lines(batch: dict[str, Any]) -> None:
         if marked := _MARKED.fullmatch(line):
             logger.log(logging.getLevelName(marked[1]), "%s", marked[2])
         else:
-            others.append(line)
+            others.append(without_colours(line))
     with contextlib.suppress(OSError):  # a full disk or a closed stderr must not end Ray's thread
         rest: Any = batch | {"lines": others}
         print_worker_logs(rest, sys.stderr)

@@ -12,8 +12,9 @@ class CheckpointConfig(Declaration):
         every_steps: Number of steps after which another is written; absent: only at the end of a day.
         keep: Number of checkpoints within a day that stay, per attempt, beside the finished day's; two, since another
             attempt may be starting from the last but one.
-        keep_days: Number of days whose last checkpoints the daily job keeps, beside those that a branch began from;
-            absent: all. Entries in the ledger stay, but a rollback to a day without its checkpoint is impossible.
+        keep_days: Number of days whose last checkpoints stay; all that a line wrote before the oldest of them began is
+            removed after a publication, except where a branch began; absent: all stay. Entries in the ledger stay, but
+            a rollback to a day without its checkpoint is impossible.
         background: True to write during training, from a copy of the tensors in memory; else training waits.
         timeout_s: Time in seconds for which a rank waits for another in a write before it fails.
     """

@@ -26,8 +26,10 @@ class EvaluationConfig(Declaration):
         popularity: The id feature of the popularity baseline: the mean label per id, on the training days.
         prior_rows: Number of rows of the global mean that every id starts with.
         bootstrap: Resampling of users for intervals; absent: no intervals.
+        least_gain: Smallest gain of a metric over a single-task model that a comparison's verdict counts.
     """
 
     popularity: str | None = None
     prior_rows: float = Field(default=20.0, gt=0)
     bootstrap: BootstrapConfig | None = None
+    least_gain: float = Field(default=0.0005, ge=0)

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from features.errors import ConfigError
 from pipeline.config.project import Config
 from pipeline.config.sharding import check_sharding
-from pipeline.config.urls import check_url
+from pipeline.config.urls import resolve_url
+from pipeline.config.yaml_text import read_yaml, read_yaml_file
+
+_MESSAGES = {"bool_type": "expected true or false"}  # where pydantic's own does not say what to write
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -26,16 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: One line for each error, with its dotted path.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"config {path} is missing") from error
-    except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"config {path} holds {type(data).__name__}, expected keys and values")
+    data = read_yaml_file(path, "config")
     for override in overrides:
         _override(data, override)
     return parse_config(data, str(path))
@@ -53,11 +46,12 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
         raise ConfigError("; ".join(f"{source}: {line}" for line in _explain(error))) from error
     for key, url in (("root", config.root), ("logs.path", config.logs.path)):
         try:
-            check_url(url)
+            resolve_url(url)
         except ConfigError as error:
             raise ConfigError(f"{source}: {key}: {error}") from error
     check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)
     config.loss_weights.schedule(config.log_schema.task_names)
+    _check_inputs(config)
     _check_cluster(config)
     _check_evaluation(config)
     unknown = sorted(set(config.daily.gate.tasks) - set(config.log_schema.task_names))
@@ -66,6 +60,22 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
             f"daily.gate.tasks: there is no task {unknown[0]!r}, declared are {config.log_schema.task_names}"
         )
     return config
+
+
+def _check_inputs(config: Config) -> None:
+    """Check that no feature tells the model its answer; an old checkpoint may have been trained so, and is read."""
+    schema = config.log_schema
+    for column, (feature, task) in schema.outcome_columns().items():
+        raise ConfigError(
+            f"schema.features: {feature!r} reads column {column!r}, which the label of task {task!r} reads: if it is "
+            "an outcome, remove the feature; if it is known before the outcome, say why with allow_outcome: REASON"
+        )
+    slots = [feature.name for feature in schema.features if feature.source == schema.slot]
+    if config.model.slot_bias is not None and slots:
+        raise ConfigError(
+            f"model.slot_bias with the slot among the inputs (feature {slots[0]!r} reads column {schema.slot!r}): the "
+            "network would learn the bias that slot_bias is to take out; remove one of the two"
+        )
 
 
 def _check_cluster(config: Config) -> None:
@@ -97,10 +107,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         data = data.setdefault(folder, {})
         if not isinstance(data, dict):
             raise ConfigError(f"override {text!r}: {folder} is not a section")
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not YAML") from error
+    data[last] = read_yaml(value, f"override {text!r}")
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
@@ -115,8 +122,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"{dotted} is missing"
         else:
+            message = _MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
             got = "" if isinstance(problem["input"], dict | list) else f", got {problem['input']!r}"
-            yield f"{dotted or 'config'}: {problem['msg'].removeprefix('Value error, ')}{got}"
+            yield f"{dotted or 'config'}: {message}{got}"
 
 
 def _walk(location: Sequence[int | str]) -> tuple[list[str], set[type[BaseModel]]]:

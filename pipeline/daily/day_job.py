@@ -32,6 +32,7 @@ from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import form_changes
 from pipeline.lineage.records import Manifest
+from pipeline.lineage.retention import retire
 from pipeline.storage.kept_results import KeptResults
 
 logger = logging.getLogger(__name__)
@@ -79,18 +80,8 @@ class DayJob:
         logger.info("published %s, generation %d: %s", entry.day, entry.generation, entry.checkpoint)
         self.line.tidy(self.day)
         if self.config.checkpoint.keep_days is not None:
-            self._retire(ledger, self.config.checkpoint.keep_days)
+            retire(self.line, self.config.checkpoint.keep_days)
         return entry
-
-    def _retire(self, ledger: Ledger, keep: int) -> None:
-        """Remove the checkpoints of days long past; their entries stay."""
-        own = (entry for entry in ledger.chain() if entry.line == self.line.name)
-        kept = {entry.checkpoint for entry in itertools.islice(own, keep)}  # a day that was skipped has another's
-        for entry in own:
-            if self.line.read_manifest(entry.checkpoint) is None:
-                return
-            if entry.checkpoint not in kept and not self.line.is_pinned(entry.checkpoint):
-                self.line.remove(entry.checkpoint)
 
     def _entered(self, ledger: Ledger, serial: int) -> LedgerEntry | None:
         """Return the day's entry if a job was cut off between it and LATEST; None otherwise."""

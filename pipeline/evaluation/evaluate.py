@@ -20,7 +20,7 @@ from pipeline.config.ingest import IngestConfig, ShuffleConfig
 from pipeline.config.project import Config
 from pipeline.evaluation.accumulate import Measured
 from pipeline.evaluation.gate_use import GateUse
-from pipeline.evaluation.subject import complete_manifest, encoder_of, published
+from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part, whole_days
@@ -192,7 +192,7 @@ def measure_together(
     """
     if config.log_schema.vocabularies and len(subjects) > 1:  # a row of a table is not the same id in both
         return [measure_together(config, [subject], parts, rows, history)[0] for subject in subjects]
-    manifests = [complete_manifest(subject.line, subject.checkpoint) for subject in subjects]
+    manifests = [subject.line.intact_manifest(subject.checkpoint) for subject in subjects]
     for subject, manifest in zip(subjects, manifests, strict=True):
         check_same_schema(subject.config, manifest)
     encoder = encoder_of(config, subjects[0].line, manifests[0])

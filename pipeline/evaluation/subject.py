@@ -1,7 +1,7 @@
 """Checkpoint to measure: its choice, the check that it is intact, and its encoder of rows."""
 
 from features.encoding import Encoder
-from features.errors import ConfigError, DataError
+from features.errors import ConfigError
 from pipeline.config.project import Config
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import Manifest
@@ -18,22 +18,6 @@ def published(line: Line) -> str:
     if latest is None:
         raise ConfigError(f"{line.storage.url} has nothing published: train first, or name a checkpoint")
     return latest.checkpoint
-
-
-def complete_manifest(line: Line, checkpoint: str) -> Manifest:
-    """Return the manifest of a complete and intact checkpoint.
-
-    Raises:
-        ConfigError: The checkpoint does not exist.
-        DataError: Its files do not match the manifest.
-    """
-    manifest = line.read_manifest(checkpoint)
-    if manifest is None:
-        raise ConfigError(f"{line.storage.url}/{checkpoint} has no intact manifest: it is no complete checkpoint")
-    problem = line.damage(manifest)
-    if problem is not None:
-        raise DataError(f"{line.storage.url}/{checkpoint} is damaged: {problem}")
-    return manifest
 
 
 def encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:

@@ -140,6 +140,24 @@ def _mark(opened: BinaryIO, footer_bytes: int) -> str:
     return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
 
 
+def extremes(footer: pq.FileMetaData, column: str) -> list[int] | None:
+    """Return the smallest and the largest value of an integer column in each row group, by their statistics.
+
+    Returns:
+        Empty if all values are null; None if a row group with values has no statistics, as some writers make them.
+    """
+    paths = [footer.schema.column(place).path for place in range(footer.num_columns)]
+    place, found = paths.index(column), []
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        statistics = group.column(place).statistics
+        if statistics is not None and statistics.has_min_max:
+            found += [int(statistics.min), int(statistics.max)]
+        elif statistics is None or statistics.null_count != group.num_rows:
+            return None
+    return found
+
+
 def _check_rows(footer: pq.FileMetaData) -> None:
     """Check a footer, which has no checksum, for consistency: a row group without rows would be silently skipped."""
     groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]

@@ -124,7 +124,7 @@ class RunPlan:
             workers. Each model gets all of its remaining rows before the next model.
         holdout: Rows that are never trained.
         rows: Rows that have labels: `trained`, `all` or `held_out`; with `held_out` only these rows are read.
-        block_rows: Units of one rank with together at most so many rows share a block.
+        block_rows: Units with together at most so many rows share a read task, and a block if they are of one rank.
     """
 
     logs: Storage
@@ -252,7 +252,7 @@ class RunPlan:
         except DataError as error:  # Ray Train would start the workers again and again: they say it and end
             segments, bundles = [], [(PlannedParcel("bad", 0, text=str(error)),)] * num_ranks
         plan = self.read_plan(segments)
-        tasks = group_bundles(plan, bundles)
+        tasks = group_bundles(plan, bundles, self.block_rows)
         context = DataContext.get_current().copy()  # the process's own stays as it is
         context.execution_options.preserve_order = True
         context.target_max_block_size = 1  # bytes: every row is a block of its own

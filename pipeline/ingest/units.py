@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
@@ -16,7 +16,7 @@ from features.errors import ConfigError, DataError
 from features.hashing import mix64, salt_of
 from features.ids import IdType, id_type
 from features.schema import Schema
-from pipeline.ingest.day_files import folder_of, list_files, read_footer
+from pipeline.ingest.day_files import Footer, extremes, folder_of, list_files, read_footer
 from pipeline.storage.files import Storage
 
 _FOOTER_THREADS = 16
@@ -76,6 +76,8 @@ class DayLog:
         id_types: `integer` or `text`, by name of each read column that is one of them.
         read_otherwise: Files of the day that versions before sub-folders were read did not read, or did read although
             their names hide them.
+        slots: Smallest and largest slot by the statistics of the files, -1 for an unknown one; None: no slot is
+            declared, or a file has no statistics.
     """
 
     day: str
@@ -83,6 +85,7 @@ class DayLog:
     files: dict[str, str]
     id_types: dict[str, IdType] = field(default_factory=dict)
     read_otherwise: tuple[str, ...] = ()
+    slots: tuple[int, int] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -149,18 +152,29 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
     types = IdTypes(columns)
     listed = []
     for day in days:
-        day_log, schemas = _list_day(logs, day, max_rows)
-        for file, found in schemas.items():
-            if any(found.equals(known) for known in checked):
+        day_log, footers = _list_day(logs, day, max_rows)
+        for file, footer in footers.items():
+            if any(footer.schema.equals(known) for known in checked):
                 continue
             try:
-                check_columns(schema, found, columns)
-                types.add(file, found)
+                check_columns(schema, footer.schema, columns)
+                types.add(file, footer.schema)
             except DataError as error:
                 raise DataError(f"{logs.url}/{file}: {error}") from error
-            checked.append(found)
-        listed.append(replace(day_log, id_types=types.found))
+            checked.append(footer.schema)
+        slots = _slots(footers.values(), schema.slot) if schema.slot else None
+        listed.append(replace(day_log, id_types=types.found, slots=slots))
     return listed
+
+
+def _slots(footers: Iterable[Footer], column: str) -> tuple[int, int] | None:
+    found = [-1]  # of an unknown slot
+    for footer in footers:
+        values = extremes(footer.metadata, column)
+        if values is None:
+            return None
+        found += values
+    return min(found[1:], default=-1), max(found)
 
 
 class IdTypes:
@@ -194,7 +208,7 @@ class IdTypes:
             self._files.setdefault(column, file)
 
 
-def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str, pa.Schema]]:
+def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str, Footer]]:
     found = list_files(logs, day)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda file: read_footer(logs, file), found.read))
@@ -208,7 +222,7 @@ def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str,
         raise DataError(f"{where} has {len(footers)} files and no row: write the log, or leave the day out")
     marks = {file: footer.mark for file, footer in zip(found.read, footers, strict=True)}
     log = DayLog(day, units, marks, read_otherwise=found.read_otherwise)
-    return log, {file: footer.schema for file, footer in zip(found.read, footers, strict=True)}
+    return log, dict(zip(found.read, footers, strict=True))
 
 
 def _units_of(day: str, file: str, metadata: pq.FileMetaData, max_rows: int) -> list[Unit]:

@@ -64,6 +64,6 @@ def check_same_schema(config: Config, manifest: Manifest) -> None:
 def _same_model(then: dict[str, Any], now: ModelConfig) -> bool:
     """Return True if two model sections mean the same; keys added since have their defaults in the old one."""
     try:
-        return ModelConfig.model_validate_json(json.dumps(then)) == now
+        return ModelConfig.model_validate_json(json.dumps(then)).meaning() == now.meaning()
     except ValidationError:
         return False

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.plan import ResumePoint
 from pipeline.lineage.line_state import LATEST, read_attempts, read_latest, write_attempt
@@ -211,6 +211,23 @@ class Line:
     def resume_point(self, manifest: Manifest) -> ResumePoint:
         """Return the position of a checkpoint's model, for the stream."""
         return resume_point(*self.place(manifest.checkpoint), manifest)
+
+    def intact_manifest(self, checkpoint: str) -> Manifest:
+        """Return the manifest of a complete and intact checkpoint; reads all its files.
+
+        Raises:
+            ConfigError: The checkpoint does not exist.
+            DataError: Its files do not match the manifest.
+        """
+        manifest = self.read_manifest(checkpoint)
+        if manifest is None:
+            raise ConfigError(
+                f"{self.storage.url}/{checkpoint} has no intact manifest: restore it, or name a complete checkpoint"
+            )
+        problem = self.damage(manifest)
+        if problem is not None:
+            raise DataError(f"{self.storage.url}/{checkpoint} is damaged: {problem}")
+        return manifest
 
     def lineage(self, newest: Manifest) -> Iterator[Manifest]:
         """Yield a checkpoint and, through parents, the finished days before it; end at a removed one."""

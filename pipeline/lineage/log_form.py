@@ -4,6 +4,7 @@ Rows that other rules would read, and ids of another type, would change a line w
 second row of the table for every user. So such a day is refused until a person accepts it.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from features.errors import DataError
@@ -14,6 +15,8 @@ from pipeline.ingest.day_files import read_footer
 from pipeline.ingest.units import DayLog, IdTypes
 from pipeline.lineage.records import Manifest
 from pipeline.storage.files import Storage
+
+logger = logging.getLogger(__name__)
 
 
 def check_form(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) -> None:
@@ -61,6 +64,8 @@ def _other_files(trained: Manifest, log: DayLog) -> Iterator[str]:
 def check_ids(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) -> None:
     """Check that the ids of logs to measure have the types of the ids that a model was trained on.
 
+    Files that the version which trained the model treated otherwise are measured, and named in a warning.
+
     Args:
         config: The project's configuration.
         trained: Manifest of the model's checkpoint; None: it is missing, which is found elsewhere.
@@ -69,7 +74,11 @@ def check_ids(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) 
     Raises:
         DataError: A column has ids of another type; names it and the remedy.
     """
-    changes = _other_ids(config, trained, logs) if trained is not None else []
+    if trained is None:
+        return
+    for change in (change for log in logs for change in _other_files(trained, log)):
+        logger.warning("%s", change)
+    changes = _other_ids(config, trained, logs)
     if changes:
         raise DataError(f"{'; '.join(changes)}: write the log with ids of the trained type")
 

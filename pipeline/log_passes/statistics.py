@@ -7,6 +7,7 @@ from typing import Any
 from features.errors import DataError
 from features.schema import Schema
 from features.statistics import Statistics, StatisticsAccumulator
+from pipeline.cluster.progress import Progress, ProgressDisplay
 from pipeline.cluster.session import ray_session
 from pipeline.config.project import Config
 from pipeline.ingest.units import DayLog, check_days
@@ -31,9 +32,11 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
         The figures of the command's JSON line.
 
     Raises:
+        ConfigError: The root cannot be written.
         DataError: The logs do not fit the schema, or the line has been trained with other statistics.
     """
     line, schema = Line.of(config.root, config.line), config.log_schema
+    line.storage.check_writable()  # before the pass, which may take hours
     if line.newest() is not None:
         raise DataError(f"line {config.line!r} has checkpoints, its statistics are frozen: use a new line or root")
     logs, columns = Storage(config.logs.path), schema.columns()
@@ -62,7 +65,11 @@ def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], da
     Raises:
         DataError: A unit could not be read.
     """
-    total = StatisticsAccumulator(schema)
-    for part in map_units(days, ObserveUnit(logs, schema, tuple(columns))):
+    total, display = StatisticsAccumulator(schema), ProgressDisplay()
+    units, num_rows, done = [unit for day in days for unit in day.units], sum(day.num_rows for day in days), 0
+    for unit, part in zip(units, map_units(days, ObserveUnit(logs, schema, tuple(columns))), strict=True):
         total.merge(part)
+        done += unit.num_rows
+        display.show(Progress("fit statistics", done, num_rows))
+    display.close()
     return total.finish([day.day for day in days])

@@ -23,6 +23,7 @@ from features.vocabulary import Vocabulary
 from models.balancing import LossBalancingConfig
 from pipeline.checkpoint.read import stored_tensors
 from pipeline.checkpoint.write import write_checkpoint
+from pipeline.cluster.failures import ending_of
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config, ModelConfig
@@ -114,13 +115,7 @@ def _published(line: Line, asked: str | None) -> Manifest:
             f"{asked} is not what is published, which is {name} of {latest.day}: migrate that, or go back to "
             "another day first with jobs.daily --rollback DAY REASON"
         )
-    manifest = line.read_manifest(name)
-    if manifest is None:
-        raise DataError(f"{line.storage.url}/{name} has no intact manifest: restore it, or go back to an earlier day")
-    problem = line.damage(manifest)
-    if problem is not None:
-        raise DataError(f"{line.storage.url}/{name} is damaged: {problem}")
-    return manifest
+    return line.intact_manifest(name)
 
 
 def _declared(manifest: Manifest) -> Declared:
@@ -261,9 +256,9 @@ def _write(
         if reported["refused"]:
             raise DataError(reported["refused"])
     except BaseException as error:
-        reason = " ".join(str(error).split())[:500]
+        ending, reason = ending_of(error)
         with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
-            line.end_attempts([parent.day], run, "failed", reason)
+            line.end_attempts([parent.day], run, ending, reason)
         raise
     line.end_attempts([parent.day], run, "done")
     written = line.read_manifest(name)

@@ -14,7 +14,8 @@ from pipeline.evaluation.table import metric_of
 from pipeline.ingest.chosen_days import span
 from pipeline.report.svg import Point, bars, scatter
 from pipeline.studies.comparison import ComparisonPlan, Outcome
-from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_names, metric, verdicts
+from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_use, metric
+from pipeline.studies.verdicts import verdicts
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 .table{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}
@@ -96,7 +97,7 @@ def signed(spread: Spread) -> str:
 def to_markdown(rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan) -> str:
     """Format the table, the plan, and the verdicts."""
     lines = [f"# Comparison {plan.name}", "", _what(plan), "", markdown_table(table_of(rows, kinds))]
-    lines += ["", *(f"* {text}" for text in verdicts(rows).values()), ""]
+    lines += ["", *(f"* {text}" for text in verdicts(rows, plan.least_gain).values()), ""]
     lines += [f"* {row.model}: `{row.setting}`" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -106,7 +107,7 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
     parts = [
         f"<h1>Comparison {escape(plan.name)}</h1><p>{escape(_what(plan))}</p>",
         _table(table_of(rows, kinds)),
-        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdicts(rows).values())}</ul>",
+        f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in verdicts(rows, plan.least_gain).values())}</ul>",
         _seesaw(rows, list(kinds)),
         _expert_use(outcomes),
         "<h2>Settings</h2>",
@@ -121,7 +122,7 @@ def to_html(outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[s
 def _what(plan: ComparisonPlan) -> str:
     seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, mean ± standard deviation"
     text = (
-        f"Trained on {span(plan.train_days)} in one pass, on the same rows in the same order; measured on "
+        f"Trained on {span(plan.train_days)} in {passes_of(plan)}, on the same rows in the same order; measured on "
         f"{span(plan.test_days)}, each task in its own sample space; {seeds}. "
     )
     if plan.trials > 1:
@@ -134,6 +135,11 @@ def _what(plan: ComparisonPlan) -> str:
         "Parameters are of network and towers; of single-task models, of each of them, which also have tables of their "
         "own."
     )
+
+
+def passes_of(plan: ComparisonPlan) -> str:
+    """Format the number of passes."""
+    return "one pass" if plan.passes == 1 else f"{plan.passes} passes"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:
@@ -171,21 +177,11 @@ def _expert_use(outcomes: Sequence[Outcome]) -> str:
     parts = []
     for outcome in reversed(first.values()):
         alarms = "".join(f'<p class="alarm">Collapsed: {escape(text)}</p>' for text in collapsed(outcome))
-        charts = [
-            _gate_bars(f"{module}: {name}", means, deviations)
-            for module, use in outcome.expert_use.items()
-            for name, means, deviations in zip(gate_names(outcome, module), use["mean"], use["deviation"], strict=True)
-        ]
+        charts = [bars(used.gate, used.experts, used.means, used.deviations) for used in gate_use(outcome)]
         title = f"<h3>{escape(outcome.model)}, seed {outcome.seed}</h3>"
         parts.append(f'{title}{alarms}<div class="charts">{"".join(charts)}</div>')
     note = "<p>Mean and standard deviation of a gate's weights over the measured rows.</p>"
     return f"<h2>Use of experts</h2>{note}{''.join(parts)}" if parts else ""
-
-
-def _gate_bars(title: str, means: Sequence[float], deviations: Sequence[float]) -> str:
-    chosen = [(index, mean, dev) for index, (mean, dev) in enumerate(zip(means, deviations, strict=True)) if mean > 0]
-    names = [f"expert {index}" for index, _, _ in chosen]
-    return bars(title, names, [mean for _, mean, _ in chosen], [deviation for _, _, deviation in chosen])
 
 
 def write_report(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.ingest.chosen_days import span
-from pipeline.report.comparison import markdown_table, signed, table_of, write_report
+from pipeline.report.comparison import markdown_table, passes_of, signed, table_of, write_report
 from pipeline.studies.experiment import CaseResult, ExperimentConfig, mean_gains
 
 
@@ -12,12 +12,15 @@ def experiment_markdown(experiment: ExperimentConfig, results: Sequence[CaseResu
     """Format one table per case, then the gains over all cases."""
     plan = results[0].case.plan
     lines = [f"# Experiment {experiment.name}", ""]
-    lines += [f"Trained on {span(plan.train_days)} in one pass, measured on {span(plan.test_days)}.", ""]
+    trained = f"Trained on {span(plan.train_days)} in {passes_of(plan)}"
+    common = f" All cases: {', '.join(f'`{one}`' for one in experiment.set)}." if experiment.set else ""
+    lines += [f"{trained}, measured on {span(plan.test_days)}.{common}", ""]
     for result in results:
+        differs = ", ".join(f"`{one}`" for one in result.case.differs) or "the base"
         lines += [
             f"## {result.case.name}",
             "",
-            _seeds(result.case.plan.seeds),
+            f"{differs}. {_seeds(result.case.plan.seeds)}",
             "",
             markdown_table(table_of(result.rows, _kinds(result))),
             "",

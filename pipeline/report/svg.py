@@ -98,7 +98,7 @@ def bars(title: str, names: Sequence[str], means: Sequence[float], deviations: S
     Returns:
         An `<svg>` element.
     """
-    left, length, step = 84, 200, 18
+    left, length, step = 12 + 6 * max(map(len, names), default=0), 200, 18
     found = [_text(0, 12, title, "start", size=12)]
     for index, (name, mean, deviation) in enumerate(zip(names, means, deviations, strict=True)):
         y = 22 + step * index

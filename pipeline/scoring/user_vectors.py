@@ -19,7 +19,7 @@ from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_days, load, measure_part, passed_over
-from pipeline.evaluation.subject import complete_manifest, encoder_of, published
+from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.datasource import read_unit
 from pipeline.ingest.parts import Part, whole_days
 from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
@@ -78,10 +78,11 @@ def write_user_vectors(
     target = Storage(out)
     if target.names():
         raise ConfigError(f"{target.url} is not empty: name another directory, or remove what is there")
+    target.check_writable()
     line = Line.of(config.root, config.line)
     name = checkpoint or published(line)
     with line.pinned(name, "user_vectors"):
-        manifest = complete_manifest(line, name)
+        manifest = line.intact_manifest(name)
         check_same_schema(config, manifest)
         encoder = encoder_of(config, line, manifest)
         listed = listed_days(config, days, [column])

@@ -6,6 +6,7 @@ endpoint come from the environment or the instance's role, never from a config.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -16,8 +17,9 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from features.errors import DataError
-from pipeline.config.urls import check_url
+from features.errors import NO_PLACE, ConfigError, DataError
+from features.full_disk import naming_place
+from pipeline.config.urls import S3, resolve_url, uri_of
 
 _READ_AHEAD = 1 << 20  # bytes; neighbouring columns of a log are small
 # Answers to a conditional put: another writer was first, or has removed the file to be replaced.
@@ -28,27 +30,32 @@ class Storage:
     """Files under one prefix.
 
     Args:
-        url: A local directory or `s3://bucket/prefix`. A directory's path is made absolute at once: a worker that
-            receives the storage may have another working directory.
+        url: A local directory or `s3://bucket/prefix`, as `resolve_url` takes it. A directory's path is made absolute
+            at once: a worker that receives the storage may have another working directory.
 
     Raises:
         ConfigError: The url is of another kind.
     """
 
     def __init__(self, url: str) -> None:
-        check_url(url)
-        self.is_local = not url.startswith("s3://")
+        url = resolve_url(url)
+        self.is_local = not url.startswith(S3)
         if self.is_local:
             self.filesystem: Any = LocalFileSystem()
         else:
             from pipeline.storage.s3 import PatientS3FileSystem  # a second's import, which a local run does without
 
             self.filesystem = PatientS3FileSystem()
-        self._prefix = str(self.filesystem._strip_protocol(url.rstrip("/") or "/"))
+        self._prefix = str(self.filesystem._strip_protocol(url))
         self.url = self._prefix if self.is_local else f"s3://{self._prefix}"
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.url,)
+
+    @property
+    def uri(self) -> str:
+        """Name of the prefix for libraries that parse URIs; `url` is for people, and for fsspec."""
+        return uri_of(self.url)
 
     def path(self, name: str = "") -> str:
         """Return the path of a file or folder as the file system knows it."""
@@ -121,6 +128,26 @@ class Storage:
             return
         with self._complete_file(name, data) as temporary:
             os.replace(temporary, self.path(name))
+
+    def check_writable(self) -> None:
+        """Write a file and remove it: a command that reads for hours first asks whether it may write its result.
+
+        Raises:
+            ConfigError: Nothing can be written there, and a retry would not help.
+        """
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.filesystem.rm_file(self.path(probe))
+        except OSError as error:
+            if self.is_local and error.errno not in {*NO_PLACE, errno.EEXIST}:
+                raise
+            if not self.is_local and not isinstance(error, PermissionError):
+                raise
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                f"{self.url} cannot be written ({reason}): give a place that this user may write"
+            ) from error
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless it exists; one of several racing writers wins.
@@ -210,7 +237,7 @@ class Storage:
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
         try:
             os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the file from other users of a shared disk
-            with os.fdopen(descriptor, "wb") as file:
+            with naming_place(self.path(name)), os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

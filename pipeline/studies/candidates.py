@@ -88,6 +88,9 @@ def with_network(config: Config, network: Any) -> Config:
 def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
     """Return a configuration with some of the tasks, each with its own tower, their losses weighted by the schedule.
 
+    A single task has weight 1. So has a task of weight 0 among several: it was trained through a composed probability,
+    which it no longer is.
+
     Args:
         config: Configuration with all tasks.
         tasks: Names of the tasks, in the order of the declaration.
@@ -97,7 +100,9 @@ def with_tasks(config: Config, tasks: Sequence[str]) -> Config:
     biased = bias.model_copy(update={"tasks": kept}) if bias and kept else None
     user = config.model.user
     towered = user.model_copy(update={"learning_to_rank": None, "alone": []}) if user else None
-    of_tasks = {name: weight for name, weight in weights.tasks.items() if name in tasks}
+    of_tasks = {
+        name: weight for name, weight in weights.tasks.items() if name in tasks and len(tasks) > 1 and weight.is_trained
+    }
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"entire_space": None, "slot_bias": biased, "user": towered}),
@@ -169,6 +174,10 @@ def _experts(kind: str, num_experts: int, *ratios: int) -> Shape:
     }
 
 
+def _mran(num_heads: int) -> Shape:
+    return lambda width, tasks: {"kind": "mran", "width": num_heads * width, "num_heads": num_heads}
+
+
 def _ml_mmoe(num_experts: int) -> Shape:
     return lambda width, tasks: {
         "kind": "ml_mmoe",
@@ -205,6 +214,7 @@ _SHAPES: dict[str, tuple[Shape, ...]] = {
     "sluice": (_sluice(2, 2), _sluice(2, 1), _sluice(3, 2), _sluice(3, 1)),
     "omoe": tuple(_experts("omoe", count, 2, 1) for count in (6, 3, 12, 4)),
     "mmoe": tuple(_experts("mmoe", count, 2, 1) for count in (6, 3, 12, 4)),
+    "mran": tuple(_mran(heads) for heads in (1, 2, 4, 3)),
     "ml_mmoe": tuple(_ml_mmoe(count) for count in (6, 3, 12, 4)),
     "cgc": (_cgc(1, 1, 2, 1), _cgc(1, 2, 2, 1), _cgc(2, 2, 2, 1), _cgc(1, 4, 2, 1)),
     "ple": (_ple(1, 1, 2, 1), _ple(1, 2, 2, 1), _ple(2, 2, 2, 1), _ple(1, 4, 2, 1)),

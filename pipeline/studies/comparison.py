@@ -30,10 +30,12 @@ class ComparisonPlan:
         test_days: ISO dates, measured together, once.
         choose_days: ISO dates, the last of the training days: sizes are chosen on them, after training on the days
             before.
+        passes: Number of passes over the training days.
         seeds: Number of seeds, from the config's seed on.
         trials: Number of sizes of each model to choose from; 1: no choice.
         keep_checkpoints: True to keep a line after it has been measured.
         networks: Network of a model by name, in any size; others are built to one size.
+        least_gain: Smallest gain over a single-task model that a verdict counts.
     """
 
     name: str
@@ -41,10 +43,12 @@ class ComparisonPlan:
     train_days: tuple[str, ...]
     test_days: tuple[str, ...]
     choose_days: tuple[str, ...] = ()
+    passes: int = 1
     seeds: int = 1
     trials: int = 1
     keep_checkpoints: bool = False
     networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
+    least_gain: float = 0.0005
 
     def check(self) -> None:
         """Check that the plan can be carried out.
@@ -52,8 +56,9 @@ class ComparisonPlan:
         Raises:
             ConfigError: The plan cannot be carried out; says why and what to do.
         """
-        if self.seeds < 1 or self.trials < 1:
-            raise ConfigError(f"{self.seeds} seeds and {self.trials} trials: ask for 1 of each, at least")
+        if min(self.seeds, self.trials, self.passes) < 1:
+            asked = f"{self.seeds} seeds, {self.trials} trials and {self.passes} passes"
+            raise ConfigError(f"{asked}: ask for 1 of each, at least")
         if set(self.test_days) & set(self.train_days):
             raise ConfigError(f"the test days {list(self.test_days)} are among those that are trained: choose others")
         early = self.train_days[: len(self.train_days) - len(self.choose_days)]
@@ -181,9 +186,10 @@ class Comparison:
         """Return the variants of a model: one, or one per task."""
         config = with_network(self._config, setting.network).model_copy(update={"seed": seed})
         if model != SINGLE:
-            return [Variant(model, config, tuple(days))]
+            return [Variant(model, config, tuple(days), self._plan.passes)]
         names = config.log_schema.task_names
-        return [Variant(f"{model}-{name}", with_tasks(config, [name]), tuple(days)) for name in names]
+        alone = {name: with_tasks(config, [name]) for name in names}
+        return [Variant(f"{model}-{name}", own, tuple(days), self._plan.passes) for name, own in alone.items()]
 
 
 def _mean_quality(tasks: Sequence[dict[str, Any]]) -> float:

@@ -4,10 +4,8 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from features.declaration import Declaration
@@ -16,6 +14,7 @@ from models.network import NetworkConfig
 from pipeline.cluster.session import ray_session
 from pipeline.config.load import load_config
 from pipeline.config.project import Config
+from pipeline.config.yaml_text import read_yaml_file
 from pipeline.ingest.units import parse_days
 from pipeline.lineage.manifest import declared
 from pipeline.storage.files import Storage
@@ -59,8 +58,9 @@ class ExperimentConfig(Declaration):
         set: Settings that replace those of the file in all cases, in the form of `--set`.
         models: Kinds of networks, and `single`.
         networks: Network of a model by name, in any size; others are sized like the base's network.
-        train_days: A day, or a first and a last one: trained in one pass.
+        train_days: A day, or a first and a last one.
         test_days: Days that are measured together.
+        passes: Number of passes over the training days.
         choose_days: The last of the training days, on which sizes are chosen if there are several trials.
         seeds: Number of seeds, from the base's on.
         trials: Number of sizes of each model to choose from.
@@ -75,6 +75,7 @@ class ExperimentConfig(Declaration):
     train_days: Days
     test_days: Days
     choose_days: Days | None = None
+    passes: int = Field(default=1, ge=1)
     seeds: int = Field(default=1, ge=1)
     trials: int = Field(default=1, ge=1)
     cases: list[CaseConfig] = Field(min_length=1)
@@ -95,12 +96,14 @@ class Case:
     Args:
         name: Name of the case.
         config: The base with the case's settings and tasks.
+        differs: Settings and tasks by which the case differs from the base, in the form of `--set`.
         plan: Plan of the comparison.
         read: The same with all of the base's tasks: the configuration that reads rows for this case and others.
     """
 
     name: str
     config: Config
+    differs: tuple[str, ...]
     plan: ComparisonPlan
     read: Config
 
@@ -134,12 +137,9 @@ def load_experiment(path: str) -> ExperimentConfig:
     Raises:
         ConfigError: The file is missing, or not an experiment.
     """
+    data = read_yaml_file(path, "experiment")
     try:
-        return ExperimentConfig.model_validate(yaml.safe_load(Path(path).read_text()))
-    except FileNotFoundError as error:
-        raise ConfigError(f"experiment {path} is missing") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"experiment {path} is not YAML: {' '.join(str(error).split())}") from error
+        return ExperimentConfig.model_validate(data)
     except ValidationError as error:
         wrong = [": ".join(filter(None, (".".join(map(str, one["loc"])), _said(one["msg"])))) for one in error.errors()]
         raise ConfigError(f"experiment {path}: {'; '.join(wrong)}") from error
@@ -170,6 +170,7 @@ def cases_of(experiment: ExperimentConfig, overrides: Sequence[str] = (), names:
         train_days=tuple(parse_days(experiment.train_days)),
         test_days=tuple(parse_days(experiment.test_days)),
         choose_days=tuple(parse_days(experiment.choose_days)) if experiment.choose_days else (),
+        passes=experiment.passes,
         seeds=experiment.seeds,
         trials=experiment.trials,
         networks=experiment.networks,
@@ -189,9 +190,11 @@ def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, 
         config = with_tasks(config, case.tasks)
     models = tuple(case.models) if case.models else plan.models
     networks = {model: network for model, network in plan.networks.items() if model in models}
-    return Case(
-        case.name, config, replace(plan, models=models, networks=networks, seeds=case.seeds or plan.seeds), read
+    differs = (*case.set, *([f"tasks: {', '.join(case.tasks)}"] if case.tasks is not None else []))
+    plan = replace(
+        plan, models=models, networks=networks, seeds=case.seeds or plan.seeds, least_gain=config.evaluation.least_gain
     )
+    return Case(case.name, config, differs, plan, read)
 
 
 def run_cases(cases: Sequence[Case]) -> list[CaseResult]:

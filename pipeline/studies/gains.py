@@ -1,10 +1,14 @@
-"""Results of a comparison: metrics with their spread, MTL gain (Eq. 11 of PLE), and a verdict on every task."""
+"""Results of a comparison: metrics with their spread, MTL gain (Eq. 11 of PLE), and the use of experts."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from models.experts import Gates
+from models.network import NetworkConfig, build_network
 from pipeline.evaluation.table import metric_of
 from pipeline.studies.candidates import SINGLE
 from pipeline.studies.comparison import Outcome
@@ -104,55 +108,52 @@ def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
     return alone - found if metric_of(task["kind"]) in _LESS_IS_BETTER else found - alone
 
 
-def verdicts(rows: Sequence[ModelRow]) -> dict[str, str]:
-    """Return advice for each task, by the model that gains most on it; empty without a single-task model.
-
-    A gain counts beyond its own spread over seeds. With one seed the spread is unknown, and the advice says so.
-    """
-    shared = [row for row in rows if row.gains is not None]
-    return {name: _verdict(name, shared) for name in (shared[0].metrics if shared else ())}
-
-
-def _verdict(task: str, rows: Sequence[ModelRow]) -> str:
-    known = [(row.gains[task], row.model) for row in rows if row.gains and row.gains[task].mean is not None]
-    if not known:
-        return f"the metric of {task} is not defined on these days: measure more of them"
-    gain, model = max(known, key=lambda pair: pair[0].mean or 0.0)
-    assert gain.mean is not None
-    if gain.deviation is None:
-        return f"{task}: {model} gains {gain.mean:+.4f}; one seed says nothing of the spread: ask for 3"
-    if gain.mean < -gain.deviation:
-        return f"transfer is negative for {task}, {model} at {gain.mean:+.4f} ± {gain.deviation:.4f}: train it alone"
-    if gain.mean > gain.deviation:
-        return f"transfer helps {task}: {model} gains {gain.mean:+.4f} ± {gain.deviation:.4f}"
-    return f"no model differs from training {task} alone by more than the spread ({model} {gain.mean:+.4f})"
-
-
 def collapsed(outcome: Outcome) -> list[str]:
-    """Return experts that a gate may use and does not: their mean weight is under 1 %.
-
-    A weight of exactly 0 on all rows is an expert that the gate may not choose.
-    """
+    """Return experts that a gate may use and does not: their mean weight is under 1 %, or exactly 0."""
     return [
-        f"{module}, {gate}: expert {expert} has {weight:.4f}"
-        for module, use in outcome.expert_use.items()
-        for gate, weights in zip(gate_names(outcome, module), use["mean"], strict=True)
-        for expert, weight in enumerate(weights)
-        if 0 < weight < COLLAPSED
+        f"{used.gate}: {expert} has {mean:.4f}"
+        for used in gate_use(outcome)
+        for expert, mean in zip(used.experts, used.means, strict=True)
+        if mean < COLLAPSED
     ]
 
 
-def gate_names(outcome: Outcome, module: str) -> list[str]:
-    """Name the gates of a module: those of the last level are the towers'; PLE has them below too, and a shared one."""
-    count, towers = len(outcome.expert_use[module]["mean"]), outcome.towers
-    is_last = module == list(outcome.expert_use)[-1]
-    if count == len(towers) and (is_last or outcome.setting["kind"] == "ple"):
-        return list(towers)
-    if outcome.setting["kind"] == "ple" and count == len(towers) + 1:
-        return [*towers, "shared"]
-    if is_last and count == 1:
-        return ["all tasks"]
-    if outcome.setting["kind"] == "ml_mmoe":  # one module has the gates of all levels, the towers' last
-        above = [f"expert {index} above" for index in range(count - len(towers))]
-        return [*above, *towers]
-    return [f"expert {index} above" for index in range(count)]
+@dataclass(frozen=True, slots=True)
+class UsedExperts:
+    """Use of the experts that a gate may choose.
+
+    Args:
+        gate: Name of the gate, such as `gate of task ctr, level 1`.
+        experts: Names of its experts, such as `shared expert 0`, of the gate's level.
+        means: Mean weight of each.
+        deviations: Standard deviation of each weight over the rows.
+    """
+
+    gate: str
+    experts: tuple[str, ...]
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+
+def gate_use(outcome: Outcome) -> list[UsedExperts]:
+    """Return the use of experts by every gate, with the names that the network gives to its parameters."""
+    found = []
+    for module, use in outcome.expert_use.items():
+        for row, (gate, experts, chosen) in enumerate(_gates(outcome, module)):
+            means, deviations = use["mean"][row], use["deviation"][row]
+            of_experts = (tuple(means[column] for column in chosen), tuple(deviations[column] for column in chosen))
+            found.append(UsedExperts(gate, experts, *of_experts))
+    return found
+
+
+def _gates(outcome: Outcome, module: str) -> list[tuple[str, tuple[str, ...], list[int]]]:
+    """Return name, names of experts and their columns for each gate of a module."""
+    config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(outcome.setting)
+    network = build_network(config, 1, outcome.towers)
+    parts = network.parts((("input", "0"),), outcome.towers).parts
+    gates = next(part for name, part in network.named_modules() if isinstance(part, Gates) and module.endswith(name))
+    named = [part for part in parts if part.parameter is gates.logits.weight]
+    return [
+        (part.owner, tuple(expert.rpartition(", level ")[0] for expert, _ in part.axes[0]), chosen)
+        for part, chosen in zip(named, gates.chosen_experts(), strict=True)
+    ]

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from features.errors import ConfigError
 from pipeline.cluster.session import ray_session
 from pipeline.config.project import Config
+from pipeline.config.yaml_text import to_yaml
 from pipeline.studies.candidates import head_parameters, sized, with_network, with_tasks
 from pipeline.studies.grouping import Group, Grouping, best_grouping, groups_to_measure, higher_order
 from pipeline.studies.trainings import Trainings, Variant
@@ -119,4 +118,4 @@ def _figures(chosen: Grouping, relative: dict[Group, dict[str, float]]) -> dict[
 def _as_yaml(config: Config, name: str) -> bytes:
     """Return a configuration that `jobs.train` accepts, on a line of the group's own."""
     named = config.model_copy(update={"name": f"{config.name}-{name}", "line": name.replace("+", "-")})
-    return yaml.safe_dump(named.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=False).encode()
+    return to_yaml(named.model_dump(mode="json", by_alias=True, exclude_defaults=True)).encode()

@@ -39,18 +39,21 @@ class Variant:
     Args:
         name: Name of its line, to which a digest of all its inputs is added.
         config: Configuration with the features of the others, and their tasks or some of them.
-        days: ISO dates in order, trained in one pass.
+        days: ISO dates in order.
+        passes: Number of passes over them.
     """
 
     name: str
     config: Config
     days: tuple[str, ...]
+    passes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     config: Config
     days: tuple[str, ...]
+    passes: int
     inputs: dict[str, Any]
 
     @property
@@ -110,8 +113,11 @@ class Trainings:
         bootstrap = self._config.evaluation.bootstrap
         if bootstrap is not None:  # a measurement without intervals is another one
             inputs["bootstrap"] = bootstrap.model_dump(mode="json")
+        if variant.passes > 1:
+            inputs["passes"] = variant.passes
         line = f"{variant.name}-{_digest(inputs)}"
-        return _Work(variant.config.model_copy(update={"root": self.storage.url, "line": line}), variant.days, inputs)
+        config = variant.config.model_copy(update={"root": self.storage.url, "line": line})
+        return _Work(config, variant.days, variant.passes, inputs)
 
     def trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:
         """Train lines with the same days and seed together, unless each line would read other rows."""
@@ -123,7 +129,7 @@ class Trainings:
         alone = bool(schema.vocabularies or late_days(schema, works[0].days))
         for key, group in _grouped(works, alone=alone).items():
             read = group[0].config if alone else self._config.model_copy(update={"seed": key[1]})
-            results = train_together(read, [work.config for work in group], group[0].days, passes=1)
+            results = train_together(read, [work.config for work in group], group[0].days, group[0].passes)
             checkpoints |= {work.line: result["checkpoint"] for work, result in zip(group, results, strict=True)}
         return [trained_figures(work, checkpoints[work.line]) for work in works]
 
@@ -151,10 +157,11 @@ class Trainings:
 
 
 def _grouped(works: Sequence[_Work], *, alone: bool) -> dict[tuple[Any, ...], list[_Work]]:
-    """Group by days and seed, and by line if each is trained alone."""
+    """Group by days, passes and seed, and by line if each is trained alone."""
     groups: dict[tuple[Any, ...], list[_Work]] = {}
     for work in works:
-        groups.setdefault((work.days, work.config.seed, work.line if alone else None), []).append(work)
+        key = (work.days, work.config.seed, work.passes, work.line if alone else None)
+        groups.setdefault(key, []).append(work)
     return groups
 
 

@@ -13,6 +13,7 @@ class LineProgress:
 
     Args:
         day: ISO date of the day that is being trained; empty before the first.
+        pass_index: Pass over the days that is being made.
         days_done: Days that the line has finished.
         newest: Newest checkpoint that was handed to be saved.
         parent: Checkpoint of the finished day before.
@@ -20,6 +21,7 @@ class LineProgress:
     """
 
     day: str = ""
+    pass_index: int = 0
     days_done: int = 0
     newest: str | None = None
     parent: str | None = None
@@ -31,11 +33,17 @@ class LineProgress:
         """Return the position of a stored checkpoint."""
         return cls(
             day=manifest.day,
+            pass_index=manifest.pass_index,
             days_done=manifest.days_done,
             newest=manifest.checkpoint,
             parent=manifest.checkpoint if manifest.complete else manifest.parent,
             seconds_before=0.0 if manifest.complete else manifest.seconds,
         )
+
+    def begins(self, pass_index: int, day: str) -> bool:
+        """Move to a day of a pass; return True if it is another one: a second pass over one day begins it again."""
+        reached, self.pass_index, self.day = (self.pass_index, self.day), pass_index, day
+        return reached != (pass_index, day)
 
     def begin_log(self) -> None:
         """Start the clock of a log, at the seconds of the attempts before this one."""

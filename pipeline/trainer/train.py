@@ -149,8 +149,7 @@ class Trainer:
         header, config = segment.header, self.job.config
         part, ingest, tasks = self._parts[header.day, header.log_day], config.ingest, config.log_schema.task_names
         log = part.log
-        if header.day != self.progress.day:
-            self.progress.day = header.day
+        if self.progress.begins(header.pass_index, header.day):
             self._state.optimizer.begin_day()
         before = DayCursor.from_stored(header.seen, log.units)
         self._units = log.units

@@ -11,7 +11,7 @@ import ray
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
-from pipeline.cluster.failures import RunFailed
+from pipeline.cluster.failures import RunFailed, ending_of
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config
@@ -100,6 +100,8 @@ def _train_left(
         if not held.form_accepted:
             check_form(held.config, reached, [part.log for part in parts])
     warn_of_small_units([part.log for part in parts])
+    for held, _ in left:
+        check_slots(held.config, [part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
     with ray_session(read):
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
@@ -115,11 +117,29 @@ def _train_left(
         try:
             reported = run_workers(read, plan, train_worker, jobs, board)
         except BaseException as error:
-            reason = " ".join(str(error).split())[:500]
+            ending, reason = ending_of(error)
             with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason
-                _end_attempts(lines, days, passes, "failed", reason)
+                _end_attempts(lines, days, passes, ending, reason)
             raise
     return finished_checkpoints(lines, days, passes, reported)
+
+
+def check_slots(config: Config, logs: Sequence[DayLog]) -> None:
+    """Check that the slots of logs are those that `model.slot_bias` declares.
+
+    Raises:
+        DataError: A day has others.
+    """
+    bias = config.model.slot_bias
+    for log in logs if bias is not None else ():
+        assert bias is not None
+        if log.slots is None:
+            logger.warning("%s: its slots are not checked, since its files have no statistics of them", log.day)
+            continue
+        try:
+            bias.check_slots(*log.slots)
+        except DataError as error:
+            raise DataError(f"{log.day}: {error}") from error
 
 
 def warn_of_small_units(logs: Sequence[DayLog]) -> None:

@@ -1,6 +1,7 @@
 """Training run of a command: hold the line, train, publish, report the result."""
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.manifest import declared
 from pipeline.lineage.records import Manifest
+from pipeline.lineage.retention import retire
 from pipeline.trainer.train_days import HeldLine, train_days
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
@@ -91,10 +95,29 @@ def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> di
             parent = Ledger(line).enter(trained_entry(line, manifest, held.run, "train"), parent, serial)
     assert parent is not None
     line.publish(parent.published, serial, held.run)
-    return {
+    result = {
         "result": "trained",
         "checkpoint": finished.checkpoint,
         "step": finished.step,
         "rows": sum(manifest.rows for manifest in manifests),
+        "rows_in_space": _rows_in_space(manifests),
         "quarantined": quarantined(line, manifests),
     }
+    if held.config.checkpoint.keep_days is not None:
+        retire(line, held.config.checkpoint.keep_days)
+    return result
+
+
+def _rows_in_space(manifests: Sequence[Manifest]) -> dict[str, int]:
+    """Return the rows in each task's space over the parts of a run; name tasks that were trained on none."""
+    found: dict[str, int] = {}
+    for manifest in manifests:
+        for task, rows in manifest.rows_in_space.items():
+            if manifest.tasks is None or task in manifest.tasks:
+                found[task] = found.get(task, 0) + rows
+    for task, rows in found.items():
+        if not rows:
+            logger.warning(
+                "task %r was trained on no row: its label is null, or its space is empty, on all of them", task
+            )
+    return found
