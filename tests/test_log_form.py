@@ -12,8 +12,9 @@ from records import manifest_of
 
 from features.errors import DataError
 from pipeline.config.project import Config
+from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
-from pipeline.daily.run_days import Accepted, run_days
+from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.ingest.units import DayLog, Unit
 from pipeline.lineage.audit import audit_line

@@ -65,6 +65,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(("_", ".")) or name.endswith(_HADOOP_FOLDER)
 
 
+def has_log(logs: Storage, day: str) -> bool:
+    """Return True if a day has a file that is read, or an entry that is refused.
+
+    Args:
+        logs: Prefix with folders `dt=YYYY-MM-DD`.
+        day: ISO date.
+    """
+    try:
+        return bool(logs.files_below(folder_of(day), is_hidden))
+    except DataError:
+        return True
+
+
 def list_files(logs: Storage, day: str) -> DayFiles:
     """List the files of a day.
 
@@ -82,7 +95,10 @@ def list_files(logs: Storage, day: str) -> DayFiles:
         raise DataError(f"{logs.url}/{folder}: {error}") from error
     if not names:
         missing = "has no file but hidden ones" if logs.exists(folder) else "is missing"
-        raise DataError(f"{logs.url}/{folder} {missing}: write the day's log there, or leave the day out")
+        raise DataError(
+            f"{logs.url}/{folder} {missing}: write the day's log there, or leave the day out (--skip-missing; "
+            "jobs.daily: --skip-day)"
+        )
     before = {name for name in logs.names(folder) if name.endswith(".parquet")}
     otherwise = sorted(before ^ set(names))
     return DayFiles(tuple(f"{folder}/{name}" for name in names), tuple(f"{folder}/{name}" for name in otherwise))

@@ -1,5 +1,6 @@
 """Units: the pieces of a day's log that are read, dealt to ranks and counted, listed from the files' footers."""
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,18 +96,30 @@ class DayLog:
 
 
 def parse_days(text: str) -> list[str]:
-    """Read `2026-11-20` or `2026-11-14..2026-11-20` as ISO dates in order.
+    """Read `2026-11-20`, `2026-11-14..2026-11-20`, or several of them with commas between, as ISO dates in order.
 
     Raises:
-        ConfigError: The text is not such a date or range.
+        ConfigError: The text is no such date, range or list, is out of order, or has a day twice.
     """
+    parts = [_range_of_days(part) for part in text.split(",")]
+    days = [day for part in parts for day in part]
+    if not all(parts) or any(later <= earlier for earlier, later in itertools.pairwise(days)):
+        raise ConfigError(
+            f"days {text!r}: expected YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, several of them with a comma between, the "
+            "first day first and none twice"
+        )
+    return days
+
+
+def _range_of_days(text: str) -> list[str]:
+    """Return the days of a date or a range, in order; none if the text is neither."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d)(?:\.\.(\d{4}-\d\d-\d\d))?", text)
     try:
         first, last = (date.fromisoformat(part) for part in (match[1], match[2] or match[1])) if match else (None, None)
     except ValueError:
         first = last = None
     if first is None or last is None or last < first:
-        raise ConfigError(f"days {text!r}: expected YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, the first day first")
+        return []
     return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
 
 
