@@ -11,9 +11,10 @@ from features.kuairand.partitions import import_kuairand
 from pipeline.cluster.session import ray_session
 from pipeline.config.load import load_config
 from pipeline.config.project import Config
+from pipeline.daily.accepted import Accepted
 from pipeline.daily.gate import quality
 from pipeline.daily.ray_work import RayWork
-from pipeline.daily.run_days import Accepted, run_days
+from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.lineage.day_entry import parts_of_run
 from pipeline.lineage.ledger import Ledger

@@ -16,8 +16,9 @@ LARGEST = float(np.finfo(np.float32).max)  # a larger value would become infinit
 def contiguous(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, pa.Array]:
     """Return the columns, such as a Parquet table's, with one array of a plain type each.
 
-    A decimal becomes float64, a list of a fixed size or a list view a list, a list without a type one of integers. A
-    column of type null, whose values are all missing, stays as it is. Columns of several chunks are copied.
+    A decimal and a half-precision number become float64, a list of a fixed size or a list view a list, a list without a
+    type one of integers. A column of type null, whose values are all missing, stays as it is. Columns of several chunks
+    are copied.
     """
     return {name: _plain(one_array(column)) for name, column in columns.items()}
 
@@ -31,7 +32,7 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _plain(column: pa.Array) -> pa.Array:
     found = column.type
-    if pa.types.is_decimal(found):
+    if pa.types.is_decimal(found) or pa.types.is_float16(found):
         return pc.cast(column, pa.float64(), safe=False)
     if not is_sequence(found):
         return column

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from features.encoding import evaluate_space
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
+from features.holdout import HoldoutConfig
 from features.schema import IdFeature, Schema
 
 _SKETCH_IDS = 1024
@@ -61,6 +62,15 @@ class IdSketch:
         seen = int(self.counts[chosen & np.isin(self.hashes, known)].sum())
         return (total - seen) / total if total else None
 
+    @property
+    def effective_ids(self) -> float:
+        """Number of ids with equally many rows whose share is as uncertain as that of these (Kish, 1965).
+
+        Rows of one id are new or known together, so that a share of rows is as uncertain as one of so few ids.
+        """
+        squares = float(np.square(self.counts.astype(np.float64)).sum())
+        return float(self.counts.sum()) ** 2 / squares if squares else 0.0
+
     def to_json(self) -> list[str]:
         """Return the sketch as base64 text."""
         return [base64.b64encode(array.tobytes()).decode() for array in (self.hashes, self.counts)]
@@ -88,27 +98,37 @@ class DayProfile:
         nulls: Per column: number of rows with null or NaN.
         labels: Per task: number of rows in its space, sum of their labels, and sum of their squares.
         ids: Per id feature: a sample of its ids.
+        held_out: Per task: number of held-out rows in its space, and number of positive ones among them. A task that
+            is not there was not counted.
     """
 
     rows: int = 0
     nulls: dict[str, int] = field(default_factory=dict)
     labels: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     ids: dict[str, IdSketch] = field(default_factory=dict)
+    held_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def update(self, schema: Schema, columns: Mapping[str, pa.Array], tasks: Iterable[str]) -> None:
+    def update(
+        self,
+        schema: Schema,
+        columns: Mapping[str, pa.Array],
+        tasks: Iterable[str],
+        holdout: HoldoutConfig | None = None,
+    ) -> None:
         """Add rows.
 
         Args:
             schema: The schema of the rows.
             columns: Arrays of N rows by column name.
             tasks: Names of the tasks whose labels count.
+            holdout: Rows that are never trained; None: all are.
 
         Raises:
             DataError: The schema does not allow a value of a column.
         """
         num_rows = len(next(iter(columns.values())))
         part = DayProfile(num_rows, {name: _missing(column) for name, column in columns.items()})
-        chosen = set(tasks)
+        chosen, held = set(tasks), holdout.held_out(columns) if holdout else None
         for task in schema.tasks:
             if task.name in chosen:
                 label = task.label_expression.evaluate(columns)
@@ -116,6 +136,8 @@ class DayProfile:
                 inside = label.is_valid().to_numpy(zero_copy_only=False)
                 if task.space is not None:
                     inside &= evaluate_space(task.space, columns)
+                if held is not None:
+                    part.held_out[task.name] = (int((held & inside).sum()), int((values[held & inside] > 0).sum()))
                 values = values[inside]
                 part.labels[task.name] = (len(values), float(values.sum()), float(np.square(values).sum()))
         for feature in schema.features:
@@ -134,18 +156,14 @@ class DayProfile:
             self.labels[name] = (so_far[0] + sums[0], so_far[1] + sums[1], so_far[2] + sums[2])
         for name, sketch in other.ids.items():
             self.ids.setdefault(name, IdSketch()).merge(sketch)
+        for name, (rows, positives) in other.held_out.items():
+            known = self.held_out.get(name, (0, 0))
+            self.held_out[name] = (known[0] + rows, known[1] + positives)
 
-    def label_mean(self, task: str) -> tuple[float, float] | None:
-        """Return the mean label of a task in its space, and the standard error of that mean; None without a row.
-
-        Args:
-            task: The task's name.
-        """
+    def label_mean(self, task: str) -> float | None:
+        """Return the mean label of a task in its space; None without a row, or if it is not finite."""
         rows, total, squares = self.labels.get(task, (0, 0.0, 0.0))
-        if not rows or not math.isfinite(squares):
-            return None
-        mean = total / rows
-        return mean, math.sqrt(max(squares / rows - mean * mean, 0.0) / rows)
+        return total / rows if rows and math.isfinite(squares) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON."""
@@ -154,6 +172,7 @@ class DayProfile:
             "nulls": self.nulls,
             "labels": {name: list(sums) for name, sums in self.labels.items()},
             "ids": {name: sketch.to_json() for name, sketch in self.ids.items()},
+            "held_out": {name: list(counts) for name, counts in self.held_out.items()},
         }
 
     @classmethod
@@ -163,7 +182,8 @@ class DayProfile:
             name: (int(rows), float(total), float(squares)) for name, (rows, total, squares) in data["labels"].items()
         }
         ids = {name: IdSketch.from_json(sketch) for name, sketch in data["ids"].items()}
-        return cls(data["rows"], dict(data["nulls"]), labels, ids)
+        held_out = {name: (rows, positives) for name, (rows, positives) in data.get("held_out", {}).items()}
+        return cls(data["rows"], dict(data["nulls"]), labels, ids, held_out)
 
 
 def _missing(column: pa.Array) -> int:

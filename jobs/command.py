@@ -173,3 +173,40 @@ def read_config(arguments: argparse.Namespace) -> "Config":
     from pipeline.config.load import load_config
 
     return load_config(arguments.config, arguments.set)
+
+
+def add_skip_missing(parser: argparse.ArgumentParser) -> None:
+    """Declare the argument that leaves out days without a log."""
+    parser.add_argument("--skip-missing", action="store_true", help="leave out days without a log, and name them")
+
+
+def asked_days(
+    config: "Config", arguments: argparse.Namespace, *names: str
+) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """Return the days of arguments, with `--skip-missing` those that have a log.
+
+    Args:
+        config: The project's configuration.
+        arguments: Arguments of a command that declares `--skip-missing`.
+        names: Arguments that hold days; an absent one has none.
+
+    Returns:
+        The ISO dates of each argument, and the part of the command's result that names the days left out.
+
+    Raises:
+        ConfigError: An argument holds no days.
+        DataError: No day of an argument has a log.
+    """
+    from pipeline.ingest.chosen_days import without_missing
+    from pipeline.ingest.units import parse_days
+    from pipeline.storage.files import Storage
+
+    asked = [parse_days(text) if (text := getattr(arguments, name)) else [] for name in names]
+    if not arguments.skip_missing:
+        return asked, {}
+    logs = Storage(config.logs.path)
+    found = [without_missing(logs, days) if days else ([], []) for days in asked]
+    left_out = sorted({day for _, missing in found for day in missing})
+    if left_out:
+        logger.warning("left out, since they have no log: %s", ", ".join(left_out))
+    return [kept for kept, _ in found], {"left_out": left_out}

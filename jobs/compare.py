@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command, read_config, show
+from jobs.command import add_config, add_skip_missing, asked_days, command, read_config, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from the config's seed on")
     parser.add_argument("--trials", type=int, default=1, help="sizes of each model to choose from, at most 4")
     parser.add_argument("--choose-days", help="the last of the training days; sizes are chosen on them")
+    add_skip_missing(parser)
     parser.add_argument("--name", default="compare", help="name of the folder below ROOT/comparisons")
     parser.add_argument("--keep-checkpoints", action="store_true", help="else they are removed once measured")
 
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the missing trainings, write table and page, and show the table on stderr."""
     config = read_config(arguments)
-    from pipeline.ingest.units import parse_days
     from pipeline.report.comparison import to_markdown, write_report
     from pipeline.studies.comparison import Comparison, ComparisonPlan
     from pipeline.studies.gains import model_rows
@@ -32,12 +32,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.trainer.model_check import check_model
 
     check_model(config)
+    named = ("train_days", "test_days", "choose_days")
+    (train_days, test_days, choose_days), left_out = asked_days(config, arguments, *named)
     plan = ComparisonPlan(
         name=arguments.name,
         models=tuple(arguments.models.split(",")),
-        train_days=tuple(parse_days(arguments.train_days)),
-        test_days=tuple(parse_days(arguments.test_days)),
-        choose_days=tuple(parse_days(arguments.choose_days)) if arguments.choose_days else (),
+        train_days=tuple(train_days),
+        test_days=tuple(test_days),
+        choose_days=tuple(choose_days),
         passes=arguments.epochs,
         seeds=arguments.seeds,
         trials=arguments.trials,
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, kinds = model_rows(outcomes), {task.name: task.kind for task in config.log_schema.tasks}
     show(f"\n{to_markdown(rows, kinds, plan)}")
     written = write_report(comparison.storage, outcomes, rows, kinds, plan)
-    return {"result": "compared", "verdicts": verdicts(rows, plan.least_gain), **written}
+    return {"result": "compared", "verdicts": verdicts(rows, plan.least_gain), **written, **left_out}
 
 
 if __name__ == "__main__":

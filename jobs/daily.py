@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--rollback", nargs=2, metavar=("DAY", "REASON"), help="move LATEST back to a done day")
     what.add_argument("--discard", metavar="REASON", help="forget the trained but unpublished days")
     parser.add_argument("--max-catch-up", type=int, metavar="N", help="missing days to do first (daily.max_catch_up)")
-    parser.add_argument("--accept-anomaly", metavar="REASON", help="train the day although preflight refuses it")
-    parser.add_argument("--accept-gate", metavar="REASON", help="publish the day although the gate refuses it")
+    parser.add_argument("--accept-anomaly", metavar="REASON", help="train the days although preflight refuses them")
+    parser.add_argument("--accept-gate", metavar="REASON", help="publish the days although the gate refuses them")
     parser.add_argument("--skip-day", metavar="REASON", help="leave the day out for good")
     parser.add_argument("--branch", metavar="NAME", help="on a line of that name, forked before the day if it is new")
     parser.add_argument("--from-nothing", action="store_true", help="a new branch begins without a checkpoint")
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the day, or move LATEST."""
     config = read_config(arguments)
+    from pipeline.daily.accepted import Accepted
     from pipeline.daily.ray_work import RayWork
-    from pipeline.daily.run_days import Accepted, run_days
-    from pipeline.ingest.units import parse_days
+    from pipeline.daily.run_days import run_days
     from pipeline.lineage.line import Line
     from pipeline.lineage.manual_moves import branch
     from pipeline.trainer.model_check import check_model
@@ -43,10 +43,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     line = Line.of(config.root, config.line)
     if arguments.rollback or arguments.discard is not None:
         return _move(config, Line.of(config.root, arguments.branch or config.line), arguments)
-    days = parse_days(arguments.day or arguments.days)
+    days = [_one_day("--day", arguments.day)] if arguments.day else _without_gap(arguments.days)
     accepted = Accepted(arguments.accept_anomaly, arguments.accept_gate, arguments.skip_day)
-    if accepted != Accepted() and len(days) > 1:
-        raise ConfigError("a day is accepted or skipped by itself: give --day, not --days")
+    if accepted.skip is not None and len(days) > 1:
+        raise ConfigError("a day is skipped by itself: give --day, not --days")
     if arguments.branch:
         line = branch(line, arguments.branch, days[0], from_nothing=arguments.from_nothing)
     elif arguments.from_nothing:
@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _move(config: "Config", line: "Line", arguments: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.ingest.units import parse_days
     from pipeline.lineage.manual_moves import discard, rollback
 
     others = ("max_catch_up", "accept_anomaly", "accept_gate", "skip_day", "from_nothing")
@@ -67,8 +66,26 @@ def _move(config: "Config", line: "Line", arguments: argparse.Namespace) -> dict
         raise ConfigError(f"{given[0]} is for --day: leave it out")
     if arguments.discard is not None:
         return discard(config, line, arguments.discard)
-    (day,) = parse_days(arguments.rollback[0])
-    return rollback(config, line, day, arguments.rollback[1])
+    return rollback(config, line, _one_day("--rollback", arguments.rollback[0]), arguments.rollback[1])
+
+
+def _one_day(option: str, text: str) -> str:
+    from pipeline.ingest.units import parse_days
+
+    days = parse_days(text)
+    if len(days) > 1:
+        raise ConfigError(f"{option} {text}: expected one day, YYYY-MM-DD")
+    return days[0]
+
+
+def _without_gap(text: str) -> list[str]:
+    from pipeline.ingest.chosen_days import span
+    from pipeline.ingest.units import parse_days
+
+    days = parse_days(text)
+    if "," in span(days):
+        raise ConfigError(f"days {text}: a line has no gaps: give one range; --skip-day leaves a day out")
+    return days
 
 
 if __name__ == "__main__":

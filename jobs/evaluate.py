@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command, read_config, show
+from jobs.command import add_config, add_skip_missing, asked_days, command, read_config, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="a checkpoint below the line; absent: the newest published")
     parser.add_argument("--held-out", action="store_true", help="only the rows that are never trained")
     parser.add_argument("--popularity-days", help="days of the popularity baseline; absent: none")
+    add_skip_missing(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -21,14 +22,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     config = read_config(arguments)
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.table import metrics_table
-    from pipeline.ingest.units import parse_days
     from pipeline.report.figures import report_evaluation
     from pipeline.trainer.model_check import check_model
 
     check_model(config)
-    history = parse_days(arguments.popularity_days) if arguments.popularity_days else []
+    (days, history), left_out = asked_days(config, arguments, "days", "popularity_days")
     rows = "held_out" if arguments.held_out else "all"
-    result = evaluate(config, parse_days(arguments.days), arguments.checkpoint, history, rows)
+    result = evaluate(config, days, arguments.checkpoint, history, rows) | left_out
     show(metrics_table(result))
     return report_evaluation(config.root, config.line, result, rows)
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import add_config, command, read_config, show
+from jobs.command import add_config, add_skip_missing, asked_days, command, read_config, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,19 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="checkpoint", help="the published checkpoint, by name; absent: the published one"
     )
     parser.add_argument("--statistics-days", help="days on which statistics of new features are fitted, if needed")
+    add_skip_missing(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Migrate, write and show the result for every part."""
     config = read_config(arguments)
-    from pipeline.ingest.units import parse_days
     from pipeline.migration.migrate import migrate
     from pipeline.report.figures import without_tables
     from pipeline.trainer.model_check import check_model
 
     check_model(config)
-    days = parse_days(arguments.statistics_days) if arguments.statistics_days else []
-    result = migrate(config, arguments.checkpoint, days)
+    (days,), left_out = asked_days(config, arguments, "statistics_days")
+    result = migrate(config, arguments.checkpoint, days) | left_out
     for what in ("kept", "new", "dropped"):
         parts = "".join(f"\n  {part}" for part in result[what])
         show(f"{what}: {result[f'num_{what}']:,} parameters{parts}")

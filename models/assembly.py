@@ -168,9 +168,11 @@ def declared_layout(
 def column_labels(feature: FeatureConfig, width: int) -> Labels:
     """Label a feature's columns of the input by its name and everything that its values depend on.
 
-    Excluded are the table, which another of the same use may replace, and the maximum length of a list.
+    Excluded are the table, which another of the same use may replace, the maximum length of a list, and a reason.
     """
-    meaning = feature.model_dump(exclude={"name", "table", "max_length", "keep"}) | {"column": feature.source}
+    meaning = feature.model_dump(exclude={"name", "table", "max_length", "keep", "allow_outcome"}) | {
+        "column": feature.source
+    }
     of_values = ", ".join(f"{key} {value}" for key, value in sorted(meaning.items()))
     return tuple((f"input columns of feature {feature.name}", f"{index}: {of_values}") for index in range(width))
 

@@ -179,18 +179,18 @@ class SlotBiasConfig(Declaration):
         """Check that the slots of a log are those that the configuration declares.
 
         Args:
-            smallest: Smallest slot of the log.
-            largest: Largest slot of the log.
+            smallest: Smallest known slot of the log.
+            largest: Largest known slot of the log.
 
         Raises:
             DataError: A slot lies outside of the declared range.
         """
         last = self.first_slot + self.num_slots - 1
-        if 0 <= smallest < self.first_slot or (largest > last and self.beyond_last == "refuse"):
+        if smallest < self.first_slot or (largest > last and self.beyond_last == "refuse"):
             raise DataError(
                 f"the log's slots are {smallest} to {largest}, model.slot_bias has {self.first_slot} to {last}: set "
-                "first_slot and num_slots to the log's, or beyond_last: share to let the last one stand for all beyond "
-                "it"
+                "beyond_last: share to let the last one stand for all beyond it, or on a new line first_slot and "
+                "num_slots to the log's"
             )
 
     def parts(self, bias: SlotBias, schema: Schema) -> list[ParameterPart]:

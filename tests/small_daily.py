@@ -18,7 +18,8 @@ from records import manifest_of, write_manifest, write_position
 from features.profile import DayProfile
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
-from pipeline.daily.run_days import Accepted, run_days
+from pipeline.daily.accepted import Accepted
+from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import Measurement
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.parts import before
@@ -65,7 +66,9 @@ class World:
     """What the logs are, and when the process is killed.
 
     Args:
-        files: The version of each day's log; 1 where nothing is said.
+        versions: The version of each day's log; 1 where nothing is said.
+        held_out: Held-out rows and positives by task; None: the profile does not say.
+        measured: Rows of each measurement, `all` or `held_out`.
         ops: Writes to the storage so far.
         kill_at: Before, or after, which of them the process is killed.
     """
@@ -73,6 +76,8 @@ class World:
     versions: dict[str, int] = field(default_factory=dict)
     anomalous: set[str] = field(default_factory=set)
     bad: set[str] = field(default_factory=set)
+    held_out: dict[str, tuple[int, int]] | None = field(default_factory=lambda: {"ctr": (1000, 500), "vcr": (1000, 0)})
+    measured: list[str] = field(default_factory=list)
     ops: int = 0
     kill_at: int | None = None
     after: bool = False
@@ -99,9 +104,11 @@ class SmallWork:
 
     def profile(self, log: DayLog) -> DayProfile:
         rows = 10 if log.day in self.world.anomalous else 100
-        return DayProfile(rows, {"user_id": 0}, {"ctr": (rows, rows / 2, rows / 2), "vcr": (rows, rows / 2, rows / 3)})
+        labels = {"ctr": (rows, rows / 2, rows / 2), "vcr": (rows, rows / 2, rows / 3)}
+        return DayProfile(rows, {"user_id": 0}, labels, {}, self.world.held_out or {})
 
     def measure(self, checkpoints: Sequence[str], day: str, rows: str) -> list[Measurement]:
+        self.world.measured.append(rows)
         auc = 0.5 if day in self.world.bad else 0.8
         model = {"rows": 1000, "positives": 500, "auc": auc, "calibration": 1.0, "mean_prediction": 0.5}
         return [Measurement([{"task": "ctr", "kind": "binary", "model": model}], {}) for _ in checkpoints]
@@ -209,6 +216,12 @@ def run(config: Config, line: Line, world: World, day: str, kill_at: int | None 
         return None
     finally:
         world.dead, world.kill_at = False, None
+
+
+def run_range(config: Config, line: Line, world: World, first: int, last: int, **options: Any) -> Any:
+    """One command for the days from one number to another."""
+    days = [day_of(number) for number in range(first, last + 1)]
+    return run_days(config, line, SmallWork(line, world), days, 7, Accepted(**options))
 
 
 def history(line: Line) -> list[tuple[str, int, str]]:

@@ -100,7 +100,8 @@ def undisturbed(two_days: Config, tmp_path_factory: pytest.TempPathFactory) -> d
 def _daily(config: Config, day: str) -> dict[str, Any]:
     import contextlib
 
-    from pipeline.daily.run_days import Accepted, run_days
+    from pipeline.daily.accepted import Accepted
+    from pipeline.daily.run_days import run_days
 
     line = Line.of(config.root, config.line)
     with contextlib.ExitStack() as stack:

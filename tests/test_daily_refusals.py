@@ -10,7 +10,7 @@ import pytest
 from small_daily import World, config_of, day_of, history, killable, reference_weights, run, train_first_days
 
 from features.errors import ConfigError
-from pipeline.daily.run_days import Refused
+from pipeline.daily.refusal import Refused
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 

@@ -22,8 +22,10 @@ from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day
 from features.tables import VocabularyConfig
 from pipeline.config.project import Config
+from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
-from pipeline.daily.run_days import Accepted, Refused, run_days
+from pipeline.daily.refusal import Refused
+from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger, LedgerEntry

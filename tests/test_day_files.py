@@ -158,7 +158,7 @@ def test_entries_that_have_no_meaning(tmp_path: Path, kind: str) -> None:
     expected = {
         "pipe": "part-1 is neither a file nor a folder but a pipe",
         "broken link": "part-1 is neither a file nor a folder but a pipe, a socket or a broken link: remove it",
-        "circle": "part-1 is a link to a folder above it: remove the link",
+        "circle": f"dt={DAY}/hr=12/part-1 is the same as {tmp_path}/dt={DAY}: remove the link",
         "ambiguous": "'_minute=1' begins with _ and has a =, so that Spark reads it and others do not: rename it",
     }[kind]
     with pytest.raises(DataError, match=re.escape(expected)):
@@ -174,6 +174,22 @@ def test_links_are_followed(tmp_path: Path) -> None:
         f"dt={DAY}/hr=12/part-0",
         f"dt={DAY}/part-1",
     ]
+
+
+@pytest.mark.parametrize("linked", ["hr=12", "hr=12/part-1"])
+def test_a_second_way_to_the_same_rows(tmp_path: Path, linked: str) -> None:
+    """Catches `latest -> hr=12` in the folder of a day, by which its rows are trained twice, and an audit agrees."""
+    _write(tmp_path, [Entry("part-0", "integer"), Entry("hr=12/part-1", "integer")])
+    folder = tmp_path / f"dt={DAY}"
+    (folder / "latest").symlink_to(folder / linked)
+    with pytest.raises(
+        DataError, match=re.escape(f"{folder}/latest is the same as {folder}/{linked}: remove the link")
+    ):
+        _listed(Storage(str(tmp_path)))
+    (folder / "latest").unlink()
+    (folder / "part-2").hardlink_to(folder / "part-0")
+    with pytest.raises(DataError, match="is the same as"):
+        _listed(Storage(str(tmp_path)))
 
 
 def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,9 +216,11 @@ def test_blocks_of_units(units: list[Unit], data: st.DataObject, most: int):
     """A small unit of a lane is left out or comes before its turn, or a block of many units is too large."""
     lane = data.draw(st.permutations(range(len(units))))
     rows = [unit.num_rows for unit in units]
-    blocks = bundled(lane, rows, most)
+    blocks = bundled(lane, units, rows, most)
     assert list(itertools.chain(*blocks)) == list(lane)
     sizes = [sum(rows[index] for index in block) for block in blocks]
     assert all(block and (len(block) == 1 or size <= most) for block, size in zip(blocks, sizes, strict=True))
-    for (size, _), (_, after) in itertools.pairwise(zip(sizes, blocks, strict=True)):
-        assert size + rows[after[0]] > most  # none could have been joined
+    for (size, before), (_, after) in itertools.pairwise(zip(sizes, blocks, strict=True)):
+        could_join = units[before[0]].whole and units[after[0]].whole
+        assert not could_join or size + rows[after[0]] > most  # none could have been joined
+    assert all(len(block) == 1 or all(units[index].whole for index in block) for block in blocks)

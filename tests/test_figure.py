@@ -76,11 +76,11 @@ def test_what_the_gate_and_preflight_say() -> None:
     """Catches `calibration 1.629 on the hold-out, its parent 1.249724970700649`."""
     new = {"ctr": {"kind": "binary"} | AWKWARD}
     parent = {"ctr": new["ctr"] | PARENT}
-    said = check_model(GateConfig(), new, [parent] * 5, new, parent)
+    said = [found.text for found in check_model(GateConfig(), new, [parent] * 5, new, parent)]
     assert len(said) == 4, said
     usual = [DayProfile(9999, {"age": 333}, {"ctr": (9999, 3333.0, 3333.0)})] * 5
     today = DayProfile(3333, {"age": 1111}, {"ctr": (3333, 2777.0, 2777.0)})
-    said += check_profile(PreflightConfig(), SCHEMA, today, usual)
+    said += [found.text for found in check_profile(PreflightConfig(), SCHEMA, today, usual)]
     assert len(said) == 7, said
     assert [text for text in said if digits(text) > 4] == []
     assert digits("its parent 1.249724970700649") == 16  # the negative control

@@ -16,7 +16,9 @@ from small_daily import SmallWork, World, config_of, day_of, history, run
 
 from features.errors import DataError
 from features.profile import DayProfile
-from pipeline.daily.run_days import Accepted, DayJob, run_days
+from pipeline.daily.accepted import Accepted
+from pipeline.daily.day_job import DayJob
+from pipeline.daily.run_days import run_days
 from pipeline.ingest.units import DayLog
 from pipeline.lineage import lease as lease_file
 from pipeline.lineage.ledger import Ledger

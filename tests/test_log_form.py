@@ -12,14 +12,16 @@ from records import manifest_of
 
 from features.errors import DataError
 from pipeline.config.project import Config
+from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
-from pipeline.daily.run_days import Accepted, run_days
+from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.ingest.units import DayLog, Unit
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids, form_changes
+from pipeline.trainer.line_progress import LineProgress
 from pipeline.trainer.train_line import train
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03"]
@@ -88,6 +90,18 @@ def test_ids_of_another_type(old: Config, local_training: None) -> None:
     expected = r"column 'user_id' is text on 2026-01-02 and integer on 2026-01-01, which checkpoints/\S+ has trained: "
     with pytest.raises(DataError, match=f"{expected}every id would become a new one: write the log with ids of the"):
         evaluate(old, [DAYS[1]], None, [])
+
+
+def test_a_day_without_values_forgets_no_type() -> None:
+    """Catches a column that is null all day, after which its ids may have another type without a word."""
+    progress = LineProgress()
+    progress.begin_log(_log(DAYS[0], id_types={"a": "integer", "b": "text"}))
+    progress.begin_log(_log(DAYS[1], id_types={"b": "text"}))
+    known = progress.manifest_fields()["id_types"]
+    assert known == {"a": "integer", "b": "text"}
+    again = LineProgress.from_manifest(manifest_of(id_types=known))
+    again.begin_log(_log(DAYS[2]))
+    assert again.manifest_fields()["id_types"] == known
 
 
 def test_a_measurement_of_other_files_is_named(old: Config, caplog: pytest.LogCaptureFixture) -> None:

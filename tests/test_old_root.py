@@ -17,8 +17,9 @@ from old_root import extract_old_root
 from small_runs import weights
 
 from pipeline.config.project import Config
+from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
-from pipeline.daily.run_days import Accepted, run_days
+from pipeline.daily.run_days import run_days
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line

@@ -9,6 +9,7 @@ from features.schema import Schema
 from pipeline.config.daily import GateConfig, PreflightConfig
 from pipeline.daily.gate import check_model
 from pipeline.daily.preflight import check_profile
+from pipeline.lineage.ledger_entry import HoldoutMetrics
 
 SCHEMA = Schema.model_validate(
     {
@@ -31,8 +32,8 @@ USUAL = [_profile(rows=rows) for rows in (9_000, 10_000, 11_000)]
     ("today", "expected"),
     [
         (_profile(), None),
-        (_profile(rows=14_900), None),
-        (_profile(rows=15_100), "15,100 rows, usual are 10,000 (daily.preflight.rows_ratio 1.5)"),
+        (_profile(rows=17_900), None),  # the three days are up to a tenth apart
+        (_profile(rows=18_100), "18,100 rows, usual are 10,000 (daily.preflight.rows_ratio 1.5)"),
         (_profile(rows=6_700), None),
         (_profile(rows=6_600), "6,600 rows, usual are 10,000"),
         (_profile(nulls=0.149), None),
@@ -51,7 +52,7 @@ def test_a_day_that_is_far_off(today: DayProfile, expected: str | None) -> None:
     problems = check_profile(PreflightConfig(), SCHEMA, today, USUAL)
     assert len(problems) == (expected is not None)
     if expected:
-        assert problems[0].startswith(expected)
+        assert problems[0].text.startswith(expected)
         assert check_profile(PreflightConfig(), SCHEMA, today, USUAL[:2]) == []  # too few days to compare with
 
 
@@ -66,7 +67,7 @@ def test_a_rare_label_is_noise() -> None:
 def test_a_space_without_rows_is_refused_on_the_first_day() -> None:
     """Catches a label column that is all null, which nothing else would stop."""
     (problem,) = check_profile(PreflightConfig(), SCHEMA, DayProfile(10, {}, {"ctr": (0, 0.0, 0.0)}), [])
-    assert problem == "no row is in the space of task 'ctr' (click): look at its columns"
+    assert problem.text == "no row is in the space of task 'ctr' (click): look at its columns"
     late = DayProfile(10, {}, {})  # its label is not final yet
     assert check_profile(PreflightConfig(), SCHEMA, late, []) == []
 
@@ -93,8 +94,9 @@ def _metrics(**changes: Any) -> dict[str, Any]:
         ({"calibration": 1.6}, {}, "task 'ctr': calibration 1.600 on the hold-out, its parent 1.0"),
         ({"calibration": 0.6}, {}, "task 'ctr': calibration 0.6000 on the hold-out"),
         ({"calibration": 1.6}, {"calibration": 2.0}, None),  # off, and better than it was
-        ({"mean_prediction": 0.31}, {}, "task 'ctr': mean prediction 0.3100 on the hold-out, its parent 0.2"),
-        ({"mean_prediction": 0.13}, {}, "task 'ctr': mean prediction 0.13"),
+        ({"mean_prediction": 0.31}, {}, None),  # of 200 positives: a ratio of 1.5 and a standard error of .063
+        ({"mean_prediction": 0.33}, {}, "task 'ctr': mean prediction 0.3300 on the hold-out, its parent 0.2"),
+        ({"mean_prediction": 0.12}, {}, "task 'ctr': mean prediction 0.12"),
         ({"mean_prediction": None}, {}, "task 'ctr': the new model's predictions on the hold-out are not finite"),
         ({"kind": "regression", "r2": 0.28, "positives": 0}, {"kind": "regression", "r2": 0.33}, "task 'ctr': 0.28"),
         ({"kind": "multiclass", "accuracy": 0.3}, {"kind": "multiclass", "accuracy": 0.31}, None),
@@ -105,12 +107,13 @@ def test_a_model_against_its_parent(new: dict[str, Any], parent: dict[str, Any],
     problems = check_model(GateConfig(), None, [], _metrics(**new), _metrics(**parent))
     assert len(problems) == (expected is not None), problems
     if expected:
-        assert problems[0].startswith(expected)
+        assert problems[0].text.startswith(expected)
     own = GateConfig.model_validate({"tasks": {"ctr": {"drop": 1.0, "calibration_ratio": 9.0, "shift_ratio": 9.0}}})
     assert [
-        text for text in check_model(own, None, [], _metrics(**new), _metrics(**parent)) if "finite" not in text
+        found for found in check_model(own, None, [], _metrics(**new), _metrics(**parent)) if "finite" not in found.text
     ] == []
-    assert [text for text in check_model(GateConfig(), None, [], _metrics(**new), None) if "finite" not in text] == []
+    alone = check_model(GateConfig(), None, [], _metrics(**new), None)
+    assert [found for found in alone if "finite" not in found.text] == []
 
 
 @pytest.mark.parametrize(
@@ -121,4 +124,30 @@ def test_a_day_that_yesterday_s_model_does_not_know(auc: float | None, days: int
     problems = check_model(GateConfig(), _metrics(auc=auc), [_metrics()] * days, None, None)
     assert len(problems) == refused
     if refused:
-        assert problems[0].startswith("task 'ctr': yesterday's model reaches 0.6000 on this day, usual is 0.7500")
+        assert problems[0].text.startswith("task 'ctr': yesterday's model reaches 0.6000 on this day, usual is 0.7500")
+
+
+def test_a_line_that_varies_has_wider_limits() -> None:
+    """Catches limits that do not know how much a line varies, or that become tighter where it does not vary."""
+    steady = [(_metrics(), _metrics())] * 7
+    restless = [
+        (_metrics(auc=0.75 - drop, calibration=ratio, mean_prediction=0.2 * ratio), _metrics())
+        for drop, ratio in ((-0.06, 1.0), (0.05, 1.3), (0.06, 0.8), (-0.04, 1.2), (0.0, 0.9), (0.03, 1.4), (0.02, 0.7))
+    ]
+    new, parent = _metrics(auc=0.68, calibration=1.7, mean_prediction=0.34), _metrics()
+    for past, number in ((steady, 3), (restless, 0), (restless[:2], 3)):
+        earlier = [HoldoutMetrics(new=one, parent=its_parent) for one, its_parent in past]
+        assert len(check_model(GateConfig(), None, [], new, parent, earlier)) == number
+        assert len(check_model(GateConfig(spread=0), None, [], new, parent, earlier)) == 3
+    usual = [_profile(nulls=0.1 + change, mean=0.2 + change) for change in (-0.08, 0.07, 0.0, 0.06, -0.07, 0.04, -0.02)]
+    today = _profile(nulls=0.3, mean=0.4)
+    assert check_profile(PreflightConfig(), SCHEMA, today, usual) == []
+    assert len(check_profile(PreflightConfig(spread=0), SCHEMA, today, usual)) == 2
+    assert len(check_profile(PreflightConfig(), SCHEMA, today, [_profile()] * 7)) == 2
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(17_900, False), (18_100, True), (6_600, True), (6_700, False)])
+def test_rows_that_vary(rows: int, *, refused: bool) -> None:
+    """Catches a spread that excuses half a day, or a day that was written twice."""
+    usual = [_profile(rows=number) for number in (4_000, 25_000, 10_000, 16_000, 5_000, 10_000, 30_000)]
+    assert len(check_profile(PreflightConfig(), SCHEMA, _profile(rows=rows), usual)) == refused

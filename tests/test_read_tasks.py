@@ -24,6 +24,7 @@ from pipeline.ingest.datasource import (
     read_parcels,
     unpack,
 )
+from pipeline.ingest.deal import bundled, deal
 from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
@@ -158,3 +159,39 @@ def test_a_file_is_opened_once_a_task(write_log: WriteLog, tiny_encoder: Encoder
     parcels = read_parcels(plan, unit_entries(plan, [0, 5, 1, 6, 4, 9, 2, 7, 3, 8]))
     assert sorted(number for parcel in parcels for number in numbers_of(parcel)) == list(range(20))
     assert len(opened) == len(set(opened)) == 2
+
+
+def test_a_task_holds_few_files_open(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
+    """Small units of a hundred files hold a hundred footers in memory, megabytes each."""
+    plan = read_plan_of(write_log([[[2, 2]] * 12]), tiny_encoder)
+    open_now, most = set(), 0
+    opens, closes = pq.ParquetFile.__init__, pq.ParquetFile.close
+
+    def opened(self: Any, source: Any, **settings: Any) -> None:
+        nonlocal most
+        opens(self, source, **settings)
+        open_now.add(id(self))
+        most = max(most, len(open_now))
+
+    def closed(self: Any, force: bool = False) -> None:
+        closes(self, force=force)
+        open_now.discard(id(self))
+
+    monkeypatch.setattr(pq.ParquetFile, "__init__", opened)
+    monkeypatch.setattr(pq.ParquetFile, "close", closed)
+    order = [*range(0, 24, 2), *range(1, 24, 2)]
+    numbers = [number for parcel in read_parcels(plan, unit_entries(plan, order)) for number in numbers_of(parcel)]
+    assert sorted(numbers) == list(range(48))
+    assert 1 < most <= 5
+
+
+def test_ranges_of_a_row_group_are_decoded_once_on_any_number_of_ranks():
+    """Ranges of one lane share a block, behind which the other lane's ranges decode the row group once more."""
+    plan = _day([4] * 5)
+    units = plan.units[0]
+    for num_ranks in (1, 2, 3):
+        lanes = deal(units, num_ranks, range(len(units)))
+        blocks = [bundled(lane, units, [unit.num_rows for unit in units], 4096) for lane in lanes]
+        turns = itertools.zip_longest(*blocks, fillvalue=[])
+        bundles = [tuple(unit_entries(plan, block)) for turn in turns for block in turn if block]
+        assert [len(task) for task in group_bundles(plan, bundles)] == [4] * 5

@@ -50,6 +50,9 @@ def test_passes_are_a_key_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Mo
     many = Trainings(config, "many", keep_checkpoints=False)
     once, again, thrice = (many.work_of(Variant("a", config, tuple(DAYS), n), ["2026-01-03"]) for n in (1, 1, 3))
     assert once.line == again.line != thrice.line
+    kept = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep_days": 2})})
+    # Else its figures would be those of the last two days.
+    assert many.work_of(Variant("a", kept, tuple(DAYS)), ["2026-01-03"]).config.checkpoint.keep_days is None
     assert "passes" not in once.inputs  # as before there was this key
     asked: list[tuple[list[str], int]] = []
 

@@ -44,7 +44,13 @@ def _listed(folder: Any, files: list[list[int | None]], **options: Any) -> DayLo
 
 @pytest.mark.parametrize(
     ("files", "expected"),
-    [([[1, 2, 3]], (1, 3)), ([[2, None], [None, None, 7, 0]], (0, 7)), ([[None], [4]], (4, 4)), ([[None]], (-1, -1))],
+    [
+        ([[1, 2, 3]], (1, 3)),
+        ([[2, None], [None, None, 7, 0]], (0, 7)),
+        ([[None], [4]], (4, 4)),
+        ([[None]], None),
+        ([[], [-1, 2], [0]], (0, 2)),
+    ],
 )
 def test_the_range_of_a_day(tmp_path: Any, files: list[list[int | None]], expected: Any) -> None:
     """Catches a range of the first file, or of the first row group, alone."""
@@ -56,7 +62,24 @@ def test_a_day_without_statistics(tmp_path: Any, caplog: pytest.LogCaptureFixtur
     day = _listed(tmp_path, [[1, 2]], write_statistics=False)
     assert day.slots is None
     check_slots(_config(tmp_path, num_slots=1), [day])
-    assert caplog.messages == [f"{DAY}: its slots are not checked, since its files have no statistics of them"]
+    assert caplog.messages == [f"{DAY}: the slots of 1 files are not checked, since they have no statistics of them"]
+
+
+def test_one_file_without_statistics(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches one file, or one that is empty, that turns off the check of all others."""
+    listed = _listed(tmp_path, [[0, 9]])
+    logs, data = Storage(str(tmp_path)), io.BytesIO()
+    rows = pa.table({"place": pa.array([1], pa.int32()), "user": [1], "click": [0]})
+    pq.write_table(rows, data, write_statistics=False)
+    logs.write(f"dt={DAY}/part-8.parquet", data.getvalue())
+    data = io.BytesIO()
+    pq.write_table(pa.table({"place": pa.nulls(1), "user": [1], "click": [0]}), data)
+    logs.write(f"dt={DAY}/part-9.parquet", data.getvalue())
+    (day,) = check_days(logs, [DAY], 100, SCHEMA, ["place", "user", "click"])
+    assert (day.slots, day.slots_unchecked) == ((0, 9), 1) != (listed.slots, listed.slots_unchecked)
+    with pytest.raises(DataError, match="the log's slots are 0 to 9"):
+        check_slots(_config(tmp_path, num_slots=3), [day])
+    assert caplog.messages == [f"{DAY}: the slots of 1 files are not checked, since they have no statistics of them"]
 
 
 def _config(folder: Any, **bias: Any) -> Config:
@@ -74,21 +97,23 @@ def _config(folder: Any, **bias: Any) -> Config:
         ({"num_slots": 3, "first_slot": 1}, (0, 2), True),
         ({"num_slots": 3, "beyond_last": "share"}, (0, 300), False),
         ({"num_slots": 3, "first_slot": 1, "beyond_last": "share"}, (0, 300), True),
-        ({"num_slots": 3, "first_slot": 1}, (-1, 3), False),  # -1 is unknown
+        ({"num_slots": 3, "first_slot": 1}, None, False),  # no known one
     ],
 )
-def test_slots_outside_of_the_range(tmp_path: Any, bias: Any, slots: tuple[int, int], is_refused: bool) -> None:
+def test_slots_outside_of_the_range(tmp_path: Any, bias: Any, slots: tuple[int, int] | None, is_refused: bool) -> None:
     """Catches `num_slots: 3` on a log that counts from 1, whose slots 2 and 3 get one logit in silence."""
     config, day = _config(tmp_path, **bias), DayLog(DAY, (), {}, slots=slots)
     if not is_refused:
         check_slots(config, [day])
         return
+    assert slots is not None
     with pytest.raises(DataError) as caught:
         check_slots(config, [day])
     first = bias.get("first_slot", 0)
     assert str(caught.value) == (
         f"{DAY}: the log's slots are {slots[0]} to {slots[1]}, model.slot_bias has {first} to {first + 2}: set "
-        "first_slot and num_slots to the log's, or beyond_last: share to let the last one stand for all beyond it"
+        "beyond_last: share to let the last one stand for all beyond it, or on a new line first_slot and num_slots to "
+        "the log's"
     )
 
 

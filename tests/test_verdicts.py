@@ -52,6 +52,18 @@ def test_one_seed_and_no_positives() -> None:
     assert verdicts(model_rows([outcome_of("ple", 1, 0.7, 0.1)]), LEAST) == {}
 
 
+def test_a_model_with_one_seed_hides_no_loss() -> None:
+    """Catches a best model whose metric is defined for one seed, beside which no loss is said."""
+    seeds = range(3)
+    outcomes: list[Any] = [outcome_of("single", seed, 0.7, 0.1) for seed in seeds]
+    outcomes += [outcome_of("a", seed, 0.72 if seed == 0 else None, 0.1) for seed in seeds]
+    outcomes += [outcome_of("b", seed, 0.69 + seed / 10_000, 0.1) for seed in seeds]
+    assert verdicts(model_rows(outcomes), LEAST)["ctr"] == (
+        "ctr: b -0.0099 ± 0.0004 lose against training ctr alone; a +0.0200 in one seed, "
+        "which says nothing of the spread"
+    )
+
+
 @pytest.mark.parametrize("num_models", [1, 6])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_chance_is_no_verdict(num_models: int, seeds: int) -> None:

@@ -15,22 +15,33 @@ def _refuse_never(min_entries: int, window: int) -> None:
 class PreflightConfig(Declaration):
     """Limits for a day's log, relative to the median of the newest entries of the ledger.
 
+    A figure is refused only if it is beyond its own limit, beyond its spread over the window, and, for shares and mean
+    labels, beyond chance.
+
     Args:
         success_marker: True if the day's folder must hold a file `_SUCCESS`.
         window: Number of the newest entries that count.
         min_entries: Number of entries below which only the hard checks hold: the day exists, is readable, has the
             declared columns, and a row in every task's space.
+        spread: Number of spreads within which a figure is usual. A spread is 1.4826 times the median absolute deviation
+            of the figure over the window. 0: the limits below alone.
+        noise: Number of standard errors, from the usual figure and the rows, within which a share or a mean label is
+            usual.
         rows_ratio: Largest ratio of the number of rows to the median, and of the median to it.
+        rows_ratio_most: Largest ratio of the number of rows to the median that the spread excuses. It excuses no fewer
+            rows, so that half a day is refused on any log.
         nulls: Largest difference between a column's share of null rows and the median.
-        label_ratio: Largest ratio of a task's mean label to the median, and of the median to it, beyond four standard
-            errors.
+        label_ratio: Largest ratio of a task's mean label to the median, and of the median to it.
         unseen_ids: Largest excess over the median of the share of rows whose id was on none of the window's days.
     """
 
     success_marker: bool = False
     window: int = Field(default=7, ge=1, le=90)
     min_entries: int = Field(default=3, ge=1)
+    spread: float = Field(default=4.0, ge=0)
+    noise: float = Field(default=4.0, ge=0)
     rows_ratio: float = Field(default=1.5, gt=1)
+    rows_ratio_most: float = Field(default=1.8, gt=1)
     nulls: float = Field(default=0.05, gt=0, le=1)
     label_ratio: float = Field(default=1.5, gt=1)
     unseen_ids: float = Field(default=0.2, gt=0, le=1)
@@ -44,11 +55,17 @@ class PreflightConfig(Declaration):
 class GateConfig(Declaration):
     """Limits for a new model; the quality of a task is its AUC, R2 or accuracy: higher is better.
 
-    Drops count beyond one standard error of the quality, estimated from the number of rows.
+    A limit is widened by the spread of its figure over the newest entries, and figures count beyond a standard error:
+    drops beyond that of the quality, ratios beyond that of the mean label on the same rows. The hold-out is measured
+    only if a task has enough rows there.
 
     Args:
         window: Number of the newest entries that count.
-        min_entries: Number of entries below which the metrics of yesterday's model on today's log are not compared.
+        min_entries: Number of entries below which the metrics of yesterday's model on today's log are not compared, and
+            spreads are 0.
+        spread: Number of spreads that a limit is at least. A spread is 1.4826 times the median absolute deviation of
+            the figure over the window. 0: the limits below alone.
+        noise: Number of standard errors beyond which a figure counts.
         before_drop: Largest drop of yesterday's model, on today's log, below the median of its predecessors on their
             next day.
         drop: Largest drop of the new model below its parent on the hold-out.
@@ -62,6 +79,8 @@ class GateConfig(Declaration):
 
     window: int = Field(default=7, ge=1, le=90)
     min_entries: int = Field(default=3, ge=1)
+    spread: float = Field(default=4.0, ge=0)
+    noise: float = Field(default=1.0, ge=0)
     before_drop: float = Field(default=0.1, gt=0)
     drop: float = Field(default=0.02, gt=0)
     calibration_ratio: float = Field(default=1.5, gt=1)

@@ -70,6 +70,15 @@ def _check_inputs(config: Config) -> None:
             f"schema.features: {feature!r} reads column {column!r}, which the label of task {task!r} reads: if it is "
             "an outcome, remove the feature; if it is known before the outcome, say why with allow_outcome: REASON"
         )
+
+
+def check_beginning(config: Config) -> None:
+    """Check what no new line should have; a line that was trained with it goes on.
+
+    Raises:
+        ConfigError: The slot is an input beside its bias.
+    """
+    schema = config.log_schema
     slots = [feature.name for feature in schema.features if feature.source == schema.slot]
     if config.model.slot_bias is not None and slots:
         raise ConfigError(

@@ -77,10 +77,10 @@ class RayWork:
     def profile(self, log: DayLog) -> DayProfile:
         """Return the profile of the day's log, in one pass of data tasks over it."""
         self._need_ray()
-        schema = self._config.log_schema
-        total = DayProfile()
-        columns, pass_over_bad = tuple(read_columns(schema.columns(), None)), self._config.ingest.on_bad_unit != "fail"
-        for part in map_units([log], ProfileUnit(self._logs, schema, columns, pass_over_bad)):
+        schema, holdout = self._config.log_schema, self._config.holdout
+        total, pass_over_bad = DayProfile(), self._config.ingest.on_bad_unit != "fail"
+        columns = tuple(read_columns(schema.columns(), holdout))
+        for part in map_units([log], ProfileUnit(self._logs, schema, columns, pass_over_bad, holdout)):
             if isinstance(part, str):
                 logger.warning("not looked at: %s", part)
             else:

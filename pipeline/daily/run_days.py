@@ -1,65 +1,22 @@
-"""The daily job: for each day preflight, predict, train, gate and publish, on one line, whatever was cut off before.
+"""The daily job: the days that a line lacks, one after the other, by the one job that holds the line."""
 
-No decision depends on the memory of a process: every step reads the line. A result is stored with its inputs
-(`KeptResults`), the training in its checkpoints, the publication in the ledger and then in LATEST. So a job that
-was killed at any point and is started again completes the remaining steps, and ends with the same ledger.
-"""
-
-import json
 import logging
-import time
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
-from features.errors import ConfigError, DataError
-from features.profile import DayProfile
-from pipeline.cluster.failures import RunFailed
+from features.errors import DataError
 from pipeline.config.project import Config
-from pipeline.daily.gate import check_model, quality
+from pipeline.daily.accepted import Accepted
+from pipeline.daily.day_job import DayJob
+from pipeline.daily.gate import quality
 from pipeline.daily.missing_days import missing_days
-from pipeline.daily.preflight import check_profile
 from pipeline.daily.ray_work import Work
-from pipeline.evaluation.evaluate import Measurement
-from pipeline.ingest.units import DayLog
-from pipeline.lineage.day_entry import trained_entry
+from pipeline.daily.refusal import tell
 from pipeline.lineage.lease import lease
-from pipeline.lineage.ledger import Ledger
-from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
+from pipeline.lineage.ledger_entry import LedgerEntry
 from pipeline.lineage.line import Line
-from pipeline.lineage.log_form import form_changes
-from pipeline.lineage.records import Manifest
-from pipeline.lineage.retention import retire
-from pipeline.storage.kept_results import KeptResults
 
 logger = logging.getLogger(__name__)
-
-_WEBHOOK_S = 10
-
-
-class Refused(DataError):  # noqa: N818 - it is what the command says
-    """Refusal by a check: LATEST stays, and later days wait."""
-
-    def __init__(self, day: str, step: str, text: str) -> None:
-        super().__init__(text)
-        self.day, self.step = day, step
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """Reasons of a person to continue in spite of a check.
-
-    Args:
-        anomaly: Reason to accept the findings of preflight.
-        gate: Reason to accept the findings of the gate.
-        skip: Reason to leave the day out.
-    """
-
-    anomaly: str | None = None
-    gate: str | None = None
-    skip: str | None = None
 
 
 def run_days(
@@ -73,7 +30,7 @@ def run_days(
         work: Heavy parts of a day.
         days: ISO dates in order, without a gap.
         max_catch_up: Largest number of missing days before the first of them that may be done first.
-        accepted: Acceptances for the one requested day.
+        accepted: Acceptances for the requested days, not for missing ones before them.
 
     Returns:
         The figures of the command's JSON line.
@@ -88,236 +45,20 @@ def run_days(
     with lease(line, f"jobs.daily {days[0]}..{days[-1]}", config.daily.lease_s) as run:
         for day in missing_days(line, work, days, max_catch_up):
             logger.info("%s begins, on line %s", day, line.name)
-            one = DayJob(config, line, work, day, run, accepted if day == days[-1] else Accepted())
+            one = DayJob(config, line, work, day, run, accepted if day in days else Accepted())
             try:
                 published.append(one.publish())
             except DataError as refusal:
-                _tell(config, line, day, refusal)
+                tell(config, line, day, refusal)
                 raise
     if not published:  # another job has done them while this one waited for the lease
         return {"result": "nothing to do", "line": line.name, "latest": days[-1]}
     return {"result": "published", "line": line.name, "days": [summary(entry) for entry in published]}
 
 
-@dataclass
-class DayJob:
-    """Steps of one day, each of which can be cut off and started again.
-
-    Args:
-        config: The project's configuration.
-        line: The line.
-        work: Heavy parts of a day.
-        day: ISO date.
-        run: Run that holds the line.
-        accepted: Acceptances for the day.
-    """
-
-    config: Config
-    line: Line
-    work: Work
-    day: str
-    run: str
-    accepted: Accepted
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def publish(self) -> LedgerEntry:
-        """Do the remaining steps of the day, and publish it.
-
-        Raises:
-            Refused: A check refused the day.
-            DataError: Something else is wrong, or another run has taken the line over.
-        """
-        ledger = Ledger(self.line)
-        parent = ledger.newest()
-        entry = self._entered(ledger, self.line.state().serial)
-        if entry is not None and self.accepted.skip is not None and entry.skipped is None:
-            raise DataError(
-                f"{self.day} is trained and entered in the ledger already: publish it with the same command without "
-                "--skip-day, and take it back with --rollback"
-            )
-        if entry is None:
-            entry = self._skip(ledger, parent) if self.accepted.skip is not None else self._enter(ledger, parent)
-        self.line.publish(entry.published, entry.serial, self.run)
-        logger.info("published %s, generation %d: %s", entry.day, entry.generation, entry.checkpoint)
-        self.line.tidy(self.day)
-        if self.config.checkpoint.keep_days is not None:
-            retire(self.line, self.config.checkpoint.keep_days)
-        return entry
-
-    def _entered(self, ledger: Ledger, serial: int) -> LedgerEntry | None:
-        """Return the day's entry if a job was cut off between it and LATEST; None otherwise."""
-        known = ledger.generations(self.day)
-        if not known or known[-1].serial != serial:
-            return None
-        manifest = self.line.read_manifest(known[-1].checkpoint)
-        return known[-1] if manifest is not None and self.line.damage(manifest) is None else None
-
-    def _enter(self, ledger: Ledger, parent: LedgerEntry | None) -> LedgerEntry:
-        logs = self._listed()
-        files = {day: log.files for day, log in logs.items()}
-        self._forget_what_was_read_before(files)
-        state = self.line.state()
-        steps, base = self._steps(state.serial), state.checkpoint
-        trained = self.line.read_manifest(base) if base else None
-        changes = form_changes(self.config, trained, [logs[day] for day in sorted(logs)])
-        preflight = self._preflight(ledger, steps, logs[self.day], changes)
-        predicted = self._predict(steps, base, files)
-        manifest = self._train(files[self.day])
-        gate = self._gate(ledger, steps, base, manifest, predicted)
-        self.line.check_run(self.run)
-        entry = trained_entry(self.line, manifest, self.run, "daily")
-        found = preflight | gate | {"before": predicted, "seconds": self.seconds, "at": datetime.now(UTC).isoformat()}
-        return ledger.enter(entry.model_copy(update=found), parent, state.serial)
-
-    def _steps(self, serial: int) -> KeptResults:
-        """Return the kept results under LATEST's serial: after a publication or a rollback all steps begin anew."""
-        return KeptResults(self.line.storage, f"steps/{self.day}/{serial}")
-
-    def _skip(self, ledger: Ledger, parent: LedgerEntry | None) -> LedgerEntry:
-        state = self.line.state()
-        if parent is None:
-            raise ConfigError(f"{self.day} cannot be skipped: nothing is published, so begin with a later day")
-        entry = LedgerEntry(
-            kind="skip",
-            day=self.day,
-            checkpoint=state.checkpoint or "",
-            skipped=self.accepted.skip,
-            run=self.run,
-            at=datetime.now(UTC).isoformat(),
-        )
-        return ledger.enter(entry, parent, state.serial)
-
-    def _forget_what_was_read_before(self, files: Mapping[str, dict[str, str]]) -> None:
-        """Begin again if the day's log has been written anew since its training began."""
-        begun, latest = self.line.newest(), self.line.latest()
-        if begun is None or begun.day != self.day or (latest is not None and begun.checkpoint == latest.checkpoint):
-            return
-        if begun.files_of_log != files.get(begun.log_day):
-            logger.warning("the log of %s has changed since %s: it is begun again", self.day, begun.checkpoint)
-            self.line.restart(self.run)
-
-    def _listed(self) -> dict[str, DayLog]:
-        marker = self.config.daily.preflight.success_marker
-        if marker and not self.work.has_success_marker(self.day):
-            problem = "its folder has no _SUCCESS (daily.preflight.success_marker)"
-            raise self._refused("preflight", [problem], can_be_accepted=False)
-        try:
-            return self.work.logs(self.day)
-        except DataError as error:
-            raise self._refused("preflight", [str(error)], can_be_accepted=False) from error
-
-    def _preflight(self, ledger: Ledger, steps: KeptResults, log: DayLog, changes: Sequence[str]) -> dict[str, Any]:
-        """Compare the profile of the day's log with those of the days before; `changes` are those of its form."""
-        config = self.config.daily.preflight
-        inputs = {"files": log.files, "schema": self.config.log_schema.fingerprint()}
-        found = self._timed("preflight", steps, inputs, lambda: self.work.profile(log).to_json())
-        known = (entry.profile for entry in ledger.chain() if entry.profile is not None)
-        earlier = [DayProfile.from_json(profile) for _, profile in zip(range(config.window), known, strict=False)]
-        profile = DayProfile.from_json(found)
-        problems = [*changes, *check_profile(config, self.config.log_schema, profile, earlier)]
-        reason = steps.accepted("anomaly", inputs, self.accepted.anomaly)
-        if problems and reason is None:
-            raise self._refused("preflight", problems)
-        verdict = Verdict(problems=tuple(problems), accepted=reason if problems else None)
-        return {"profile": found, "preflight": verdict}
-
-    def _predict(self, steps: KeptResults, base: str | None, files: Any) -> dict[str, Any] | None:
-        """Measure yesterday's model on today's log, before training on it."""
-        if base is None:
-            return None
-        inputs = {"checkpoint": base, "files": files}
-        measure = lambda: _kept(self.work.measure([base], self.day, "all"))  # noqa: E731
-        return self._timed("predict", steps, inputs, measure)["checkpoints"][0]["tasks"]
-
-    def _train(self, files: Mapping[str, str]) -> Manifest:
-        """Train the day, or find it trained."""
-        started = time.monotonic()
-        manifest = self.work.train(self.day, self.run)
-        self.seconds["train"] = round(time.monotonic() - started, 1)
-        if manifest.files_of_log != files:
-            self.line.restart(self.run)
-            raise RunFailed(f"the log of {self.day} was written while it was trained: start the same command again")
-        return manifest
-
-    def _gate(
-        self, ledger: Ledger, steps: KeptResults, base: str | None, manifest: Manifest, predicted: Any
-    ) -> dict[str, Any]:
-        """Compare the new model with its parent on rows that trained neither, and the day with other days."""
-        config = self.config.daily.gate
-        checkpoints = [manifest.checkpoint, *([base] if base else [])]
-        measured: list[dict[str, Any]] = []
-        if self.config.holdout is not None:
-            inputs = {"checkpoints": checkpoints, "files": manifest.files_of_log}
-            measure = lambda: _kept(self.work.measure(checkpoints, self.day, "held_out"))  # noqa: E731
-            measured = self._timed("gate", steps, inputs, measure)["checkpoints"]
-        new, parent = ([one["tasks"] for one in measured] + [None, None])[:2]
-        known = (entry.before for entry in ledger.chain() if entry.before)
-        usual = [entry for _, entry in zip(range(config.window), known, strict=False)]
-        problems = check_model(config, predicted, usual, new, parent)
-        reason = steps.accepted("gate", checkpoints, self.accepted.gate)
-        if problems and reason is None:
-            raise self._refused("gate", problems)
-        verdict = Verdict(problems=tuple(problems), accepted=reason if problems else None)
-        use = measured[0]["expert_use"] if measured else {}
-        return {"gate": verdict, "holdout": HoldoutMetrics(new=new, parent=parent), "expert_use": use}
-
-    def _timed(self, name: str, steps: KeptResults, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        started = time.monotonic()
-        found = steps.done(name, inputs, work)
-        self.seconds[name] = round(time.monotonic() - started, 1)
-        return found
-
-    def _refused(self, step: str, problems: Sequence[str], *, can_be_accepted: bool = True) -> Refused:
-        latest = self.line.latest()
-        accept = {
-            "preflight": "go on with --accept-anomaly REASON, or ",
-            "gate": "go on with --accept-gate REASON, or ",
-        }
-        done, again = {
-            "preflight": ("nothing of it is trained", "write the log again and start the same command"),
-            "gate": (
-                "what was trained of it is kept, unpublished",
-                "if the log is wrong, write it again; if the config is, change it and use --discard REASON",
-            ),
-        }[step]
-        return Refused(
-            self.day,
-            step,
-            f"{self.day} is refused by {step}: {'; '.join(problems)}. {done}, LATEST stays at "
-            f"{latest.day if latest else 'nothing'}, later days wait: {again}; or "
-            f"{accept[step] if can_be_accepted else ''}leave the day out with --skip-day REASON",
-        )
-
-
-def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
-    """Return the part of measurements for the ledger: the model's metrics by task, and the use of its experts."""
-    return {
-        "checkpoints": [
-            {
-                "tasks": {entry["task"]: {"kind": entry["kind"]} | entry["model"] for entry in one.tasks},
-                "expert_use": one.expert_use,
-            }
-            for one in measured
-        ]
-    }
-
-
 def summary(entry: LedgerEntry) -> dict[str, Any]:
     """Return the summary of an entry for the JSON line of a command."""
     said = entry.model_dump(include={"day", "generation", "checkpoint", "rows", "skipped"}, exclude_none=True)
+    advice = [line for verdict in (entry.preflight, entry.gate) if verdict for line in verdict.advice]
+    said |= {"advice": advice} if advice else {}
     return said | {"before": {task: quality(metrics) for task, metrics in (entry.before or {}).items()}}
-
-
-def _tell(config: Config, line: Line, day: str, refusal: DataError) -> None:
-    """Report a refusal to the configured receivers; a failure to report is only logged."""
-    url = config.daily.on_refusal.webhook
-    if url is None:
-        return
-    step = refusal.step if isinstance(refusal, Refused) else None
-    said = {"project": config.name, "line": line.name, "day": day, "step": step, "text": str(refusal)}
-    request = urllib.request.Request(url, json.dumps(said).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=_WEBHOOK_S):
-            pass
-    except (OSError, ValueError) as error:
-        logger.warning("the webhook was not told: %s", type(error).__name__)

@@ -32,6 +32,7 @@ from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
 _SKIP_ROWS = 8192  # minimum number of rows per read
+_OPEN_FILES = 4  # of a read task; beyond, small units of many files would hold all their footers
 _BUFFER_BYTES = 1 << 20  # bytes of a column, read ahead from a local file
 
 SMALL_ROWS = 4096
@@ -217,8 +218,8 @@ class UnitDatasource(Datasource):
 def group_bundles(plan: ReadPlan, bundles: Sequence[Bundle], task_rows: int = SMALL_ROWS) -> list[list[Bundle]]:
     """Group bundles into tasks, in order.
 
-    Successive ranges of one row group share a task, and its decoding. So do units of few rows, and the opening of their
-    file: it costs more than reading them.
+    Successive ranges of one row group share a task, and its decoding. So do whole row groups of few rows, and the
+    opening of their file: it costs more than reading them.
 
     Args:
         plan: Plan with the units.
@@ -231,7 +232,8 @@ def group_bundles(plan: ReadPlan, bundles: Sequence[Bundle], task_rows: int = SM
     for bundle in bundles:
         units = [plan.unit_of(entry) for entry in bundle if entry.kind == "unit"]
         more = sum(unit.num_rows for unit in units)
-        follows = not units or last is None or _is_next_range(last, units[0]) or rows + more <= task_rows
+        is_small = last is not None and last.whole and bool(units) and units[0].whole and rows + more <= task_rows
+        follows = not units or last is None or is_small or _is_next_range(last, units[0])
         if tasks and follows:
             tasks[-1].append(bundle)
         else:
@@ -270,7 +272,7 @@ def read_bundles(plan: ReadPlan, bundles: Sequence[Bundle], blank: EncodedRows) 
 def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[Parcel]:
     """Yield the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel with the error."""
     reader: _RowGroupReader | None = None
-    files: dict[str, pq.ParquetFile] = {}
+    files = _OpenFiles(plan.logs)
     for entry in entries:
         if entry.kind != "unit":
             yield Parcel(entry.kind, entry.segment, text=entry.text)
@@ -279,11 +281,11 @@ def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[P
         try:
             with named_unit(plan.logs, unit):
                 if reader is None or not reader.reaches(unit):
-                    reader = _RowGroupReader(_opened(plan.logs, unit.file, files), unit, plan.columns)
+                    reader = _RowGroupReader(files.open(unit.file), unit, plan.columns)
                 encoded = plan.encode(reader.read(unit), entry.segment)
         except DataError as error:
             reader = None  # the position in a broken row group is unknown
-            files.pop(unit.file, None)
+            files.forget(unit.file)
             yield Parcel("bad", entry.segment, entry.unit, text=str(error))
             continue
         order = row_order(unit, seed=plan.seed, pass_index=plan.passes[entry.segment], shuffle=plan.shuffle_rows)
@@ -301,7 +303,7 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
         DataError: The unit cannot be read; names file and row group.
     """
     with named_unit(logs, unit):
-        return _RowGroupReader(_opened(logs, unit.file, {}), unit, columns).read(unit)
+        return _RowGroupReader(_OpenFiles(logs).open(unit.file), unit, columns).read(unit)
 
 
 @contextlib.contextmanager
@@ -316,15 +318,33 @@ def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
         raise DataError(f"{where}: {first_line(error)}") from error
 
 
-def _opened(logs: Storage, file: str, files: dict[str, pq.ParquetFile]) -> pq.ParquetFile:
-    """Return a file, opened once for all units of a task."""
-    if file not in files:
+class _OpenFiles:
+    """The newest files of a task: successive units often share one, and its footer may have megabytes."""
+
+    def __init__(self, logs: Storage) -> None:
+        self._logs = logs
+        self._files: dict[str, pq.ParquetFile] = {}
+
+    def open(self, file: str) -> pq.ParquetFile:
+        """Return a file, opened anew if it is not among the newest."""
+        found = self._files.pop(file, None) or self._opened(file)
+        while len(self._files) >= _OPEN_FILES:
+            self.forget(next(iter(self._files)))
+        self._files[file] = found  # the newest last
+        return found
+
+    def forget(self, file: str) -> None:
+        """Close a file, if it is open."""
+        found = self._files.pop(file, None)
+        if found is not None:
+            found.close(force=True)
+
+    def _opened(self, file: str) -> pq.ParquetFile:
         # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
-        source = logs.path(file) if logs.is_local else logs.open_read(file)
-        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if logs.is_local else {}
+        source = self._logs.path(file) if self._logs.is_local else self._logs.open_read(file)
+        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if self._logs.is_local else {}
         # Without the optional checksums of a page, most flipped bytes are read as other values.
-        files[file] = pq.ParquetFile(source, page_checksum_verification=True, **buffers)
-    return files[file]
+        return pq.ParquetFile(source, page_checksum_verification=True, **buffers)
 
 
 class _RowGroupReader:

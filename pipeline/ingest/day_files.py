@@ -65,6 +65,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(("_", ".")) or name.endswith(_HADOOP_FOLDER)
 
 
+def has_log(logs: Storage, day: str) -> bool:
+    """Return True if a day has a file that is read, or an entry that is refused.
+
+    Args:
+        logs: Prefix with folders `dt=YYYY-MM-DD`.
+        day: ISO date.
+    """
+    try:
+        return bool(logs.files_below(folder_of(day), is_hidden))
+    except DataError:
+        return True
+
+
 def list_files(logs: Storage, day: str) -> DayFiles:
     """List the files of a day.
 
@@ -82,7 +95,10 @@ def list_files(logs: Storage, day: str) -> DayFiles:
         raise DataError(f"{logs.url}/{folder}: {error}") from error
     if not names:
         missing = "has no file but hidden ones" if logs.exists(folder) else "is missing"
-        raise DataError(f"{logs.url}/{folder} {missing}: write the day's log there, or leave the day out")
+        raise DataError(
+            f"{logs.url}/{folder} {missing}: write the day's log there, or leave the day out (--skip-missing; "
+            "jobs.daily: --skip-day)"
+        )
     before = {name for name in logs.names(folder) if name.endswith(".parquet")}
     otherwise = sorted(before ^ set(names))
     return DayFiles(tuple(f"{folder}/{name}" for name in names), tuple(f"{folder}/{name}" for name in otherwise))
@@ -108,13 +124,19 @@ def read_footer(logs: Storage, file: str) -> Footer:
 
 def _problem(logs: Storage, file: str, error: Exception) -> str:
     """Return the reason for which a file is not read, and the remedy."""
-    with logs.open_read(file) as opened:
-        if opened.read(len(_MAGIC)) != _MAGIC and not file.endswith(".parquet"):
-            return (
-                "is not Parquet: write it as Parquet, move it out of the day's folder, or hide it by a name that "
-                "begins with _ or ."
-            )
-    return f"is not readable Parquet ({first_line(error)}): write the file again"
+    if file.endswith(".parquet"):
+        return f"is not readable Parquet ({first_line(error)}): write the file again"
+    try:
+        with logs.open_read(file) as opened:
+            is_parquet = opened.read(len(_MAGIC)) == _MAGIC
+    except FileNotFoundError:
+        return "has vanished since the day was listed: start the command again when the day is complete"
+    if is_parquet:
+        return f"is not readable Parquet ({first_line(error)}): finish it, or move it out of the day's folder"
+    return (
+        "is not Parquet: write it as Parquet, move it out of the day's folder, or hide it by a name that begins with _ "
+        "or ."
+    )
 
 
 def _mark(opened: BinaryIO, footer_bytes: int) -> str:
@@ -124,22 +146,24 @@ def _mark(opened: BinaryIO, footer_bytes: int) -> str:
     return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
 
 
-def extremes(footer: pq.FileMetaData, column: str) -> list[int] | None:
+def extremes(footer: Footer, column: str) -> list[int] | None:
     """Return the smallest and the largest value of an integer column in each row group, by their statistics.
 
     Returns:
         Empty if all values are null; None if a row group with values has no statistics, as some writers make them.
     """
-    paths = [footer.schema.column(place).path for place in range(footer.num_columns)]
-    place, found = paths.index(column), []
-    for index in range(footer.num_row_groups):
-        group = footer.row_group(index)
-        statistics = group.column(place).statistics
-        if statistics is not None and statistics.has_min_max:
-            found += [int(statistics.min), int(statistics.max)]
-        elif statistics is None or statistics.null_count != group.num_rows:
+    if pa.types.is_null(footer.schema.field(column).type):
+        return []
+    metadata, values = footer.metadata, []
+    place = [metadata.schema.column(place).path for place in range(metadata.num_columns)].index(column)
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        found = group.column(place).statistics
+        if found is not None and found.has_min_max:
+            values += [int(found.min), int(found.max)]
+        elif group.num_rows and (found is None or found.null_count != group.num_rows):
             return None
-    return found
+    return values
 
 
 def _check_rows(footer: pq.FileMetaData) -> None:

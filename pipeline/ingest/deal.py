@@ -73,12 +73,15 @@ def row_order(unit: Unit, *, seed: int, pass_index: int, shuffle: bool) -> np.nd
     return generator(seed, "rows", pass_index, unit.day, unit.key).permutation(unit.num_rows)
 
 
-def bundled(lane: Sequence[int], rows: Sequence[int], most_rows: int) -> list[list[int]]:
-    """Group successive units of a lane that travel as one block.
+def bundled(lane: Sequence[int], units: Sequence[Unit], rows: Sequence[int], most_rows: int) -> list[list[int]]:
+    """Group successive whole row groups of a lane that travel as one block.
+
+    A range of a row group travels alone. The next range is another lane's, and is decoded with it in one go.
 
     Args:
         lane: Indices of units.
-        rows: Number of rows to read of each unit of the day.
+        units: The day's units.
+        rows: Number of rows to read of each unit.
         most_rows: Maximum number of rows of a block of several units.
 
     Returns:
@@ -87,12 +90,12 @@ def bundled(lane: Sequence[int], rows: Sequence[int], most_rows: int) -> list[li
     bundles: list[list[int]] = []
     room = 0
     for index in lane:
-        if bundles and rows[index] <= room:
+        if bundles and units[index].whole and rows[index] <= room:
             bundles[-1].append(index)
             room -= rows[index]
         else:
             bundles.append([index])
-            room = most_rows - rows[index]
+            room = most_rows - rows[index] if units[index].whole else 0
     return bundles
 
 

@@ -24,7 +24,7 @@ from pipeline.ingest.datasource import SMALL_ROWS, Bundle, PlannedParcel, ReadPl
 from pipeline.ingest.deal import Lanes, bundled, deal, rounds, unit_order
 from pipeline.ingest.pacing import PacedLoop
 from pipeline.ingest.parts import Part
-from pipeline.ingest.units import DayLog
+from pipeline.ingest.units import DayLog, Unit
 from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class RunPlan:
             workers. Each model gets all of its remaining rows before the next model.
         holdout: Rows that are never trained.
         rows: Rows that have labels: `trained`, `all` or `held_out`; with `held_out` only these rows are read.
-        block_rows: Units with together at most so many rows share a read task, and a block if they are of one rank.
+        block_rows: Whole row groups of together at most so many rows share a read task, and a block on one rank.
     """
 
     logs: Storage
@@ -225,7 +225,7 @@ class RunPlan:
             bundles += [(PlannedParcel("start", segment, text=header.to_json()),)] * num_ranks
             seen = DayCursor.from_stored(header.seen, part.log.units).seen
             rows = [unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)]
-            for units in _in_turns(header.lanes, rows, self.block_rows):
+            for units in _in_turns(header.lanes, part.log.units, rows, self.block_rows):
                 bundle = tuple(PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0)) for index in units)
                 bundles.append(bundle or (PlannedParcel("blank", segment),))
         return bundles
@@ -270,15 +270,15 @@ class RunPlan:
             )
 
 
-def _in_turns(lanes: Lanes, rows: Sequence[int], block_rows: int) -> list[list[int]]:
+def _in_turns(lanes: Lanes, units: Sequence[Unit], rows: Sequence[int], block_rows: int) -> list[list[int]]:
     """Return the units of each block, in the splitter's order of dealing; a blank has none."""
     blocks: list[list[int]] = []
     numbered: Lanes = []
     for lane in lanes:
-        own = bundled(lane, rows, block_rows)
+        own = bundled(lane, units, rows, block_rows)
         numbered.append(list(range(len(blocks), len(blocks) + len(own))))
         blocks += own
-    sizes = {number: sum(rows[index] for index in units) for number, units in enumerate(blocks)}
+    sizes = {number: sum(rows[index] for index in block) for number, block in enumerate(blocks)}
     turns = rounds(numbered, sizes, slack_rows=2 * max(sizes.values(), default=0))
     return [[] if number is None else blocks[number] for turn in turns for number in turn]
 

@@ -1,10 +1,12 @@
 """Units: the pieces of a day's log that are read, dealt to ranks and counted, listed from the files' footers."""
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,8 +77,8 @@ class DayLog:
         id_types: `integer` or `text`, by name of each read column that is one of them.
         read_otherwise: Files of the day that versions before sub-folders were read did not read, or did read although
             their names hide them.
-        slots: Smallest and largest slot by the statistics of the files, -1 for an unknown one; None: no slot is
-            declared, or a file has no statistics.
+        slots: Smallest and largest known slot by the statistics of the files; None: no slot is declared or known.
+        slots_unchecked: Number of files without statistics of their slots.
     """
 
     day: str
@@ -85,6 +87,7 @@ class DayLog:
     id_types: dict[str, IdType] = field(default_factory=dict)
     read_otherwise: tuple[str, ...] = ()
     slots: tuple[int, int] | None = None
+    slots_unchecked: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -93,18 +96,30 @@ class DayLog:
 
 
 def parse_days(text: str) -> list[str]:
-    """Read `2026-11-20` or `2026-11-14..2026-11-20` as ISO dates in order.
+    """Read `2026-11-20`, `2026-11-14..2026-11-20`, or several of them with commas between, as ISO dates in order.
 
     Raises:
-        ConfigError: The text is not such a date or range.
+        ConfigError: The text is no such date, range or list, is out of order, or has a day twice.
     """
+    parts = [_range_of_days(part) for part in text.split(",")]
+    days = [day for part in parts for day in part]
+    if not all(parts) or any(later <= earlier for earlier, later in itertools.pairwise(days)):
+        raise ConfigError(
+            f"days {text!r}: expected YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, several of them with a comma between, the "
+            "first day first and none twice"
+        )
+    return days
+
+
+def _range_of_days(text: str) -> list[str]:
+    """Return the days of a date or a range, in order; none if the text is neither."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d)(?:\.\.(\d{4}-\d\d-\d\d))?", text)
     try:
         first, last = (date.fromisoformat(part) for part in (match[1], match[2] or match[1])) if match else (None, None)
     except ValueError:
         first = last = None
     if first is None or last is None or last < first:
-        raise ConfigError(f"days {text!r}: expected YYYY-MM-DD or YYYY-MM-DD..YYYY-MM-DD, the first day first")
+        return []
     return [(first + timedelta(days=offset)).isoformat() for offset in range((last - first).days + 1)]
 
 
@@ -149,19 +164,17 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
             except DataError as error:
                 raise DataError(f"{logs.url}/{file}: {error}") from error
             checked.append(footer.schema)
-        slots = _slots(footers.values(), schema.slot) if schema.slot else None
-        listed.append(replace(day_log, id_types=types.found, slots=slots))
+        slots = _slots(footers.values(), schema.slot) if schema.slot else {}
+        listed.append(replace(day_log, id_types=dict(types.found), **slots))
     return listed
 
 
-def _slots(footers: Iterable[Footer], column: str) -> tuple[int, int] | None:
-    found = [-1]  # of an unknown slot
-    for footer in footers:
-        values = extremes(footer.metadata, column)
-        if values is None:
-            return None
-        found += values
-    return min(found[1:], default=-1), max(found)
+def _slots(footers: Iterable[Footer], column: str) -> dict[str, Any]:
+    """Return the fields of a `DayLog` with the range of its slots."""
+    ranges = [extremes(footer, column) for footer in footers]
+    values = [value for found in ranges for value in found or () if value >= 0]  # a negative one is unknown
+    range_of_known = (min(values), max(values)) if values else None
+    return {"slots": range_of_known, "slots_unchecked": sum(found is None for found in ranges)}
 
 
 class IdTypes:
@@ -183,7 +196,7 @@ class IdTypes:
             DataError: A column has integers in this file and text in an earlier one, or the reverse.
         """
         for column in self._columns:
-            kind = id_type(schema.field(column).type)
+            kind = id_type(schema.field(column).type) if column in schema.names else None
             if kind is None:
                 continue
             first = self.found.setdefault(column, kind)

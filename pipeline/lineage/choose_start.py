@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.errors import DataError
+from pipeline.ingest.chosen_days import span
 from pipeline.ingest.plan import StreamStart
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import Manifest, RunScope
@@ -70,8 +71,8 @@ def start_of(
         return newest
     raise DataError(
         f"line {line.name!r} has trained up to {newest.day} (step {newest.step}, "
-        f"{'complete' if newest.complete else 'within the day'}), asked for are {days[0]}..{days[-1]}: ask for "
-        f"later days, finish {run.days[0]}..{run.days[-1]}, forget what is not published "
+        f"{'complete' if newest.complete else 'within the day'}), asked for are {span(days)}: ask for "
+        f"later days, finish {span(run.days)}, forget what is not published "
         "with jobs.daily --discard REASON, or name another line"
     )
 

@@ -6,6 +6,7 @@ from LATEST through parents. Entries that a rollback leaves behind stay readable
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,8 @@ class Ledger:
 
     def generations(self, day: str) -> list[LedgerEntry]:
         """Return all trainings of a day, the first one first: published, rolled back, or cut off before publication."""
-        numbers = sorted(int(name.removesuffix(".json")) for name in self.line.storage.names(f"ledger/{day}"))
-        return [self.read(day, number) for number in numbers]
+        files = [re.fullmatch(r"(\d+)\.json", name) for name in self.line.storage.names(f"ledger/{day}")]
+        return [self.read(day, number) for number in sorted(int(match[1]) for match in files if match)]
 
     def read(self, day: str, generation: int) -> LedgerEntry:
         """Read one entry.

@@ -1,6 +1,6 @@
 """Record of one training of a day, with the verdicts and metrics that stand in it."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,10 +14,17 @@ class Verdict(RecordPart):
     Args:
         problems: One line for each finding; empty: none.
         accepted: Reason for which a person accepted the findings; absent: there were none.
+        by: Name of that person, as the environment gave it; absent: it gave none, or there was no such field.
+        checks: Key of the config and subject of each finding that a limit made, as in `daily.preflight.nulls of column
+            'age'`; empty before there was this field.
+        advice: One line for each finding that was accepted three times in a row: the key to change.
     """
 
     problems: tuple[str, ...]
     accepted: str | None = None
+    by: str | None = None
+    checks: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 Metrics = dict[str, dict[str, Any]]
@@ -28,12 +35,28 @@ class HoldoutMetrics(RecordPart):
     """Metrics on the hold-out.
 
     Args:
-        new: Metrics of the new model; absent: nothing is held out.
+        new: Metrics of the new model; absent: nothing is held out, or too little to judge a task.
         parent: Metrics of its parent on the same rows; absent: there is none.
     """
 
     new: Metrics | None = None
     parent: Metrics | None = None
+
+
+class SketchFile(RecordPart):
+    """File with the samples of a day's ids.
+
+    Args:
+        line: Name of the line that has it.
+        file: Path below that line.
+        bytes: Size in bytes.
+        sha256: Checksum of the content, in hexadecimal digits.
+    """
+
+    line: str
+    file: str
+    bytes: int
+    sha256: str
 
 
 class LateLabels(RecordPart):
@@ -67,6 +90,7 @@ class LedgerEntry(Record):
         run: Run that made it.
         at: Moment of writing by that machine's clock, ISO 8601; nothing reads it.
         skipped: Reason for which the day was left out; absent: it was trained.
+        by: Name of the person that left it out, as the environment gave it.
         rows: Rows stepped.
         held_out: Rows among them that are held out.
         rows_in_space: Rows in each task's sample space.
@@ -84,7 +108,9 @@ class LedgerEntry(Record):
         train_seconds: Seconds of stepping over the day's own rows, those before a restart included, none counted twice.
         late: Late labels of earlier days that were trained with it, by ISO date.
         profile: Profile of the log by preflight, `features.profile.DayProfile`: rows; nulls by column; by task rows in
-            space, sum and sum of squares of labels; by id feature a sample of ids with their rows.
+            space, sum and sum of squares of labels; by task held-out rows and positives.
+        sketches: File with the samples of ids of the profile; absent: the profile has them itself, under `ids`, as
+            versions before 3 wrote it.
         preflight: Verdict of preflight.
         gate: Verdict of the gate.
         before: Metrics of the parent's checkpoint on the day's log, before training on it; absent: there is no parent,
@@ -94,6 +120,8 @@ class LedgerEntry(Record):
         seconds: Seconds of preflight, predict, train and gate, in the command that published.
         migrated_from: Checkpoint that it was migrated from.
     """
+
+    VERSION: ClassVar[int] = 3
 
     kind: Literal["train", "daily", "migrate", "skip"]
     line: str = ""
@@ -105,6 +133,7 @@ class LedgerEntry(Record):
     run: str
     at: str | None = None
     skipped: str | None = None
+    by: str | None = None
     rows: int | None = None
     held_out: int | None = None
     rows_in_space: dict[str, int] = {}
@@ -122,6 +151,7 @@ class LedgerEntry(Record):
     train_seconds: float | None = None
     late: dict[str, LateLabels] = {}
     profile: dict[str, Any] | None = None
+    sketches: SketchFile | None = None
     preflight: Verdict | None = None
     gate: Verdict | None = None
     before: Metrics | None = None

@@ -174,16 +174,19 @@ class Line:
             f"{state.fence:04d}). This one stops; nothing that it did after that counts, and nothing has to be done"
         )
 
-    def manifests(self, since: str = "") -> Iterator[Manifest]:
-        """Yield manifests of complete checkpoints of days not before `since`, in no order."""
+    def checkpoints(self, since: str = "") -> Iterator[str]:
+        """Yield names of checkpoints, complete or not, of days not before `since`."""
         for day in self.storage.names("checkpoints"):
             if day < since:
                 continue
             for attempt in self.storage.names(f"checkpoints/{day}"):
                 for step in self.storage.names(f"checkpoints/{day}/{attempt}"):
-                    manifest = self.read_manifest(f"checkpoints/{day}/{attempt}/{step}")
-                    if manifest is not None:
-                        yield manifest
+                    yield f"checkpoints/{day}/{attempt}/{step}"
+
+    def manifests(self, since: str = "") -> Iterator[Manifest]:
+        """Yield manifests of complete checkpoints of days not before `since`, in no order."""
+        found = (self.read_manifest(name) for name in self.checkpoints(since))
+        return (manifest for manifest in found if manifest is not None)
 
     def place(self, checkpoint: str) -> tuple[Storage, str]:
         """Return the place of a checkpoint: the folder of its line, and its name below that folder.

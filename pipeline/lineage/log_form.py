@@ -7,16 +7,20 @@ second row of the table for every user. So such a day is refused until a person 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+import pyarrow as pa
+
 from features.errors import DataError
 from features.ids import IdType
 from pipeline.config.project import Config
 from pipeline.ingest.datasource import read_columns
-from pipeline.ingest.day_files import read_footer
+from pipeline.ingest.day_files import list_files, read_footer
 from pipeline.ingest.units import DayLog, IdTypes
 from pipeline.lineage.records import Manifest
 from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
+
+_FILES_LOOKED_AT = 20  # of a day that an earlier version trained; a column is seldom null in so many
 
 
 def check_form(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) -> None:
@@ -30,12 +34,13 @@ def check_form(config: Config, trained: Manifest | None, logs: Sequence[DayLog])
     Raises:
         DataError: A log has another form; names it, the reason and the remedy.
     """
-    changes = form_changes(config, trained, logs)
-    if changes:
-        raise DataError(
-            f"{'; '.join(changes)}: write the log as before, or accept it with jobs.daily --day {logs[-1].day} "
-            "--accept-anomaly REASON"
-        )
+    for log in logs:
+        changes = form_changes(config, trained, [log])
+        if changes:
+            raise DataError(
+                f"{'; '.join(changes)}: write the log as before, or accept it with jobs.daily --day {log.day} "
+                "--accept-anomaly REASON, after jobs.daily --discard REASON where later days are begun"
+            )
 
 
 def form_changes(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) -> list[str]:
@@ -84,7 +89,7 @@ def check_ids(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) 
 
 
 def _other_ids(config: Config, trained: Manifest, logs: Sequence[DayLog]) -> list[str]:
-    now = {column: (kind, log.day) for log in logs for column, kind in log.id_types.items()}
+    now = {column: (kind, log.day) for log in reversed(logs) for column, kind in log.id_types.items()}
     then = _trained_types(config, trained) if now else {}
     return [
         f"column {column!r} is {kind} on {day} and {then[column]} on {trained.log_day}, which {trained.checkpoint} has "
@@ -95,18 +100,17 @@ def _other_ids(config: Config, trained: Manifest, logs: Sequence[DayLog]) -> lis
 
 
 def _trained_types(config: Config, trained: Manifest) -> Mapping[str, IdType]:
-    """Return the types of the trained log's ids; an old manifest has none, so a file of that log says them."""
+    """Return the types of the trained log's ids; an old manifest has none, so files of that log say them."""
     if trained.day_files == "all":
         return trained.id_types
     logs = Storage(config.logs.path)
-    file = next((file for file in trained.files_of_log if logs.exists(file)), None)
-    if file is None:  # logs are not kept for ever
-        return {}
-    try:
-        schema = read_footer(logs, file).schema
-    except DataError:
-        return {}
     columns = read_columns(config.log_schema.columns(), config.holdout)
-    types = IdTypes([column for column in columns if column in schema.names])
-    types.add(file, schema)
+    types = IdTypes(columns)
+    try:  # logs are not kept for ever
+        there = set(list_files(logs, trained.log_day).read)
+        for file in [file for file in trained.files_of_log if file in there][:_FILES_LOOKED_AT]:
+            schema = read_footer(logs, file).schema
+            types.add(file, pa.schema([field for field in schema if field.name not in types.found]))
+    except DataError as error:
+        logger.warning("ids cannot be compared with those of %s: %s", trained.log_day, error)
     return types.found

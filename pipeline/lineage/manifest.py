@@ -48,7 +48,6 @@ def trained_fields(
         "audit": AuditFigures.of(cursor.to_stored(part.log.units)),
         "files_of_log": dict(part.log.files),
         "day_files": "all",
-        "id_types": part.log.id_types,
         "config": declared(config),
         "schema_fingerprint": schema.fingerprint(),
         "statistics": statistics,

@@ -21,7 +21,14 @@ def retire(line: Line, keep_days: int) -> None:
     oldest = line.read_manifest(kept[-1]) if len(kept) == keep_days else None
     if oldest is None:
         return
-    for manifest in list(line.manifests()):
-        name = manifest.checkpoint
-        if manifest.step <= oldest.day_began_at and name not in kept and not line.is_pinned(name):
-            line.remove(name)
+    for name in list(line.checkpoints()):
+        if step_of(name) <= oldest.day_began_at and name not in kept and not line.is_pinned(name):
+            manifest = line.read_manifest(name)
+            # A part of the oldest day without a step of its own ended where the day began.
+            if manifest is None or (manifest.day, manifest.pass_index) != (oldest.day, oldest.pass_index):
+                line.remove(name)
+
+
+def step_of(checkpoint: str) -> int:
+    """Return the step in a checkpoint's name: ten digits, before what follows a dash."""
+    return int(checkpoint.rpartition("/")[2].partition("-")[0])

@@ -9,6 +9,7 @@ from features.columns import id_values
 from features.encoding import Encoder
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
+from features.holdout import HoldoutConfig
 from features.profile import DayProfile
 from features.schema import BucketFeature, IdFeature, Schema, SequenceFeature
 from features.statistics import StatisticsAccumulator
@@ -97,6 +98,7 @@ class ProfileUnit:
     schema: Schema
     columns: tuple[str, ...]
     pass_over_bad: bool
+    holdout: HoldoutConfig | None = None
 
     def __call__(self, unit: Unit) -> DayProfile | str:
         """Return the unit's figures; or the error of an unreadable unit, if training will quarantine it."""
@@ -112,5 +114,5 @@ class ProfileUnit:
         at_once = [task.name for task in self.schema.tasks if not task.delay_days]
         columns: dict[str, pa.Array] = read_unit(self.logs, unit, list(self.columns))
         with named_unit(self.logs, unit):
-            profile.update(self.schema, columns, at_once)
+            profile.update(self.schema, columns, at_once, self.holdout)
         return profile

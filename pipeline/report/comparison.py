@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.evaluation.table import metric_of
+from pipeline.ingest.chosen_days import span
 from pipeline.report.svg import Point, bars, scatter
 from pipeline.studies.comparison import ComparisonPlan, Outcome
 from pipeline.studies.gains import ModelRow, Spread, collapsed, gate_use, metric
@@ -139,11 +140,6 @@ def _what(plan: ComparisonPlan) -> str:
 def passes_of(plan: ComparisonPlan) -> str:
     """Format the number of passes."""
     return "one pass" if plan.passes == 1 else f"{plan.passes} passes"
-
-
-def span(days: Sequence[str]) -> str:
-    """Format a day, or the first and the last."""
-    return days[0] if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:

@@ -1,11 +1,13 @@
 """Long tables of a command: in a file below ROOT/reports, which the command's JSON line names."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from features.holdout import Rows
 from pipeline.evaluation.table import metric_of
+from pipeline.ingest.chosen_days import span
 from pipeline.storage.files import Storage
 
 
@@ -39,9 +41,16 @@ def report_evaluation(root: str, line: str, result: dict[str, Any], rows: Rows =
         the place of all metrics.
     """
     days, checkpoint = result["days"], result["checkpoint"].removeprefix("checkpoints/").replace("/", "-")
-    name = f"evaluate/{line}/{days[0]}_{days[-1]}_{checkpoint.replace(':', '-')}_{rows}"
+    name = f"evaluate/{line}/{_file_part(days)}_{checkpoint.replace(':', '-')}_{rows}"
     tasks = {entry["task"]: _judged(entry) for entry in result["tasks"]}
     return result | {"tasks": tasks, "figures": write_figures(root, name, result)}
+
+
+def _file_part(days: Sequence[str]) -> str:
+    """Return a short name of days for a file: the first and the last, and a mark of the others if there is a gap."""
+    said = span(days)
+    gap = f"_{len(days)}-days-{hashlib.sha256(said.encode()).hexdigest()[:8]}" if "," in said else ""
+    return f"{days[0]}_{days[-1]}{gap}"
 
 
 def _judged(entry: dict[str, Any]) -> dict[str, Any]:

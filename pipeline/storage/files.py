@@ -99,10 +99,10 @@ class Storage:
             is_hidden: Function of the name of a file or folder; a hidden folder is left out with all that is in it.
 
         Raises:
-            DataError: An entry is neither a file nor a folder.
+            DataError: An entry is neither a file nor a folder, or the same as another.
         """
         if self.is_local:
-            return sorted(_local_files(self.path(folder), "", is_hidden, frozenset()))
+            return sorted(_local_files(self.path(folder), "", is_hidden, {}))
         top = f"{self.path(folder)}/"
         found = (str(path).removeprefix(top) for path in self.filesystem.find(top) if str(path).startswith(top))
         # S3 may have an object for a folder, whose name ends with a slash.
@@ -249,28 +249,35 @@ class Storage:
 
 
 def _local_files(
-    top: str, folder: str, is_hidden: Callable[[str], bool], above: frozenset[tuple[int, int]]
+    top: str, folder: str, is_hidden: Callable[[str], bool], seen: dict[tuple[int, int], str]
 ) -> Iterator[str]:
-    """Yield the files below `top/folder`, relative to `top`; `above` has the folders that a link could lead back to."""
+    """Yield the files below `top/folder`, relative to `top`; `seen` has the files and folders so far, by identity."""
     path = f"{top}/{folder}" if folder else top
     try:
-        status, entries = os.stat(path), list(os.scandir(path))
+        _refuse_twice(path, os.stat(path), seen)
+        entries = list(os.scandir(path))
     except (FileNotFoundError, NotADirectoryError):
         return
-    if (status.st_dev, status.st_ino) in above:
-        raise DataError(f"{path} is a link to a folder above it: remove the link")
     for entry in entries:
         name = f"{folder}/{entry.name}" if folder else entry.name
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
-            yield from _local_files(top, name, is_hidden, above | {(status.st_dev, status.st_ino)})
+            yield from _local_files(top, name, is_hidden, seen)
         elif entry.is_file():
+            _refuse_twice(entry.path, entry.stat(), seen)
             yield name
         else:
             raise DataError(
                 f"{top}/{name} is neither a file nor a folder but a pipe, a socket or a broken link: remove it"
             )
+
+
+def _refuse_twice(path: str, status: os.stat_result, seen: dict[tuple[int, int], str]) -> None:
+    """Refuse a link to a file or folder that is found by another path too: its rows would be read twice."""
+    other = seen.setdefault((status.st_dev, status.st_ino), path)
+    if other != path:
+        raise DataError(f"{max(path, other)} is the same as {min(path, other)}: remove the link")
 
 
 def _make_folder(folder: Path, prefix: Path) -> Path:

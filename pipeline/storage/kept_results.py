@@ -60,17 +60,6 @@ class KeptResults:
             return None
         return kept.result if kept.inputs == _digest(inputs) else None
 
-    def accepted(self, name: str, inputs: Any, reason: str | None) -> str | None:
-        """Return the reason for accepting a check's findings, for these inputs; keep a reason given now.
-
-        Args:
-            name: The check's name.
-            inputs: Inputs of the check, as JSON.
-            reason: Reason given now; None: no reason.
-        """
-        step = f"accept-{name}"
-        return self.found(step, inputs) if reason is None else self.keep(step, inputs, reason)
-
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name}.json"
 

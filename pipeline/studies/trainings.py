@@ -116,7 +116,8 @@ class Trainings:
         if variant.passes > 1:
             inputs["passes"] = variant.passes
         line = f"{variant.name}-{_digest(inputs)}"
-        config = variant.config.model_copy(update={"root": self.storage.url, "line": line})
+        checkpoint = variant.config.checkpoint.model_copy(update={"keep_days": None})  # figures come from all parts
+        config = variant.config.model_copy(update={"root": self.storage.url, "line": line, "checkpoint": checkpoint})
         return _Work(config, variant.days, variant.passes, inputs)
 
     def trained(self, works: Sequence[_Work]) -> list[dict[str, Any]]:

@@ -42,16 +42,19 @@ def _verdict(task: str, rows: Sequence[ModelRow], least_gain: float) -> str:
     if not known:
         return f"the metric of {task} is not defined on these days: measure more of them"
     known.sort(key=lambda one: -one.mean)
-    if not math.isfinite(known[0].half):
-        return f"{task}: {known[0]}; one seed says nothing of the spread: ask for 3"
+    once = [one for one in known if not math.isfinite(one.half)]
+    known = [one for one in known if math.isfinite(one.half)]
+    if not known:
+        return f"{task}: {_list(once)}; one seed says nothing of the spread: ask for 3"
     gain = [one for one in known if one.mean - one.half > 0 and one.mean >= least_gain]
     lose = [one for one in reversed(known) if one.mean + one.half < 0 and one.mean <= -least_gain]
     said = [f"{_list(gain)} gain over training {task} alone"] if gain else []
     said += [f"{_list(lose)} lose against training {task} alone"] if lose else []
     if not said:
         said = [f"no model differs from training {task} alone by more than chance and {least_gain:g} ({_list(known)})"]
-    elif len(lose) == len(known):
+    elif len(lose) == len(known) and not once:
         said.append("train it alone")
+    said += [f"{_list(once)} in one seed, which says nothing of the spread"] if once else []
     return f"{task}: {'; '.join(said)}"
 
 

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from features.ids import IdType
+from pipeline.ingest.units import DayLog
 from pipeline.lineage.records import Manifest
 
 
@@ -15,6 +17,7 @@ class LineProgress:
         day: ISO date of the day that is being trained; empty before the first.
         pass_index: Pass over the days that is being made.
         days_done: Days that the line has finished.
+        id_types: Types of the id columns of all logs so far; a column may have none on a day.
         newest: Newest checkpoint that was handed to be saved.
         parent: Checkpoint of the finished day before.
         seconds_before: Seconds that attempts before this one have trained the log.
@@ -23,6 +26,7 @@ class LineProgress:
     day: str = ""
     pass_index: int = 0
     days_done: int = 0
+    id_types: dict[str, IdType] = field(default_factory=dict)
     newest: str | None = None
     parent: str | None = None
     seconds_before: float = 0.0
@@ -35,6 +39,7 @@ class LineProgress:
             day=manifest.day,
             pass_index=manifest.pass_index,
             days_done=manifest.days_done,
+            id_types=manifest.id_types,
             newest=manifest.checkpoint,
             parent=manifest.checkpoint if manifest.complete else manifest.parent,
             seconds_before=0.0 if manifest.complete else manifest.seconds,
@@ -45,13 +50,15 @@ class LineProgress:
         reached, self.pass_index, self.day = (self.pass_index, self.day), pass_index, day
         return reached != (pass_index, day)
 
-    def begin_log(self) -> None:
-        """Start the clock of a log, at the seconds of the attempts before this one."""
+    def begin_log(self, log: DayLog) -> None:
+        """Start the clock of a log, at the seconds of the attempts before this one, and note the types of its ids."""
+        self.id_types = self.id_types | log.id_types
         self._began, self.seconds_before = time.monotonic() - self.seconds_before, 0.0
 
     def manifest_fields(self) -> dict[str, Any]:
         """Return the fields of a `Manifest` that follow from the position."""
-        return {"parent": self.parent, "days_done": self.days_done, "seconds": time.monotonic() - self._began}
+        seconds = time.monotonic() - self._began
+        return {"parent": self.parent, "days_done": self.days_done, "id_types": self.id_types, "seconds": seconds}
 
     def saved(self, name: str, *, complete: bool) -> None:
         """Note a checkpoint that was handed to be saved."""

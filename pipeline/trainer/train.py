@@ -166,7 +166,7 @@ class Trainer:
         )
         reporter = ProgressReporter(self._board, f"{self.job.what} {log.day}", log.num_rows)
         every = config.checkpoint.every_steps
-        self.progress.begin_log()
+        self.progress.begin_log(log)
         self._pipeline.reset()
         while (output := self.next_step(batches)) is not None:
             position.stepped.advance(output.batch.cursor)

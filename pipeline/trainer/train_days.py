@@ -14,6 +14,7 @@ from features.statistics import Statistics
 from pipeline.cluster.failures import RunFailed, ending_of
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
+from pipeline.config.load import check_beginning
 from pipeline.config.project import Config
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part, late_days, parts_of
@@ -97,6 +98,8 @@ def _train_left(
     _check_same_statistics(lines, statistics)
     parts = parts_to_train(read, first.line, days)
     for held, reached in left:
+        if reached is None:
+            check_beginning(held.config)
         if not held.form_accepted:
             check_form(held.config, reached, [part.log for part in parts])
     warn_of_small_units([part.log for part in parts])
@@ -133,11 +136,12 @@ def check_slots(config: Config, logs: Sequence[DayLog]) -> None:
     bias = config.model.slot_bias
     for log in logs if bias is not None else ():
         assert bias is not None
-        if log.slots is None:
-            logger.warning("%s: its slots are not checked, since its files have no statistics of them", log.day)
-            continue
+        if log.slots_unchecked:
+            files = (log.day, log.slots_unchecked)
+            logger.warning("%s: the slots of %d files are not checked, since they have no statistics of them", *files)
         try:
-            bias.check_slots(*log.slots)
+            if log.slots is not None:
+                bias.check_slots(*log.slots)
         except DataError as error:
             raise DataError(f"{log.day}: {error}") from error
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config.project import Config
+from pipeline.ingest.chosen_days import span
 from pipeline.lineage.choose_start import ends_day, start_of
 from pipeline.lineage.day_entry import parts_of_run, quarantined, trained_entry
 from pipeline.lineage.lease import leases
@@ -81,7 +82,7 @@ def _nothing_to_do(config: Config, days: Sequence[str], passes: int) -> dict[str
 
 def _take(configs: Sequence[Config], days: Sequence[str], stack: contextlib.ExitStack) -> list[HeldLine]:
     lines = [Line.of(config.root, config.line) for config in configs]
-    runs = stack.enter_context(leases(lines, f"jobs.train {days[0]}..{days[-1]}", configs[0].daily.lease_s))
+    runs = stack.enter_context(leases(lines, f"jobs.train {span(days)}", configs[0].daily.lease_s))
     return [HeldLine(config, line, run) for config, line, run in zip(configs, lines, runs, strict=True)]
 
 
