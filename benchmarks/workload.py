@@ -24,7 +24,8 @@ DAY = date(2026, 11, 5)  # the fifth day, when most users have the views of a fu
 WORKERS = 2
 
 _LOGARITHMIC = ("user_age_days", "user_watch_ms_7d", "user_clicks_7d", "user_shares_30d", "user_follows")
-_LOGARITHMIC += ("duration_ms", "video_plays_7d", "video_comments_7d", "author_followers")
+_LOGARITHMIC += ("video_plays_7d", "video_comments_7d", "author_followers")
+_DURATION = {"kind": "dense", "name": "duration_ms", "log1p": True, "allow_outcome": "known before the video is shown"}
 _PLAIN = ("user_active_days_30d", "video_age_hours", "video_like_rate_7d", "video_completion_rate_7d")
 _SCHEMA: dict[str, Any] = {
     "slot": "slot",
@@ -33,6 +34,7 @@ _SCHEMA: dict[str, Any] = {
         {"kind": "id", "name": "user_id", "table": "user"},
         {"kind": "id", "name": "video_id", "table": "video"},
         {"kind": "sequence", "name": "watched", "column": "history_video_id", "table": "video", "max_length": 20},
+        _DURATION,
         *({"kind": "dense", "name": name, "log1p": True} for name in _LOGARITHMIC),
         *({"kind": "dense", "name": name} for name in _PLAIN),
     ],
