@@ -1,4 +1,4 @@
-"""What several test files need: hypothesis' fixed profile, real gloo ranks, a real S3 server, and tiny logs."""
+"""Setup that several test files need: hypothesis' fixed profile, real gloo ranks, a real S3 server, and tiny logs."""
 
 import contextlib
 import io
@@ -210,7 +210,7 @@ def storage(proxy: Proxy, s3_root: str) -> Storage:
 
 @pytest.fixture(scope="session")
 def tiny_encoder() -> Encoder:
-    """Of what `write_log` writes; the dense value is the row's number in the whole log."""
+    """Return an encoder of the logs of `write_log`; the dense value is the row's number in the whole log."""
     tasks = [{"name": "ctr", "label": "click"}, {"name": "like", "label": "liked"}]
     features = [
         {"kind": "id", "name": "video", "table": "video"},

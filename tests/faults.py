@@ -164,7 +164,7 @@ def set_clock_back(patch: Patch, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a run, once.
+    """Fault that happens to a run, once.
 
     Args:
         kind: `kill` or `stop` a worker, `kill_data_task`, or kill a worker while it writes: `writing` its file or at
@@ -180,7 +180,7 @@ class Fault:
     folder: Path
 
     def happens(self) -> bool:
-        """Whether it has not happened yet; it has from now on."""
+        """Return True at the first call: the fault happens now, and no more."""
         return first_time(self.mark)
 
     @property
@@ -198,7 +198,7 @@ class Fault:
 
 
 def first_time(mark: Path) -> bool:
-    """Whether a file is not there yet; it is from now on, for all processes."""
+    """Create a file, and return True if it was not there, for all processes."""
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -207,7 +207,7 @@ def first_time(mark: Path) -> bool:
 
 
 def train_with_faults(faults: Sequence[Fault], monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
-    """What a run returns in which faults happen, all of which must have happened."""
+    """Run with faults, and return its result; all of them must have happened."""
     faults[0].folder.mkdir()
     with monkeypatch.context() as patch:
         replace_worker(patch.setattr, faulty_worker, faults=faults)
@@ -232,7 +232,7 @@ def faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[str
                 _AT_STEPS[fault.kind](fault)
 
     def happens(kind: str) -> bool:
-        """Whether a fault of this rank while it writes happens now."""
+        """Return True if a fault of this rank happens at this write."""
         due = (fault for fault in faults if fault.kind == kind and own[0] >= fault.step)
         return any(fault.happens() for fault in due if kind == "manifest" or fault.rank == rank)
 

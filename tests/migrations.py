@@ -59,7 +59,7 @@ PLACES: dict[str, list[list[int] | None]] = {
 
 @dataclass(frozen=True)
 class Migrate:
-    """What the ranks do: build the new model, inherit, and save.
+    """Work of each rank: build the new model, inherit, and save.
 
     Args:
         old: The configuration of the checkpoint.

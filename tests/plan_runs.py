@@ -27,7 +27,7 @@ def plan_config(sharding: dict[str, str] | str | None = "row_wise", **sections: 
 
 @dataclass(frozen=True)
 class Allocate:
-    """What a rank allocates at its start.
+    """Allocations of a rank at its start.
 
     Args:
         config: The project's configuration.

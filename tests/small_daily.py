@@ -63,7 +63,7 @@ class Killed(BaseException):
 
 @dataclass
 class World:
-    """What the logs are, and when the process is killed.
+    """Versions of the logs, and the moment at which the process is killed.
 
     Args:
         versions: The version of each day's log; 1 where nothing is said.
@@ -165,7 +165,7 @@ def _weights_of(line: Line, manifest: Manifest) -> str:
 
 
 def reference_weights(parent: str, day: str, mark: str) -> str:
-    """What a day makes of its parent's weights: the reference."""
+    """Return the weights that a day makes of its parent's: the reference."""
     weights = parent
     for number in range(STEPS):
         files = {f"dt={day}/a.parquet": mark}

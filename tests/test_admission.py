@@ -75,7 +75,7 @@ def day_logs(config: Config, days: list[str] = DAYS) -> list[DayLog]:
 
 
 def plain_counts(logs: Storage, days: list[str]) -> dict[str, Counter[int]]:
-    """By table: how often a log's ids come up, one row after the other."""
+    """Count the ids of a log by table, one row after the other."""
     found = {"video": Counter(), "slot": Counter()}
     for day in days:
         for file in sorted(Path(logs.path(f"dt={day}")).glob("*.parquet")):
@@ -199,7 +199,7 @@ def _encoder(config: Config, num_ids: int) -> Encoder:
 
 
 def _where_arrays_are(plan: ReadPlan) -> list[tuple[bool, bool, str]]:
-    """Of each array of the index: whether it can be written to, whether it owns its memory, which file is mapped."""
+    """Return for each array of the index: can be written to, owns its memory, file that is mapped there."""
     index: RowIndex = plan.encoder._indexes["video"]
     return [
         (array.flags.writeable, array.flags.owndata, _mapping(array.__array_interface__["data"][0]))
@@ -208,7 +208,7 @@ def _where_arrays_are(plan: ReadPlan) -> list[tuple[bool, bool, str]]:
 
 
 def _mapping(address: int) -> str:
-    """What is mapped at an address of this process."""
+    """Return the file that is mapped at an address of this process."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         first, last = (int(end, 16) for end in line.split()[0].split("-"))
         if first <= address < last:

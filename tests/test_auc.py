@@ -140,7 +140,7 @@ def _columns(lines: list[tuple[float, int, int]]) -> _Rows:
 
 
 def _exact(rows: _Rows) -> float | None:
-    """By counting pairs: scikit-learn refuses infinite scores."""
+    """Count pairs: scikit-learn refuses infinite scores."""
     scores, labels, weights = rows
     assert weights is not None
     positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)

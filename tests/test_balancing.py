@@ -24,7 +24,7 @@ TASKS = [TaskConfig(name=name, label=name) for name in ("click", "like")]
 
 
 def grams(*gradients: list[float]) -> Tensor:
-    """Of one shared part, the tasks' gradients given."""
+    """Return the Gram matrix of the tasks' gradients, of one shared part."""
     wide = torch.tensor(gradients, dtype=torch.float64)
     return (wide @ wide.t()).unsqueeze(0)
 

@@ -27,7 +27,7 @@ def config_of(method: str, **options: Any) -> Config:
 
 
 def state_of(results: list[dict[str, Any]], when: str = "after") -> dict[str, torch.Tensor]:
-    """What the method remembers."""
+    """Return the state of the method."""
     return {name: tensor for name, tensor in whole(results, when).items() if name.startswith("model:balance.")}
 
 
@@ -64,7 +64,7 @@ def test_ranks_agree(run_ranks: Any, one_rank: Any, kind: str, num_ranks: int, s
 
 
 def no_other_ranks(*_: Any) -> Ranks:
-    """What a module is given that is to believe itself alone."""
+    """Return ranks that hide the others from a module."""
     return Ranks()
 
 

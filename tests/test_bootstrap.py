@@ -41,7 +41,7 @@ def _rows(task: TaskConfig) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Resampled:
-    """What a rank finds of its share of the rows, in batches."""
+    """Resampling of a rank's share of the rows, in batches."""
 
     config: BootstrapConfig = DRAWN
     users: tuple[int, ...] | None = None

@@ -29,7 +29,7 @@ def _config(**changed: Any) -> Config:
 
 
 def _manifest(config: Config, *, without: tuple[str, ...] = ()) -> Manifest:
-    """What a checkpoint says that was trained under a configuration, whose keys of today an older one lacks."""
+    """Return the manifest of a checkpoint that was trained under a configuration; an older one lacks keys of today."""
     declared = config.model_dump(mode="json", by_alias=True)
     kept = {key: value for key, value in declared.items() if key not in without}
     checkpoint = "checkpoints/2026-01-01/000001/20"

@@ -259,7 +259,7 @@ def _rename_videos(file: Path) -> None:
 
 
 def _with_vocabulary(config: Config, rows: int) -> Config:
-    """Of videos, that nothing but their own id reads."""
+    """Return a configuration with a table of videos that only their own id reads."""
     mapping = VocabularyConfig(kind="vocabulary", min_count=3, keep_days=1, tail_rows=8)
     features = [feature for feature in config.log_schema.features if feature.name != "history_video_id"]
     tables = [

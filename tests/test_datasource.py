@@ -275,7 +275,7 @@ def test_a_storage_that_does_not_answer_makes_no_bad_unit(
 
 
 def test_a_day_on_s3(s3_root: str, write_log: WriteLog, tiny_encoder: Encoder):
-    """What is read from S3 is not what is read from the disk."""
+    """Catches S3 that gives other rows than the disk."""
     sizes = [[[10, 3], [8]]]
     read = []
     for logs in (write_log(sizes), write_log(sizes, f"{s3_root}/day")):

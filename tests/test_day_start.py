@@ -1,4 +1,4 @@
-"""What happens between two days: accumulators shrink, the dense part warms up again; on real gloo ranks."""
+"""Changes between two days: accumulators shrink, the dense part warms up again; on real gloo ranks."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -30,7 +30,7 @@ _PRIVATE = re.compile(
     r"(?<![\w.…])/(?:work|root|tmp|home|Users|mnt|opt)\b"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
     r"|https?://\S*(?:pypi|artifactory|nexus|mirror|registry|proxy)"
-    r"|--(?:extra-)?index-url"
+    r"|--(?:extra-)?index[-]url"
 )
 
 

@@ -55,7 +55,7 @@ class Watched(Run):
 
 @pytest.fixture(scope="module")
 def one_rank(run_ranks: Any) -> Callable[[str], list[dict[str, Any]]]:
-    """What one rank makes of the global batches."""
+    """Train one rank on the global batches."""
     return functools.cache(lambda spaces: run_ranks(Watched(make_dupn_config(**SGD), spaces=spaces, wide=True), 1))
 
 

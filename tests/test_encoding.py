@@ -39,7 +39,7 @@ def _missing(value: float | None) -> bool:
 
 
 def _encoded_by_hand(row: Row) -> dict[str, Any]:
-    """What one row becomes, written down from the declaration alone."""
+    """Encode one row, from the declaration alone."""
     price = math.nan
     if not _missing(row["price"]):
         price = math.copysign(math.log1p(abs(row["price"])), row["price"])

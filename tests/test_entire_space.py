@@ -85,7 +85,7 @@ def _split(heads: list[TaskHead], outputs: Tensor) -> Outputs:
 
 
 def _reference(case: str, towers: list[TaskHead], heads: list[TaskHead], outputs: Tensor) -> dict[str, Tensor]:
-    """What is predicted, from products of sigmoids; raw outputs of the tasks that are no probabilities."""
+    """Predict from products of sigmoids; return raw outputs of the tasks that are no probabilities."""
     raw = _split(towers, outputs)
     composed = CASES[case][2]({name: part.sigmoid() for name, part in raw.items()})
     return {head.name: composed[head.name] if head.kind == "binary" else raw[head.name] for head in heads}

@@ -1,4 +1,4 @@
-"""What the night reader sees of a run that failed."""
+"""Failed runs as the reader at night sees them."""
 
 from ray.train import ControllerError, WorkerGroupError
 

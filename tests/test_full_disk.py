@@ -80,7 +80,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], int]]:
-    """What a command says for each writer, on a small disk of its own; a file system that this process alone sees."""
+    """Return the message of a command for each writer, on a small disk that its process alone sees."""
     folder = tmp_path_factory.mktemp("disk")
     shell = ["sh", "-c", _MOUNT, "sh", str(folder), sys.executable, __file__]
     unshare = shutil.which("unshare")

@@ -79,7 +79,7 @@ def _mutate(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 
 
 def _misread(given: Any, read: Any) -> bool:
-    """Whether a file's value was read as another one; the defaults that it leaves out do not count."""
+    """Return True if a file's value was read as another one; the defaults that it leaves out do not count."""
     if isinstance(given, dict):
         return not isinstance(read, dict) or any(_misread(value, read[key]) for key, value in given.items())
     if isinstance(given, list):
@@ -135,7 +135,7 @@ class Reader:
         theirs.close()
 
     def ask(self, job: Callable[[], Any], timeout_s: float = 60) -> Any:
-        """What the job returned, or the DataError that it raised."""
+        """Return the job's result, or the DataError that it raised."""
         try:
             self._pipe.send(job)
             assert self._pipe.poll(timeout_s), f"{job} hangs"

@@ -26,7 +26,7 @@ def _rows(rank: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Watched:
-    """What a rank finds after two batches, the second of which ends with padding."""
+    """Gate use of a rank over two batches, the second of which ends with padding."""
 
     def __call__(self, rank: int, num_ranks: int) -> Any:
         network = _network()

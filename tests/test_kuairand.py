@@ -49,7 +49,7 @@ def read_days(source: Path, **options: Any) -> dict[str, list[Row]]:
 
 
 def write_sequences(source: Path, last: str = "04-07 23:59", **lists: list[int]) -> None:
-    """What user 1 did before; absent lists are empty."""
+    """Write the past of user 1; absent lists are empty."""
     columns = {name: pa.array([lists.get(name, [])], pa.list_(pa.int64())) for name in ("like_seq", "long_watch_seq")}
     watched = pa.array([lists["watch_seq"]], pa.list_(pa.int64()))
     table = pa.table({"user_id": [1], "last_time_ms": [china(last)], "watch_seq": watched} | columns)

@@ -1,4 +1,4 @@
-"""What is said of a change of a model, and what is kept of what is not declared."""
+"""Changes of a model: the words for them, and the parts without a declaration that are kept."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def _network(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def assert_no_rank_has_its_own(results: list[dict[str, Any]]) -> None:
-    """What is no table is the same on all ranks: a checkpoint keeps it once."""
+    """Catches a dense parameter that differs between ranks: a checkpoint keeps it once."""
     ranks = [{n: blocks[0][1] for n, blocks in r["after"].items() if "embedding_bags" not in n} for r in results]
     for other in ranks[1:]:
         assert_equal(ranks[0], other)

@@ -1,4 +1,4 @@
-"""What stands around a network, in the real train step: neither workers nor pipelines nor padding change the model."""
+"""Optional parts around a network in the real train step: workers, pipelines and padding do not change the model."""
 
 import functools
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class Shown(Run):
 
 @pytest.fixture(scope="module")
 def one_rank(run_ranks: Any) -> Callable[[str], list[dict[str, Any]]]:
-    """What one rank makes of the global batches."""
+    """Train one rank on the global batches."""
     return functools.cache(lambda section: run_ranks(Shown(_config(section, **SGD), spaces="extreme", wide=True), 1))
 
 

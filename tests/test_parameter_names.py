@@ -1,4 +1,4 @@
-"""What is what in two models: a model that has grown gives every old task the same outputs, whatever the network."""
+"""Common parts of two models: a model that has grown gives every old task the same outputs, whatever the network."""
 
 import copy
 from typing import Any

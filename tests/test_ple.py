@@ -81,7 +81,7 @@ def _mix(logits: Tensor, outputs: list[Tensor]) -> Tensor:
 
 
 def _parameters(loop: LoopPLE, read: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
-    """What `read` takes from the loop's parameters, in the order and shape of the PLE's."""
+    """Return the loop's parameters that `read` takes, in the order and shape of the PLE's."""
     found = []
     for groups, gates in zip(loop.experts, loop.gates, strict=True):
         experts = [expert for group in groups for expert in group]

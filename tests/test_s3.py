@@ -72,7 +72,7 @@ OPERATIONS: dict[str, tuple[Operation, Any]] = {
 
 @pytest.fixture
 def furnished(storage: Storage) -> Storage:
-    """What the operations work on."""
+    """Fill the storage with the files that the operations work on."""
     for name in ("there", "swapped", "folder/1", "folder/2", "old/1", "old/deep/2", "tmp"):
         storage.write(name, name.encode() if name == "there" else b"1")
     return storage

@@ -44,7 +44,7 @@ def _hear(rank: int, num_ranks: int, encoder: Encoder, logs: Any, stop_at: int, 
 
 
 def _save_after(rank: int, num_ranks: int, encoder: Encoder, bad_step: int, saved_step: int) -> bool:
-    """Whether a save after a step is refused, when the loss of a step was infinite on the last rank."""
+    """Return True if a save after a step is refused, when a loss was infinite on the last rank."""
     losses = torch.zeros(2)
 
     def next_batch(step: int) -> LogBatch:

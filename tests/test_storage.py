@@ -35,7 +35,7 @@ def _elsewhere(storage: Storage) -> Storage:
 
 
 def _race(storage: Storage, work: Callable[[Storage, int], Any]) -> list[Any]:
-    """What each of 8 threads got, all let go at once."""
+    """Return the results of 8 threads that start at once."""
     start = Barrier(_RACERS)
 
     def run(racer: int) -> Any:
@@ -229,7 +229,7 @@ print(sum(created))
 
 
 def test_racing_processes_on_a_local_disk(tmp_path: Path):
-    """What holds between threads does not between processes, whose locks are other ones."""
+    """Catches a lock that holds between threads and not between processes."""
     storage = Storage(str(tmp_path))
     storage.write("counter", b"0")
     processes = [
@@ -258,7 +258,7 @@ def test_a_storage_travels_to_another_working_directory(tmp_path: Path, monkeypa
 
 
 class _Disk:
-    """What a power cut would leave: entries of folders as they were when the folder was last flushed, and files so."""
+    """State that a power cut would leave: entries of folders, and files, as they were when last flushed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folders: dict[int, set[str]] = {}
@@ -276,7 +276,7 @@ class _Disk:
         monkeypatch.setattr(os, "fsync", fsync)
 
     def keeps(self, top: Path, name: str) -> bool:
-        """Whether a file below a folder that was there all along is there, whole, after a power cut."""
+        """Return True if a file below an old folder is there, whole, after a power cut."""
         place = top
         for part in Path(name).parts:
             if part not in self._folders.get(place.stat().st_ino, set()):

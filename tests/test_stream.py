@@ -107,7 +107,7 @@ def _log_of(plan: RunPlan, header: Header) -> DayLog:
 
 
 def _first_numbers(plan: RunPlan) -> dict[tuple[str, int, int], int]:
-    """By file, row group and first row of a unit: the number that its first row has in the whole log."""
+    """Return the number of each unit's first row in the whole log, by file, row group and first row."""
     first, result = 0, {}
     for unit in itertools.chain(*(day.units for day in _logs(plan))):
         result[unit.file, unit.row_group, unit.first_row] = first
@@ -127,7 +127,7 @@ def _rows(units: tuple[Any, ...], batch: LogBatch, first: dict[tuple[str, int, i
 
 
 def _once(plan: RunPlan) -> dict[tuple[int, str], Counter[int]]:
-    """By segment, every row of its day, once."""
+    """Return for each segment every row of its day, once."""
     ends = list(itertools.accumulate((day.num_rows for day in _logs(plan)), initial=0))
     return {
         (pass_index, day.day): Counter(range(ends[index], ends[index + 1]))

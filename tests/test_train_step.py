@@ -34,7 +34,7 @@ from pipeline.trainer.worker_setup import Groups
 
 @pytest.fixture(scope="module")
 def one_rank(run_ranks: Any) -> Callable[..., list[dict[str, Any]]]:
-    """What one rank makes of the global batches, which is what any number of ranks has to make of them."""
+    """Train one rank on the global batches, as any number of ranks has to."""
     return functools.cache(lambda spaces, **optimizers: run_ranks(Run(make_config(**optimizers), spaces=spaces), 1))
 
 
@@ -144,7 +144,7 @@ def test_pieces_of_rows_with_row_wise_accumulators_differ(run_ranks: Any, one_ra
 
 
 def adam_of_everything(optimizer: StepOptimizer, parameters: Any) -> torch.optim.Optimizer:
-    """What trains a table that has lost its fused optimizer, where nobody looks after it."""
+    """Build the dense part's optimizer, which would train a table that has lost its fused one."""
     return build_dense_optimizer(optimizer.config.dense, parameters)
 
 

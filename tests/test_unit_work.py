@@ -1,4 +1,4 @@
-"""What data tasks compute of a unit beside encoding it: of one that cannot be read, why, or the error itself."""
+"""Work of data tasks on a unit beside encoding; a unit that cannot be read gives its reason, or the error."""
 
 from collections.abc import Callable
 from pathlib import Path

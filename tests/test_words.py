@@ -76,3 +76,11 @@ def test_a_riddle_is_seen(source: str, number: int, tmp_path: Path) -> None:
     path = tmp_path / "a.py"
     path.write_text(source)
     assert sum(len(problems(node, text)) for _, node, text in docstrings(path)) == number
+
+
+def test_docstrings_of_the_tests_are_no_riddles() -> None:
+    """Catches a docstring of a test, or of a builder for tests, that begins with a clause in place of its subject."""
+    opener = re.compile(r'^\s*"""((?:What|Whether|Whose|Of|By) .*)', re.MULTILINE)
+    files = [file for file in (ROOT / "tests").glob("*.py") if file.name != Path(__file__).name]
+    assert {file.name: opener.findall(file.read_text()) for file in files if opener.search(file.read_text())} == {}
+    assert opener.search('    """What is left."""')  # the negative control

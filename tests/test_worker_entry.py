@@ -1,4 +1,4 @@
-"""What the processes around the workers import: not torch, which costs each of them 4 s of a core at every start."""
+"""Imports of the processes around the workers: not torch, which costs each of them 4 s of a core at every start."""
 
 import subprocess
 import sys

@@ -136,7 +136,7 @@ def make_rows(step: int, num_rows: int, spaces: str) -> EncodedRows:
 
 @dataclass(frozen=True)
 class Run:
-    """What the ranks train.
+    """Model and batches that the ranks train.
 
     Args:
         config: The project's configuration.
