@@ -34,13 +34,13 @@ def check_form(config: Config, trained: Manifest | None, logs: Sequence[DayLog])
     Raises:
         DataError: A log has another form; names it, the reason and the remedy.
     """
-    for log in logs:
-        changes = form_changes(config, trained, [log])
-        if changes:
-            raise DataError(
-                f"{'; '.join(changes)}: write the log as before, or accept it with jobs.daily --day {log.day} "
-                "--accept-anomaly REASON, after jobs.daily --discard REASON where later days are begun"
-            )
+    changes = form_changes(config, trained, logs)
+    if changes:
+        day = next(log.day for log in logs if form_changes(config, trained, [log]))
+        raise DataError(
+            f"{'; '.join(changes)}: write the log as before, or accept it with jobs.daily --day {day} "
+            "--accept-anomaly REASON, after jobs.daily --discard REASON where later days are begun"
+        )
 
 
 def form_changes(config: Config, trained: Manifest | None, logs: Sequence[DayLog]) -> list[str]:
