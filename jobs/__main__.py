@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_NOT_COMMANDS = {"__init__", "__main__", "command"}
+_NOT_COMMANDS = {"__init__", "__main__", "command", "submitted"}
 _FOLDER = Path(__file__).parent
 
 

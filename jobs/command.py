@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from features.errors import NO_PLACE, ConfigError, DataError, Interrupted
 from features.full_disk import with_advice
 from pipeline.cluster.processes import process_age
+from pipeline.submission.entry_words import RECORD_VARIABLE, decode
 
 if TYPE_CHECKING:  # `--help` answers without torch
     from pipeline.config.project import Config
+    from pipeline.submission.job_record import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,12 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     """
     module = sys.modules["__main__"]
     name = (module.__spec__.name if module.__spec__ else "jobs").removeprefix("jobs.")
-    parser = _Parser(prog=f"python -m jobs.{name}", description=module.__doc__)
+    parser = Parser(prog=f"python -m jobs.{name}", description=module.__doc__)
     add_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="show the output of Ray, FBGEMM and the workers too")
     _open_missing()
     try:
-        arguments, wrong = parser.parse_args(), None
+        arguments, wrong = parser.parse_args(decode(sys.argv[1:])), None
     except ConfigError as error:
         arguments, wrong = argparse.Namespace(verbose=False), error
     from pipeline.cluster.console import console  # after `--help` has ended
@@ -55,16 +57,38 @@ def command(add_arguments: Callable[[argparse.ArgumentParser], None], run: Run) 
     stdout = os.dup(1)
     console.open(name, verbose=arguments.verbose)
     os.dup2(2, 1)  # stdout is for the JSON line alone
+    recorder = _recorder()
+
+    def begin_and_run(arguments: argparse.Namespace) -> dict[str, Any]:
+        if recorder:
+            recorder.begin(name)
+        if wrong is not None:
+            raise wrong
+        return run(arguments)
+
     try:
-        result, code = outcome(run, arguments) if wrong is None else (_failed(wrong), BAD_ARGUMENTS)
+        result, code = outcome(begin_and_run, arguments)
     except BaseException:
         console.restore()
         raise
     if log := console.close_log(keep=code == FAILED):
         logger.error("the output of Ray and of the workers is in %s", log)
         result |= {"log": log}
-    _write_line(stdout, {"job": name, "exit_code": code, **result, "seconds": process_age()})
+    line = {"job": name, "exit_code": code, **result, "seconds": process_age()}
+    if recorder:
+        recorder.end(code, line)
+    _write_line(stdout, line)
     return code
+
+
+def _recorder() -> "Recorder | None":
+    """Return the writer of this process' record, if a submitter asked for one."""
+    if RECORD_VARIABLE not in os.environ:
+        return None
+    from pipeline.lineage.lease import this_process
+    from pipeline.submission.job_record import Recorder
+
+    return Recorder(os.environ.pop(RECORD_VARIABLE), this_process())  # a command that this one starts is another job
 
 
 def refuse_arguments(name: str, message: str) -> int:
@@ -116,17 +140,19 @@ def _open_missing() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Argument parser that reports its errors like all other errors."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError."""
         raise ConfigError(f"{message}: see {self.prog} --help")
 
 
 def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """Do the work; return the figures, or the error in one line, and the exit code; a refusal may have figures too."""
     try:
-        return run(arguments), DONE
+        result = run(arguments)
+        return result, result.pop("exit_code", DONE)  # that of a job that was waited for
     except ConfigError as error:
         return _failed(error), BAD_ARGUMENTS
     except DataError as error:

@@ -122,7 +122,7 @@ class OnRefusalConfig(Declaration):
 
     Args:
         webhook: A url that receives a JSON object by POST: project, line, day, step, text. The url is a secret, so no
-            checkpoint or entry holds it.
+            checkpoint or entry holds it. Absent: the environment variable COUNTERPOISE_WEBHOOK.
     """
 
     webhook: str | None = Field(default=None, exclude=True, repr=False, pattern=r"^https?://")

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import os
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from features.errors import DataError
 from pipeline.config.project import Config
@@ -11,6 +12,7 @@ from pipeline.lineage.line import Line
 
 logger = logging.getLogger(__name__)
 
+WEBHOOK_VARIABLE = "COUNTERPOISE_WEBHOOK"
 _WEBHOOK_S = 10
 _ACCEPT = {
     "preflight": "go on with --accept-anomaly REASON, or ",
@@ -53,13 +55,23 @@ def refused(line: Line, day: str, step: str, problems: Sequence[str], *, can_be_
 
 def tell(config: Config, line: Line, day: str, refusal: DataError) -> None:
     """Report a refusal to the configured receivers; a failure to report is only logged."""
-    url = config.daily.on_refusal.webhook
-    if url is None:
-        return
     step = refusal.step if isinstance(refusal, Refused) else None
-    said = {"project": config.name, "line": line.name, "day": day, "step": step, "text": str(refusal)}
-    request = urllib.request.Request(url, json.dumps(said).encode(), {"Content-Type": "application/json"})
+    notify(config, {"line": line.name, "day": day, "step": step, "text": str(refusal)})
+
+
+def notify(config: Config, said: Mapping[str, str | None]) -> None:
+    """Send a JSON object to the webhook of the config or of the environment, if there is one.
+
+    Args:
+        config: The project's configuration.
+        said: Content, beside the project's name.
+    """
+    url = config.daily.on_refusal.webhook or os.environ.get(WEBHOOK_VARIABLE)
+    if not url:
+        return
+    body = json.dumps({"project": config.name, **said}).encode()
     try:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=_WEBHOOK_S):
             pass
     except (OSError, ValueError) as error:

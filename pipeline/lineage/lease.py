@@ -31,6 +31,22 @@ LEASE = "LEASE"
 _LOOKS = 20  # at the file, in one lease
 
 
+class Held(DataError):  # noqa: N818 - it is what the command says
+    """Refusal since a live job holds the line; the same command can succeed later.
+
+    Args:
+        text: The error.
+        by: Description of that job.
+
+    Attributes:
+        figures: Part of the command's JSON line.
+    """
+
+    def __init__(self, text: str, by: str) -> None:
+        super().__init__(text)
+        self.figures = {"held_by": by}
+
+
 @contextlib.contextmanager
 def lease(line: Line, what: str, seconds: float) -> Iterator[str]:
     """Hold a line for the duration of a job.
@@ -44,7 +60,7 @@ def lease(line: Line, what: str, seconds: float) -> Iterator[str]:
         Name of this run, which holds the line now.
 
     Raises:
-        DataError: A live job holds the line; names the job.
+        Held: A live job holds the line; names the job.
     """
     with leases([line], what, seconds) as (run,):
         yield run
@@ -63,7 +79,7 @@ def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[st
         Name of this run for each line; the run holds the lines now.
 
     Raises:
-        DataError: A live job holds one of them; names the job.
+        Held: A live job holds one of them; names the job.
     """
     runs = [uuid.uuid4().hex for _ in lines]
     mine = LeaseRecord(what=what, seconds=seconds, process=this_process())
@@ -82,6 +98,26 @@ def leases(lines: Sequence[Line], what: str, seconds: float) -> Iterator[list[st
             holding.release()
 
 
+def living_holder(line: Line) -> str | None:
+    """Return the description of the job that holds a line and lives; None: a job can take the line.
+
+    The file is watched for up to a lease, as by a job that wants it, and is not changed.
+    """
+    first: tuple[str, float] | None = None
+    while True:
+        found = line.storage.read_versioned(LEASE)
+        held = _read(found[0]) if found else None
+        if found is None or held is None or is_gone(held.process):
+            return None
+        if first is None:
+            first = (found[1], time.monotonic())
+        elif found[1] != first[0]:
+            return _described(held)
+        elif _over(first[1], held):
+            return None
+        time.sleep(held.seconds / _LOOKS)
+
+
 class _Holding:
     """A lease that is being taken, renewed by a thread, and given back."""
 
@@ -97,12 +133,12 @@ class _Holding:
         """Take the lease unless a job that may be alive has it; return False to look again after a `pause`.
 
         Raises:
-            DataError: A live job holds it.
+            Held: A live job holds it.
         """
         found, first = self._storage.read_versioned(LEASE), self._first
         held = _read(found[0]) if found else None
         version = found[1] if found else None
-        if held is None or _is_gone(held.process) or (first and first[0] == version and _over(first[1], held)):
+        if held is None or is_gone(held.process) or (first and first[0] == version and _over(first[1], held)):
             if held is not None:
                 logger.warning("%s: taking over from %s, which has died", self._storage.url, _described(held))
             if self._write(version):
@@ -114,9 +150,10 @@ class _Holding:
         if first is None:
             self._first = (version, time.monotonic())
         elif version != first[0]:
-            raise DataError(
+            raise Held(
                 f"{self._storage.url} is held by {_described(held)}: wait until it has ended, or end it and start "
-                "this again"
+                "this again",
+                _described(held),
             )
         self.pause = held.seconds / _LOOKS
         return False
@@ -192,7 +229,7 @@ def _started(pid: int | None) -> int | None:
     return None if state in "ZX" else int(rest[18])
 
 
-def _is_gone(process: ProcessIdentity) -> bool:
+def is_gone(process: ProcessIdentity) -> bool:
     """Return True if a process is certainly gone: it ran on this machine, in this container's view, and has ended."""
     here, then = _machine(), process.model_copy(update={"pid": None, "started": None})
     known = here.boot is not None and then == here and process.pid is not None
