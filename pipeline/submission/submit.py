@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from features.errors import ConfigError, DataError
+from features.errors import DataError
 from pipeline.storage.files import Storage
 from pipeline.submission.job import FOLDER, Job, parse_submission
 from pipeline.submission.job_record import JobRecord, read_record
