@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes.client
@@ -210,11 +211,11 @@ def _connect() -> tuple[kubernetes.client.ApiClient, str]:
     try:
         if os.path.exists(NAMESPACE_FILE):
             kubernetes.config.load_incluster_config(client_configuration=settings)
-            with open(NAMESPACE_FILE) as file:
-                namespace = file.read().strip()
+            namespace = Path(NAMESPACE_FILE).read_text().strip()
         else:
-            kubernetes.config.load_kube_config(client_configuration=settings)
-            _, context = kubernetes.config.list_kube_config_contexts()
+            file = os.environ.get("KUBECONFIG")  # the client reads it at its import only
+            kubernetes.config.load_kube_config(file, client_configuration=settings)
+            _, context = kubernetes.config.list_kube_config_contexts(file)
             namespace = context["context"].get("namespace", "")
     except (ConfigException, OSError) as error:
         raise ConfigError(f"no Kubernetes cluster is configured here ({error}): set KUBECONFIG") from error
