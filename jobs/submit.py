@@ -48,18 +48,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return _dry_run(place, job)
     _plan(arguments, job)
     submission, result = start_or_attach(place, job)
-    logger.info("%s: %s", submission, result)
     said = {"result": result, "submission": submission, "where": arguments.where}
-    advice = place.advice(submission)
-    if arguments.wait:
-        try:
-            follow(place, submission, show)
-        except KeyboardInterrupt:
-            logger.info("%s goes on: the same command attaches to it again; %s", submission, advice)
-            return said | {"result": "left running"}
-        return said | {"result": "ended"} | ended(job.config.root, submission)
-    logger.info("%s; the same command with --wait follows it", advice)
-    return said
+    try:
+        logger.info("%s: %s; %s", submission, result, place.advice(submission))
+        if not arguments.wait:
+            logger.info("the same command with --wait follows it")
+            return said
+        follow(place, submission, show)
+    except KeyboardInterrupt:
+        logger.info("%s goes on: the same command attaches to it again", submission)
+        return said | {"result": "left running"}
+    return said | {"result": "ended"} | ended(job.config.root, submission)
 
 
 def _place(arguments: argparse.Namespace, job: "Job", path: Any) -> "Place":

@@ -43,6 +43,8 @@ def job_of(command: str, words: Sequence[str]) -> tuple["Job", Path]:
         ConfigError: As `parsed`, or the configuration is wrong.
     """
     arguments = parsed(command, words)
+    if "config" not in arguments:
+        raise ConfigError(f"{command} has no configuration, so it has no root for the record of a job: run it itself")
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.submission.job import Job

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 RECORD_VARIABLE = "COUNTERPOISE_JOB_RECORD"
 CODE_VARIABLE = "COUNTERPOISE_JOB_CODE"
+CONFIG_VARIABLE = "COUNTERPOISE_JOB_CONFIG"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=-]+")
 _PREFIX = "COUNTERPOISE_WORD_"
 _STANDS_FOR = re.compile(rf"env:{_PREFIX}[0-9]+")

@@ -18,7 +18,7 @@ from pipeline.lineage.records import ProcessIdentity
 from pipeline.storage.files import Storage
 from pipeline.storage.record import Record
 from pipeline.submission.code_version import code_version
-from pipeline.submission.entry_words import CODE_VARIABLE, decode
+from pipeline.submission.entry_words import CODE_VARIABLE, CONFIG_VARIABLE, decode
 from pipeline.submission.job import FOLDER
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class JobRecord(Record):
         host: Machine or pod on which it ran.
         process: Process of the command, by which another command of the same machine finds it gone.
         code: Version of the code that ran.
+        config_digest: Digits of the checksum of the configuration; absent: the submitter did not say.
         began: Moment, ISO 8601.
         ended: Moment, ISO 8601; absent: the command runs, or was killed.
         exit_code: Exit code; absent: as `ended`.
@@ -46,6 +47,7 @@ class JobRecord(Record):
     host: str
     process: ProcessIdentity
     code: str
+    config_digest: str | None = None
     began: str
     ended: str | None = None
     exit_code: int | None = None
@@ -81,6 +83,7 @@ class Recorder:
             host=socket.gethostname(),
             process=self._process,
             code=here,
+            config_digest=os.environ.get(CONFIG_VARIABLE),
             began=datetime.now(UTC).isoformat(),
         )
         self._storage.write(self._name, self._record.to_bytes())

@@ -14,7 +14,7 @@ from pipeline.storage.files import Storage
 from pipeline.submission.code_version import code_version
 from pipeline.submission.job import FOLDER, Job, parse_submission
 from pipeline.submission.job_record import JobRecord, read_record
-from pipeline.submission.place import Submission, environment
+from pipeline.submission.place import Phase, Submission, environment
 
 _PROJECT = Path(__file__).parents[2]
 _BEGINS_S = 60.0
@@ -48,6 +48,7 @@ class LocalPlace:
             host=os.uname().nodename,
             process=this_process(),  # of the submitter, until the command itself writes it
             code=code_version(),
+            config_digest=job.config_digest,
             began=datetime.now(UTC).isoformat(),
         )
         if not self._storage.create(f"{name}.json", claim.to_bytes()):
@@ -80,11 +81,8 @@ class LocalPlace:
         known = parse_submission(submission)
         if record is None or known is None:
             return None
-        if record.exit_code is not None:
-            return Submission(submission, known[1], "ended", f"exit code {record.exit_code}")
-        if is_gone(record.process):
-            return Submission(submission, known[1], "ended", "was killed")
-        return Submission(submission, known[1], "running", f"process {record.process.pid} on {record.host}")
+        phase, text = _state(record)
+        return Submission(submission, known[1], phase, text, record.config_digest)
 
     def wait(self, submission: str, seconds: float) -> None:
         """Wait a moment."""
@@ -102,6 +100,14 @@ class LocalPlace:
         record = read_record(self._root, submission)
         pid = record.process.pid if record else "PID"
         return f"its log is {_log_of(submission)}; kill {pid} stops it"
+
+
+def _state(record: JobRecord) -> tuple[Phase, str]:
+    if record.exit_code is not None:
+        return "ended", f"exit code {record.exit_code}"
+    if is_gone(record.process):
+        return "ended", "was killed"
+    return "running", f"process {record.process.pid} on {record.host}"
 
 
 def _log_of(submission: str) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline.submission.code_version import code_version
-from pipeline.submission.entry_words import CODE_VARIABLE, RECORD_VARIABLE, encode
+from pipeline.submission.entry_words import CODE_VARIABLE, CONFIG_VARIABLE, RECORD_VARIABLE, encode
 from pipeline.submission.job import Job
 from pipeline.submission.job_record import record_url
 
@@ -68,8 +68,12 @@ class Place(Protocol):
 
 
 def environment(job: Job, number: int) -> dict[str, str]:
-    """Return the variables of a submission: the place of its record, and the version of the code that it needs."""
-    return {RECORD_VARIABLE: record_url(job.config.root, job.submission(number)), CODE_VARIABLE: code_version()}
+    """Return the variables of a submission: the place of its record, the code that it needs, its configuration."""
+    return {
+        RECORD_VARIABLE: record_url(job.config.root, job.submission(number)),
+        CODE_VARIABLE: code_version(),
+        CONFIG_VARIABLE: job.config_digest,
+    }
 
 
 def entrypoint(job: Job, config: str | None = None) -> tuple[str, Mapping[str, str]]:
