@@ -31,7 +31,9 @@ def test_selectors_of_ray_are_accepted(tmp_path: Path, value: str) -> None:
     assert ray._private.label_utils.validate_label_selector({"group": value}) is None  # Ray's own verdict
 
 
-@pytest.mark.parametrize("key, value", [("gr oup", "data"), ("group", "data,"), ("group", "of(a)"), ("-group", "a")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("gr oup", "data"), ("group", "data,"), ("group", "of(a)"), ("-group", "a")]
+)
 def test_a_selector_that_ray_refuses_is_refused_before_a_cluster_is_asked(tmp_path: Path, key: str, value: str) -> None:
     """Catches a selector that ends a run only when the first data task or worker is asked for."""
     with pytest.raises(ConfigError, match=r"workers\.label_selector: label .*expected"):

@@ -24,6 +24,7 @@ ROOMS = [
     "scoring",
     "daily",
     "studies",
+    "submission",
     "report",
 ]
 

@@ -1,0 +1,1 @@
+"""Runs on Kubernetes: what a RayJob must be before it is applied."""
