@@ -40,7 +40,7 @@ def container_problems(rayjob: Document) -> Iterator[str]:
     containers = dotted(rayjob, "spec.rayClusterSpec.headGroupSpec.template.spec.containers") or [{}]
     cpus = dotted(containers[0], "resources.requests.cpu")
     if cpus is not None and _cpus(cpus) < _LEAST_HEAD_CPUS:
-        yield f"head: requests {cpus} CPUs: expected at least {_LEAST_HEAD_CPUS}; a head that does not answer ends a run"
+        yield f"head: requests {cpus} CPUs: expected {_LEAST_HEAD_CPUS} or more; a silent head ends a run"
 
 
 def _resource_problems(name: str, resources: Document) -> Iterator[str]:

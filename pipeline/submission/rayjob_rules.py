@@ -137,11 +137,11 @@ def _group_problems(groups: list[Document]) -> Iterator[str]:
     for group in groups:
         path = f"worker group {group.get('groupName')}"
         yield from _field_problems(path, group, GROUP)
-        counts = [group.get(field) for field in ("minReplicas", "replicas", "maxReplicas")]
+        counts = [group.get(field, -1) for field in ("minReplicas", "replicas", "maxReplicas")]
         if not all(_is_count(count, 0) for count in counts) or counts != sorted(counts) or counts[-1] == 0:
             yield (
                 f"{path} has minReplicas, replicas, maxReplicas {counts}: expected all three, in this order; without a "
                 "maximum Ray asks for nodes without end"
             )
         elif group.get("groupName") == TRAINING and len(set(counts)) > 1:
-            yield f"{path} has {counts[0]} to {counts[-1]} pods: expected a fixed number; each change would start the run again"
+            yield f"{path} has {counts[0]} to {counts[-1]} pods: expected a fixed number; a change restarts the run"
