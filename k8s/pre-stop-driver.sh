@@ -7,10 +7,10 @@ set -u
 is_command() { # PROCESS
     tr '\0' '\n' 2>/dev/null <"/proc/$1/cmdline" | {
         read -r program && read -r option && read -r module || exit 1
-        case "$program $option $module" in
-        python*" -m $prefix"* | */python*" -m $prefix"*) exit 0 ;;
+        case "${program##*/} $option $module" in
+        python*\ "-m $prefix"*) test "$option" = -m ;;
+        *) false ;;
         esac
-        exit 1
     }
 }
 

@@ -107,7 +107,9 @@ def _config_maps(overlay: str, name: str) -> list[dict[str, Any]]:
 def test_every_name_that_is_referred_to_exists(overlay: str) -> None:
     """Catches a ConfigMap, an account or a Role under another name: its pods would wait, or have no rights."""
     documents = render(f"overlays/{overlay}")
-    names = {kind: {d["metadata"]["name"] for d in of_kind(documents, kind)} for kind in ("ConfigMap", "ServiceAccount")}
+    names = {
+        kind: {d["metadata"]["name"] for d in of_kind(documents, kind)} for kind in ("ConfigMap", "ServiceAccount")
+    }
     cluster_made = {"kube-root-ca.crt"}
     for place, pod in all_pods(overlay).items():
         spec = pod["spec"]
