@@ -95,14 +95,17 @@ def _check_resources(config: Config) -> None:
 
 def _warn_of_unknown_labels(config: Config) -> None:
     """Warn of labels that no node has now: an autoscaler may bring such a node, a misspelt label never does."""
-    found = {label for node in ray.nodes() if node["Alive"] for label in node["Labels"].items()}
-    for key, selector in (
-        ("ingest.label_selector", config.ingest.label_selector),
-        ("workers.label_selector", config.workers.label_selector),
-    ):
-        missing = [f"{name}: {value}" for name, value in selector.items() if (name, value) not in found]
-        if plain := [label for label in missing if not re.search(r": (?:!|in\()", label)]:
-            logger.warning("no node has the label %s now: the run waits for one (%s)", ", ".join(plain), key)
+    selectors = {"ingest": config.ingest.label_selector, "workers": config.workers.label_selector}
+    plain = {
+        (section, name, value)
+        for section, selector in selectors.items()
+        for name, value in selector.items()
+        if not value.startswith(("!", "in("))
+    }
+    found = {label for node in ray.nodes() if node["Alive"] for label in node["Labels"].items()} if plain else set()
+    for section, name, value in sorted(plain):
+        if (name, value) not in found:
+            logger.warning("no node has the label %s: %s now: the run waits (%s.label_selector)", name, value, section)
 
 
 def _cpus(node: dict[str, Any]) -> float:
