@@ -2,6 +2,7 @@
 config=/etc/counterpoise/config.yaml
 # shellcheck disable=SC2034 # run.sh uses it
 entrypoint="python -m jobs.daily --config $config --max-catch-up 0"
+# shellcheck disable=SC2034
 places="--set root=/data/root --set logs.path=/data/logs --set ingest.batch_size=64"
 port=26379
 dashboard=28265
@@ -17,10 +18,32 @@ start_node() { # NAME OPTIONS_OF_RAY
         ray start --block --object-store-memory 300000000 --object-spilling-directory /spill "$@" >/dev/null
 }
 
-submit() { # COMMAND
+# The environment of a run, from the manifest's runtimeEnvYAML.
+variables=$(sed -n 's/^ *\(RAY_TRAIN_[A-Z_]*\): "\(.*\)"$/"\1": "\2"/p' "$project/k8s/overlays/dev/rayjob.yaml" | paste -s -d ,)
+
+submit() { # OPTIONS_OF_RAY -- COMMAND
     as_pod submitter --rm -e RAY_AUTH_MODE=token -e "RAY_AUTH_TOKEN=$token" "$submitter_image" \
-        ray job submit --address "http://127.0.0.1:$dashboard" -- "$@" >"$work/submitted" 2>&1 ||
-        { tail -n 40 "$work/submitted" >&2; exit 1; }
+        ray job submit --address "http://127.0.0.1:$dashboard" --runtime-env-json "{\"env_vars\": {$variables}}" "$@" \
+        >"$work/submitted" 2>&1 || { tail -n 40 "$work/submitted" >&2; exit 1; }
+}
+
+has_cpus() { # NUMBER
+    podman_here exec head ray status 2>/dev/null | grep -q "/$1.0 CPU"
+}
+
+# A busy machine may start Ray's agent later than its raylet waits: then the container is started again.
+start_worker() { # NAME ADDRESS CPUS_AFTERWARDS
+    for _ in 1 2 3; do
+        start_node "$1" --address "127.0.0.1:$port" --node-ip-address "$2" --num-cpus 2 \
+            --dashboard-agent-listen-port "$((dashboard + $3))" --labels "counterpoise-group=$1"
+        for _ in $(seq 45); do
+            has_cpus "$3" && return 0
+            sleep 1
+        done
+        podman_here rm --force --time 5 "$1" >/dev/null
+    done
+    echo "FAILED: the node $1 did not join" >&2
+    exit 1
 }
 
 start_cluster() {
@@ -30,13 +53,22 @@ start_cluster() {
         podman_here exec head ray health-check --address "127.0.0.1:$port" >/dev/null 2>&1 && break
         sleep 1
     done
-    start_node training --address "127.0.0.1:$port" --node-ip-address 127.0.0.2 --num-cpus 2 \
-        --labels counterpoise-group=training
-    start_node data --address "127.0.0.1:$port" --node-ip-address 127.0.0.3 --num-cpus 2 \
-        --labels counterpoise-group=data
-    sleep 10
+    start_worker training 127.0.0.2 2
+    start_worker data 127.0.0.3 4
 }
 
+# While a day is trained, the hooks run that Kubernetes would run: the worker's pod ends, then the head's.
 end_pods_in_the_middle() {
-    echo "later" >"$work/ended"
+    submit --submission-id ending --no-wait -- $entrypoint $places --day 2026-11-02
+    for _ in $(seq 300); do
+        log=$(find "$work/volumes/head/tmp/ray" -name job-driver-ending.log | head -n 1)
+        [ -n "$log" ] && grep -q 'train 2026-11-02' "$log" && break
+        sleep 1
+    done
+    podman_here exec training /bin/sh /app/k8s/pre-stop-worker.sh 0 60 &
+    hook=$!
+    sleep 8
+    podman_here exec head /bin/sh /app/k8s/pre-stop-driver.sh jobs. 120
+    wait "$hook"
+    cp "$log" "$work/ended"
 }

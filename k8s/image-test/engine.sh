@@ -65,11 +65,11 @@ build() { # TARGET IMAGE
 as_pod() { # NAME OPTIONS IMAGE COMMAND
     name=$1
     shift
-    mkdir -p "$work/volumes/$name/tmp" "$work/volumes/$name/spill" "$work/volumes/data"
-    chown 10001:10001 "$work/volumes/$name/tmp" "$work/volumes/$name/spill" "$work/volumes/data"
+    mkdir -p "$work/volumes/$name/tmp" "$work/volumes/$name/spill" "$work/shared"
+    chown 10001:10001 "$work/volumes/$name/tmp" "$work/volumes/$name/spill" "$work/shared"
     podman_here run --name "$name" --read-only --read-only-tmpfs=false --cap-drop all --security-opt no-new-privileges \
         --network host --shm-size 1g --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \
-        -v "$work/volumes/$name/tmp:/tmp" -v "$work/volumes/$name/spill:/spill" -v "$work/volumes/data:/data" "$@"
+        -v "$work/volumes/$name/tmp:/tmp" -v "$work/volumes/$name/spill:/spill" -v "$work/shared:/data" "$@"
 }
 
 run_alone() { # NAME COMMAND

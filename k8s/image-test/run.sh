@@ -36,12 +36,13 @@ expect "$work/demo.json" '"exit_code": 0'
 say "a head, a training worker and a data worker, as three containers"
 . "$here/cluster.sh"
 start_cluster
-submit python -m jobs.make_logs --world jobs/configs/demo_world.yaml --days 2026-11-01..2026-11-02 --logs /data/logs
-submit python -m jobs.fit_features --config "$config" $places --days 2026-11-01
+submit -- python -m jobs.make_logs --world jobs/configs/demo_world.yaml --days 2026-11-01..2026-11-02 --logs /data/logs
+submit -- python -m jobs.fit_features --config "$config" $places --days 2026-11-01
 say "a day, by the entrypoint of the manifest"
-submit $entrypoint $places --day 2026-11-01
+submit -- $entrypoint $places --day 2026-11-01
 expect "$work/submitted" '"result": "published"'
 say "another day, whose pods end in the middle"
 end_pods_in_the_middle
+expect "$work/ended" 'lose their node in'
 expect "$work/ended" 'stopped by SIGTERM at step'
 say "all of it took $(($(date +%s) - began)) s"
