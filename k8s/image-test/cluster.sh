@@ -59,7 +59,7 @@ start_cluster() {
 
 # While a day is trained, the hooks run that Kubernetes would run: the worker's pod ends, then the head's.
 end_pods_in_the_middle() {
-    submit --submission-id ending --no-wait -- $entrypoint $places --day 2026-11-02
+    submit --submission-id ending --no-wait -- $entrypoint $places --set ingest.batch_size=8 --day 2026-11-02 # many steps
     for _ in $(seq 300); do
         log=$(find "$work/volumes/head/tmp/ray" -name job-driver-ending.log | head -n 1)
         [ -n "$log" ] && grep -q 'train 2026-11-02' "$log" && break
@@ -67,7 +67,10 @@ end_pods_in_the_middle() {
     done
     podman_here exec training /bin/sh /app/k8s/pre-stop-worker.sh 0 60 &
     hook=$!
-    sleep 8
+    for _ in $(seq 40); do
+        grep -q 'lose their node' "$log" && break
+        sleep 1
+    done
     podman_here exec head /bin/sh /app/k8s/pre-stop-driver.sh jobs. 120
     wait "$hook"
     cp "$log" "$work/ended"
