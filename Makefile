@@ -6,7 +6,7 @@ READY := .venv/.ready-$(DEVICE)
 # Two processes share the tests, file by file; without it they run one after the other.
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-faults check format bench docs clean
+.PHONY: demo test test-faults check format bench docs manifests image-test clean
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
@@ -35,6 +35,14 @@ docs: $(READY)
 	mv docs/config.md.new docs/config.md
 	$(BIN)/python -m jobs.record_reference > docs/records.md.new
 	mv docs/records.md.new docs/records.md
+
+# The RayJob of every overlay, as the launcher's template.
+manifests: $(READY)
+	sh k8s/render.sh "$(CURDIR)/$(BIN)/kubectl"
+
+# Minutes; needs root, buildah, podman, runc and debootstrap, and says so where they are not.
+image-test:
+	sh k8s/image-test/run.sh
 
 $(READY): requirements/base.txt requirements/dev.txt requirements/$(DEVICE).txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -90,6 +90,22 @@ def _check_resources(config: Config) -> None:
         )
     if workers.device == "cuda" and resources.get("GPU", 0) < workers.fewest:
         raise ConfigError(f"{workers.fewest} workers on cuda, the cluster has {resources.get('GPU', 0):g} GPUs")
+    _warn_of_unknown_labels(config)
+
+
+def _warn_of_unknown_labels(config: Config) -> None:
+    """Warn of labels that no node has now: an autoscaler may bring such a node, a misspelt label never does."""
+    selectors = {"ingest": config.ingest.label_selector, "workers": config.workers.label_selector}
+    plain = {
+        (section, name, value)
+        for section, selector in selectors.items()
+        for name, value in selector.items()
+        if not value.startswith(("!", "in("))
+    }
+    found = {label for node in ray.nodes() if node["Alive"] for label in node["Labels"].items()} if plain else set()
+    for section, name, value in sorted(plain):
+        if (name, value) not in found:
+            logger.warning("no node has the label %s: %s now: the run waits (%s.label_selector)", name, value, section)
 
 
 def _cpus(node: dict[str, Any]) -> float:
@@ -126,6 +142,7 @@ def run_workers(
             elastic_resize_monitor_interval_s=workers.resize_every_s,
             use_gpu=workers.device == "cuda",
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.device == "cuda" else {}),
+            label_selector=workers.label_selector or None,
         ),
         torch_config=TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl", timeout_s=workers.timeout_s),
         run_config=RunConfig(

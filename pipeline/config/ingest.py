@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from features.declaration import Declaration
+from pipeline.config.node_labels import LabelSelector
 
 
 class UnitConfig(Declaration):
@@ -40,6 +41,8 @@ class IngestConfig(Declaration):
         shuffle: Order of rows.
         read_tasks: Maximum number of concurrent data tasks; absent: as many as there are free CPUs.
         read_cpus: Logical CPUs of Ray per data task.
+        label_selector: Labels of the Ray nodes on which data tasks run, e.g. `{group: data}`; empty: all nodes. A value
+            is a label's, `"!VALUE"`, or `in(A, B)`.
         object_store_mb: Maximum size of encoded units that wait in the object store, in MiB.
         prefetch_units: Number of units, or blocks of small units, that a worker fetches ahead.
         on_bad_unit: Action for a unit that cannot be read or encoded: `fail` stops the run and names the unit;
@@ -52,6 +55,7 @@ class IngestConfig(Declaration):
     shuffle: ShuffleConfig = ShuffleConfig()
     read_tasks: int | None = Field(default=None, ge=1)
     read_cpus: float = Field(default=1.0, gt=0)
+    label_selector: LabelSelector = {}
     object_store_mb: int = Field(default=512, ge=1)
     prefetch_units: int = Field(default=2, ge=0, le=64)
     on_bad_unit: Literal["fail", "quarantine"] = "fail"

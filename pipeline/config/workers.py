@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from features.declaration import Declaration
+from pipeline.config.node_labels import LabelSelector
 
 
 class WorkersConfig(Declaration):
@@ -17,6 +18,8 @@ class WorkersConfig(Declaration):
         resize_every_s: Time in seconds between looks for room, in a run with `min` and `max`.
         device: `cpu` with gloo, or `cuda` with NCCL.
         cpus: Logical CPUs of Ray per worker.
+        label_selector: Labels of the Ray nodes on which workers run, e.g. `{group: training}`; empty: all nodes. A
+            value is a label's, `"!VALUE"`, or `in(A, B)`.
         threads: Number of threads of a worker's matrix products, on the CPU.
         max_failures: Number of restarts of the group from its newest checkpoint after a worker died.
         timeout_s: Time in seconds without an answer after which a collective operation fails.
@@ -31,6 +34,7 @@ class WorkersConfig(Declaration):
     resize_every_s: float = Field(default=60.0, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
     cpus: float = Field(default=1.0, gt=0)
+    label_selector: LabelSelector = {}
     threads: int = Field(default=1, ge=1)
     max_failures: int = Field(default=3, ge=0)
     timeout_s: int = Field(default=300, ge=10)

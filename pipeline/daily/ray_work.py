@@ -80,7 +80,8 @@ class RayWork:
         schema, holdout = self._config.log_schema, self._config.holdout
         total, pass_over_bad = DayProfile(), self._config.ingest.on_bad_unit != "fail"
         columns = tuple(read_columns(schema.columns(), holdout))
-        for part in map_units([log], ProfileUnit(self._logs, schema, columns, pass_over_bad, holdout)):
+        work = ProfileUnit(self._logs, schema, columns, pass_over_bad, holdout)
+        for part in map_units([log], work, self._config.ingest.label_selector):
             if isinstance(part, str):
                 logger.warning("not looked at: %s", part)
             else:

@@ -255,6 +255,7 @@ class RunPlan:
         tasks = group_bundles(plan, bundles, self.block_rows)
         context = DataContext.get_current().copy()  # the process's own stays as it is
         context.execution_options.preserve_order = True
+        context.execution_options.label_selector = self.ingest.label_selector or None
         context.target_max_block_size = 1  # bytes: every row is a block of its own
         context.enable_progress_bars = False
         context.custom_execution_callback_classes = [PacedLoop]

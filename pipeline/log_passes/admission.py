@@ -130,7 +130,7 @@ def count_ids(config: Config, day_logs: Sequence[DayLog]) -> dict[str, Counts]:
     """
     runs = {name: _Runs() for name in config.log_schema.vocabularies}
     work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
-    for part in map_units(day_logs, work):
+    for part in map_units(day_logs, work, config.ingest.label_selector):
         if isinstance(part, str):
             logger.warning("not counted: %s", part)
             continue

@@ -57,7 +57,8 @@ def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], fea
         feature: An id feature.
     """
     place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
-    parts = list(map_units(days, SumLabels(Storage(config.logs.path), encoder, place)))
+    work = SumLabels(Storage(config.logs.path), encoder, place)
+    parts = list(map_units(days, work, config.ingest.label_selector))
     ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
     sums = np.zeros((len(ids), 2, len(config.log_schema.tasks)))
     np.add.at(sums, inverse, np.concatenate([part[1] for part in parts]))

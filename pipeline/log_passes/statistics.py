@@ -1,7 +1,7 @@
 """Statistics of the log and popularity of its ids, each in one Ray Data pass over units."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from features.errors import DataError
@@ -43,7 +43,7 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
     day_logs = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
     logger.info("fitting statistics on %s", ", ".join(days))
     with ray_session(config):
-        statistics = collect_statistics(logs, schema, columns, day_logs)
+        statistics = collect_statistics(logs, schema, columns, day_logs, config.ingest.label_selector)
     line.storage.write(STATISTICS, seal(statistics.model_dump(mode="json")))
     return {
         "statistics": f"{line.storage.url}/{STATISTICS}",
@@ -53,7 +53,9 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog]) -> Statistics:
+def collect_statistics(
+    logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog], label_selector: Mapping[str, str]
+) -> Statistics:
     """Return the statistics of a schema's features, within a running Ray session.
 
     Args:
@@ -61,13 +63,15 @@ def collect_statistics(logs: Storage, schema: Schema, columns: Sequence[str], da
         schema: Schema of the observed features.
         columns: Columns of the log to read: those of the features, at least.
         days: The days.
+        label_selector: Labels of the Ray nodes on which the data tasks run; empty: all nodes.
 
     Raises:
         DataError: A unit could not be read.
     """
     total, display = StatisticsAccumulator(schema), ProgressDisplay()
     units, num_rows, done = [unit for day in days for unit in day.units], sum(day.num_rows for day in days), 0
-    for unit, part in zip(units, map_units(days, ObserveUnit(logs, schema, tuple(columns))), strict=True):
+    observed = map_units(days, ObserveUnit(logs, schema, tuple(columns)), label_selector)
+    for unit, part in zip(units, observed, strict=True):
         total.merge(part)
         done += unit.num_rows
         display.show(Progress("fit statistics", done, num_rows))

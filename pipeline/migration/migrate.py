@@ -217,7 +217,8 @@ def _statistics(
     fitted: dict[str, Any] = {"days": [], "rows": 0, "numbers": {}, "distinct_ids": {}, "missing_ids": {}}
     if missing:
         logs, part = Storage(config.logs.path), _schema_of(schema, missing)
-        fitted = collect_statistics(logs, part, _columns(missing), days).model_dump(mode="json")
+        found = collect_statistics(logs, part, _columns(missing), days, config.ingest.label_selector)
+        fitted = found.model_dump(mode="json")
     if frozen is None and not missing:
         return None
     old = frozen or fitted

@@ -150,7 +150,8 @@ class Trainings:
         def collect() -> dict[str, Any]:
             columns = schema.columns()
             found = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
-            return collect_statistics(logs, schema, columns, found).model_dump(mode="json")
+            selector = config.ingest.label_selector
+            return collect_statistics(logs, schema, columns, found, selector).model_dump(mode="json")
 
         common = self._steps.done(f"statistics-{_digest(inputs)}", inputs, collect)
         own = common | {"schema_fingerprint": config.log_schema.fingerprint()}
