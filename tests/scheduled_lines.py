@@ -22,31 +22,22 @@ from pipeline.submission.job_record import Recorder, record_url
 from pipeline.submission.kubernetes_api import KubernetesApi
 from pipeline.submission.kubernetes_place import KubernetesPlace
 from pipeline.submission.launcher import Launcher
+from pipeline.submission.rayjob import template_of
 from pipeline.submission.schedule import Decision, Window
 
 CONFIG = "/etc/counterpoise/config.yaml"
 
 
+TEMPLATE = Path(__file__).parents[1] / "k8s/overlays/prod-cpu/rayjob.yaml"
+
+
 def template(root: Path) -> dict[str, Any]:
-    """The least of a RayJob that the launcher accepts, with the root on a claim."""
-    volumes = [
-        {"name": "root", "persistentVolumeClaim": {"claimName": "root"}},
-        {"name": "run-config", "configMap": {"name": "run-config-0"}},
-    ]
-    mounts = [
-        {"name": "root", "mountPath": str(root)},
-        {"name": "run-config", "mountPath": str(Path(CONFIG).parent)},
-    ]
-    head = {"containers": [{"name": "ray-head", "image": "x", "volumeMounts": mounts}], "volumes": volumes}
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {"name": "counterpoise"},
-        "spec": {
-            "runtimeEnvYAML": "env_vars:\n  NCCL_DEBUG: WARN\n",
-            "rayClusterSpec": {"headGroupSpec": {"template": {"spec": head}}},
-        },
-    }
+    """The RayJob of the overlay for CPUs, with the root on a claim."""
+    rayjob = template_of(None, str(TEMPLATE))
+    head = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    head["volumes"].append({"name": "root", "persistentVolumeClaim": {"claimName": "root"}})
+    head["containers"][0]["volumeMounts"].append({"name": "root", "mountPath": str(root)})
+    return rayjob
 
 
 @pytest.fixture

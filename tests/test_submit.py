@@ -24,6 +24,7 @@ from pipeline.submission.job import Job, parse_submission
 from pipeline.submission.job_record import read_record, record_url
 from pipeline.submission.local_place import LocalPlace
 from pipeline.submission.rayjob import read_template, render
+from pipeline.submission.rayjob_rules import problems
 from pipeline.submission.submit import records_of, start_or_attach
 
 PROJECT = Path(__file__).parents[1]
@@ -85,11 +86,12 @@ def test_the_rayjob_of_a_submission(tmp_path: Path) -> None:
         "env:COUNTERPOISE_WORD_5 --set ray.address=auto"
     )
     variables = read_template(json.dumps(rayjob), "x")["spec"]["runtimeEnvYAML"]
-    assert "NCCL_DEBUG: WARN" in variables
+    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S: '900'" in variables
     assert "COUNTERPOISE_WORD_5: a reason" in variables
     assert record_url(str(tmp_path), asked.submission(2)) in variables
     volumes = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
-    assert volumes[1]["configMap"]["name"] == "run-config-own"
+    assert [one["configMap"]["name"] for one in volumes if one["name"] == "run-config"] == ["run-config-own"]
+    assert problems(rayjob) == []
 
 
 def test_a_template_with_no_or_two_rayjobs() -> None:

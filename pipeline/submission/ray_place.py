@@ -8,6 +8,7 @@ from typing import Any
 import requests
 from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.sdk import JobSubmissionClient
+from ray.exceptions import AuthenticationError
 
 from features.errors import ConfigError
 from pipeline.submission.job import Job, parse_submission
@@ -39,6 +40,10 @@ class RayPlace:
             there = self._client._do_request("GET", "/api/version").json()["ray_version"]
         except (ConnectionError, requests.RequestException) as error:
             raise ConnectionError(f"no Ray answers at {address}: correct --address, or start the cluster") from error
+        except AuthenticationError as error:
+            raise ConfigError(
+                f"the cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            ) from error
         if there != version("ray"):
             raise ConfigError(
                 f"the cluster at {address} has Ray {there}, this machine has {version('ray')}: use the same version"
