@@ -27,6 +27,7 @@ def page() -> str:
     from pipeline.lineage.ledger_entry import LedgerEntry
     from pipeline.lineage.records import Attempt, Latest, LeaseRecord, Manifest, MoveByHand, Pin
     from pipeline.storage.kept_results import KeptResult
+    from pipeline.submission.job_record import JobRecord
 
     titles = {
         Manifest: "`manifest.json` of a checkpoint",
@@ -37,6 +38,7 @@ def page() -> str:
         Pin: "A pin",
         MoveByHand: "A move by hand",
         KeptResult: "A kept result",
+        JobRecord: "A submission",
     }
     return "\n".join([_HEAD, *(reference(record, title) for record, title in titles.items())])
 

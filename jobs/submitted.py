@@ -13,7 +13,8 @@ from jobs.command import Parser, read_config
 if TYPE_CHECKING:  # `--help` answers without torch
     from pipeline.submission.job import Job
 
-_NEVER = ("demo", "exporter", "launch", "submit")
+_NEVER = ("config_reference", "demo", "exporter", "import_aliccp", "import_kuairand", "launch", "make_logs")
+_NEVER += ("record_reference", "submit")  # without a configuration, or for the machine of a person
 _TRAINS_LINE = ("daily", "migrate", "train")
 
 
@@ -43,8 +44,8 @@ def job_of(command: str, words: Sequence[str]) -> tuple["Job", Path]:
         ConfigError: As `parsed`, or the configuration is wrong.
     """
     arguments = parsed(command, words)
-    if "config" not in arguments:
-        raise ConfigError(f"{command} has no configuration, so it has no root for the record of a job: run it itself")
+    if "config" not in arguments:  # an experiment names several
+        raise ConfigError(f"{command} has no single configuration, so no root for the record of a job: run it itself")
     config = read_config(arguments)
     from pipeline.ingest.units import parse_days
     from pipeline.submission.job import Job

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from features.synthetic.world import SyntheticConfig
 from jobs import config_reference, record_reference
+from jobs.submitted import parsed
 from pipeline.config.load import load_config
 from pipeline.config.project import Config
 from pipeline.config.reference import descriptions, sections
@@ -136,7 +137,10 @@ def test_commands_and_their_options_exist(name: str) -> None:
     for command, rest in commands(TEXTS[name]):
         assert (ROOT / "jobs" / f"{command}.py").exists(), f"{name} names jobs.{command}"
         options = {option for action in parser_of(command)._actions for option in action.option_strings}
-        named = set(re.findall(r"--[a-z][a-z-]*", rest))
+        own, _, submitted = rest.partition(" -- ")
+        named = set(re.findall(r"--[a-z][a-z-]*", own))
+        if submitted and not submitted.startswith("COMMAND"):
+            parsed(*submitted.split(maxsplit=1)[:1], shlex.split(submitted)[1:])
         assert named <= options, f"{name}: python -m jobs.{command}{rest}"
 
 

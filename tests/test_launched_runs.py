@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,14 +47,15 @@ class RayHead:
         self._process = subprocess.Popen(
             command,
             cwd=PROJECT,  # as WORKDIR of the image
-            env=os.environ | {"PATH": path, "PYTHONPATH": str(PROJECT)},
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(PROJECT), "RAY_AUTH_MODE": "disabled"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self.client = self._await()
+        self.folder = folder
 
-    def _await(self) -> JobSubmissionClient:
+    def await_client(self) -> JobSubmissionClient:
+        """Return a client, once the Jobs API answers."""
         until = time.monotonic() + 120
         while True:
             try:
@@ -71,6 +73,7 @@ class RayHead:
             except ProcessLookupError:
                 continue
         self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -104,7 +107,7 @@ class Operator:
     """The operator's part for one submission: it submits the RayJob's entrypoint with its environment."""
 
     def __init__(self, server: KubernetesServer, name: str, head: RayHead) -> None:
-        self._server, self._name, self._client = server, name, head.client
+        self._server, self._name, self._client = server, name, head.await_client()
         spec = server.read(name)["spec"]
         self._id = self._client.submit_job(
             entrypoint=spec["entrypoint"], runtime_env=yaml.safe_load(spec["runtimeEnvYAML"])

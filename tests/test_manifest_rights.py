@@ -77,11 +77,9 @@ def test_the_rights_are_these() -> None:
         for name, rules in found.items()
     }
     assert rights == {
-        "counterpoise-launcher": {("rayjobs", verb) for verb in ("get", "list", "create", "patch", "delete")}
-        | {("events", verb) for verb in ("create", "patch")},
-        "counterpoise-submitter": {("rayjobs", verb) for verb in ("get", "list", "watch", "create", "patch")}
-        | {("configmaps", verb) for verb in ("get", "create", "patch")}
-        | {("services/proxy", verb) for verb in ("get", "create")},
+        "counterpoise-launcher": {("rayjobs", verb) for verb in ("list", "create", "delete")} | {("events", "create")},
+        "counterpoise-submitter": {("rayjobs", verb) for verb in ("get", "list", "watch", "create")}
+        | {("configmaps", "create"), ("services/proxy", "get")},
     }
     assert not of_kind(render("overlays/prod-gpu"), "ClusterRole")
 

@@ -1,7 +1,7 @@
 """Launcher of a schedule: one tick brings a line's RayJobs into agreement with its root.
 
-It keeps no state of its own. What it knows, it reads from the root (published days, records of submissions) and from
-the cluster (RayJobs). So any number of ticks may be left out, cut off, or run at the same time.
+It keeps no state of its own. It reads the root (published days, records of submissions) and the cluster (RayJobs). So
+any number of ticks may be left out, cut off, or run at the same time.
 """
 
 import logging
