@@ -97,7 +97,7 @@ def command_lines(document: dict[str, Any]) -> Iterator[list[str]]:
 def parse_line(line: list[str]) -> argparse.Namespace:
     """Parse the arguments of `python -m jobs.NAME ...` as the command itself does."""
     assert line[:2] == ["python", "-m"], line
-    parser = argparse.ArgumentParser(prog=line[2], exit_on_error=False)
+    parser = argparse.ArgumentParser(prog=line[2])
     importlib.import_module(line[2]).add_arguments(parser)
     return parser.parse_args(line[3:])
 

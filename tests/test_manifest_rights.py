@@ -65,6 +65,9 @@ def test_only_the_launcher_and_the_autoscaler_hold_a_token(overlay: str) -> None
         mounted = {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
         assert not tokens & mounted, place
         assert (place == "head") == bool(tokens), place
+    if options := rayjob_of(overlay)["spec"]["rayClusterSpec"].get("autoscalerOptions"):
+        mounts = {mount["name"]: mount["mountPath"] for mount in options["volumeMounts"]}
+        assert mounts["autoscaler-token"] == "/var/run/secrets/kubernetes.io/serviceaccount"
     for account in of_kind(render(f"overlays/{overlay}"), "ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
@@ -136,6 +139,9 @@ def test_the_network_opens_what_is_used_and_no_more() -> None:
     assert not _reachable(policies, labels["submitter"], labels["training"], 8265)
     assert not _reachable(policies, labels["counterpoise-exporter"], labels["head"], 8265)
     assert not _reachable(policies, {"app": "another"}, labels["head"], 8265)
+    for name, ports in (("counterpoise-dashboard", [8265]), ("counterpoise-prometheus", [8080, 44217, 44227, 9400])):
+        (rule,) = next(p for p in policies if p["metadata"]["name"] == name)["spec"]["ingress"]
+        assert [entry["port"] for entry in rule["ports"]] == ports  # the peers outside of the namespace too
     closed = [policy for policy in policies if policy["spec"]["podSelector"] == {"matchLabels": PART}]
     assert {"Ingress", "Egress"} in [set(policy["spec"]["policyTypes"]) for policy in closed]
 
