@@ -82,6 +82,6 @@ def test_an_undefined_resample_has_no_interval() -> None:
     """Catches an interval of the resamples that happen to be defined for both models."""
     assert paired_interval([0.5, None, 0.7], [0.4, 0.4, 0.4], 0.9) == (None, None)
     assert paired_interval([], [], 0.9) == (None, None)
-    low, high = paired_interval([0.5, 0.6, 0.7], [0.4, 0.4, 0.4], 0.9)
-    assert low == pytest.approx(0.11)
-    assert high == pytest.approx(0.29)
+    low, high = paired_interval([0.5, 0.6, 0.7], [0.4, 0.4, 0.4], 0.5)
+    assert low == pytest.approx(0.1)  # the first of three: rank .25 times 4
+    assert high == pytest.approx(0.3)

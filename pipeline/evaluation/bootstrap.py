@@ -10,7 +10,7 @@ resample, are those of a paired bootstrap (`paired_interval`).
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -96,13 +96,15 @@ class Bootstrap:
         return named | {"level": self._config.level, "resamples": self._config.resamples, "by": self._config.by}
 
 
-def percentiles(values: Sequence[float | None], level: float) -> tuple[float | None, float | None]:
+def percentiles(
+    values: Sequence[float | None], level: float, method: Literal["linear", "weibull"] = "linear"
+) -> tuple[float | None, float | None]:
     """Return the ends of an interval with a share of the resamples in it; None where one of them is undefined."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return None, None
     edge = (1 - level) / 2
-    low, high = np.quantile(known, [edge, 1 - edge]).tolist()
+    low, high = np.quantile(known, [edge, 1 - edge], method=method).tolist()
     return low, high
 
 
@@ -110,6 +112,9 @@ def paired_interval(
     one: Sequence[float | None], other: Sequence[float | None], level: float
 ) -> tuple[float | None, float | None]:
     """Return the interval of the difference of two models' metric, `one` less `other`, by a paired bootstrap.
+
+    Its ends are the values of rank p (R + 1) of R resamples (Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997): those of rank p (R - 1) + 1 leave out 6 % instead of 5 % with 200 resamples.
 
     Args:
         one: Metric of the first model in each resample, of the same rows and users as the other's.
@@ -120,7 +125,7 @@ def paired_interval(
         The ends of the interval; None if the metric is undefined in a resample.
     """
     pairs = zip(one, other, strict=True)
-    return percentiles([None if a is None or b is None else a - b for a, b in pairs], level)
+    return percentiles([None if a is None or b is None else a - b for a, b in pairs], level, "weibull")
 
 
 def times_drawn(users: np.ndarray, salt: int) -> Float[np.ndarray, " batch"]:
