@@ -23,9 +23,10 @@ from pipeline.cluster.failures import RunFailed
 from pipeline.config.project import Config
 from pipeline.evaluation import backfill as of_backfill
 from pipeline.evaluation.backfill import Backfilled, backfill
-from pipeline.evaluation.cells import AskedCells
+from pipeline.evaluation.cells import AskedCells, chosen_checkpoints, encoder_digest
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metric_table import SCHEMA, MetricTable
+from pipeline.lineage.line import Line
 from pipeline.report.backfill import report_backfill
 
 __all__ = ["history", "trained"]  # fixtures
@@ -106,8 +107,8 @@ def with_vocabulary(config: Config) -> Config:
     schema = config.log_schema.model_dump()
     for table in schema["tables"]:
         if table["name"] in ("user", "video"):
-            rule = VocabularyConfig(kind="vocabulary", min_count=3, keep_days=1, tail_rows=8)
-            table |= {"num_rows": 60, "id_mapping": rule.model_dump()}
+            rule = VocabularyConfig(kind="vocabulary", min_count=7, keep_days=1, tail_rows=8)
+            table |= {"num_rows": 110, "id_mapping": rule.model_dump()}
     return config.model_copy(update={"log_schema": Schema.model_validate(schema)})
 
 
@@ -128,6 +129,8 @@ def test_each_checkpoint_has_its_own_vocabulary(tmp_path: Path, local_training: 
         train_history(with_vocabulary(config_of(write_history(tmp_path / "logs"), tmp_path / "root")), TRAINED[:2])
     )
     asked = AskedCells(f"{TRAINED[0]}..{TRAINED[1]}", ALL_DAYS[2:4], against=TRAINED[0])
+    manifests = [one.manifest for one in chosen_checkpoints(Line.of(config.root, "main"), asked.checkpoints)]
+    assert len({encoder_digest(manifest) for manifest in manifests}) == 2
     for resident_mb in (4096, 0):
         evaluation = config.evaluation.model_copy(update={"resident_mb": resident_mb})
         found = backfill(config.model_copy(update={"evaluation": evaluation}), asked)

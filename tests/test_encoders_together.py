@@ -36,7 +36,9 @@ def encoder_of(salt: str) -> Encoder:
     return Encoder(Schema.model_validate(schema), None)
 
 
-def same(one: EncodedRows, other: EncodedRows) -> bool:
+def same(one: EncodedRows | None, other: EncodedRows | None) -> bool:
+    assert one is not None
+    assert other is not None
     pairs = zip(one.arrays().items(), other.arrays().items(), strict=True)
     return all(name == again and np.array_equal(a, b, equal_nan=True) for (name, a), (again, b) in pairs)
 
@@ -139,6 +141,7 @@ def test_users_do_not_depend_on_the_vocabulary() -> None:
         for vocabulary in (empty, full)
     ]
     assert found[0] is not None
+    assert found[1] is not None
     assert np.array_equal(found[0], found[1])
     assert found[0][0] == found[0][3] != found[0][2]
     assert (found[0][[1, 4]] == 0).all()
