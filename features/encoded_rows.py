@@ -25,6 +25,7 @@ class EncodedRows:
         rows: int32 of shape (N,): row numbers within the unit.
         truth: float32 of shape (N, K) with the true probabilities of synthetic logs, or None.
         held: uint8 of shape (N,): 1 where the row is held out and has no labels; None where no row can be.
+        users: int64 of shape (N,): hash of the row's user, equal for rows without one; None where nobody asks for it.
     """
 
     ids: list[np.ndarray]
@@ -36,6 +37,7 @@ class EncodedRows:
     rows: np.ndarray
     truth: np.ndarray | None
     held: np.ndarray | None = None
+    users: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,7 +47,7 @@ class EncodedRows:
         bags = [_take_bags(*bag, order) for bag in zip(self.ids, self.offsets, strict=True)]
         rest: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name).take(order, axis=0)
-            for name in ("dense", "labels", "weights", "slots", "rows", "truth", "held")
+            for name in ("dense", "labels", "weights", "slots", "rows", "truth", "held", "users")
         }
         return EncodedRows(ids=[ids for ids, _ in bags], offsets=[offsets for _, offsets in bags], **rest)
 
@@ -91,6 +93,7 @@ class EncodedRows:
             rows=flat["rows"],
             truth=per_task("truth"),
             held=flat.get("held"),
+            users=flat.get("users"),
         )
 
 

@@ -11,9 +11,9 @@ from features.encoded_rows import EncodedRows
 from features.errors import ConfigError, DataError
 from features.events import check_events
 from features.expressions import as_boolean, parse_expression
-from features.hashing import map_hashes, salt_of, table_rows
+from features.hashing import hash_ids, map_hashes, salt_of, table_rows
 from features.ids import is_id, is_sequence
-from features.schema import BucketFeature, DenseFeature, Schema, SparseFeature
+from features.schema import BucketFeature, DenseFeature, IdFeature, Schema, SparseFeature
 from features.statistics import Statistics
 from features.tables import TableConfig
 from features.tasks import TaskConfig
@@ -31,6 +31,7 @@ class Encoder:
         with_truth: True to read the tasks' truth columns too.
         measuring: True for metrics, which always weigh rows by the sampling of the log, whatever the loss does.
         vocabularies: Vocabulary by table, for every table that declares one; only the lookup index is kept.
+        users: Name of the id feature whose ids name the users, for resamples of users; None: nobody asks for them.
 
     Raises:
         ConfigError: The statistics lack a feature of the schema, or a table's vocabulary is missing.
@@ -44,6 +45,7 @@ class Encoder:
         with_truth: bool = False,
         measuring: bool = False,
         vocabularies: Mapping[str, Vocabulary] | None = None,
+        users: str | None = None,
     ) -> None:
         check_statistics(schema, statistics)
         self.schema = schema
@@ -53,6 +55,7 @@ class Encoder:
         self._salt = salt_of(schema.hash_salt)
         self._sampling = [task.sampling if _weighs(task, measuring=measuring) else None for task in schema.tasks]
         self._has_weights = any(self._sampling) or any(task.weight for task in schema.tasks)
+        self._users = next((feature for feature in schema.sparse_features if feature.name == users), None)
         given = vocabularies or {}
         self._indexes = {name: _fitting(self._tables[name], given.get(name)).index() for name in schema.vocabularies}
 
@@ -82,6 +85,7 @@ class Encoder:
             slots=np.empty(0, np.int32),
             rows=np.empty(0, np.int32),
             truth=labels if self.with_truth else None,
+            users=np.empty(0, np.int64) if self._users else None,
         )
 
     def encode(self, columns: Mapping[str, pa.Array | pa.ChunkedArray], first_row: int = 0) -> EncodedRows:
@@ -115,6 +119,7 @@ class Encoder:
             slots=self._encode_slots(columns, num_rows),
             rows=np.arange(first_row, first_row + num_rows, dtype=np.int32),
             truth=self._encode_truth(columns, num_rows) if self.with_truth else None,
+            users=user_hashes(self._users, columns[self._users.source]) if self._users else None,
         )
 
     def _encode_sparse(self, feature: SparseFeature, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -190,6 +195,15 @@ class Encoder:
             if task.truth is not None:
                 truth[:, index] = _numbers(task.truth, columns)
         return truth
+
+
+def user_hashes(feature: SparseFeature, column: pa.Array) -> np.ndarray:
+    """Return a hash of each row's user, int64 of shape (N,), that depends on no table; 0 for rows without a user."""
+    assert isinstance(feature, IdFeature)
+    ids, offsets = id_values(feature, column)
+    users = np.zeros(len(column), np.int64)
+    users[np.diff(offsets) > 0] = hash_ids(ids, salt_of("users")).view(np.int64)
+    return users
 
 
 def _weighs(task: TaskConfig, *, measuring: bool) -> bool:

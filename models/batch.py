@@ -26,6 +26,7 @@ class LogBatch:
         slot: The item's place on the page; -1 where unknown.
         truth: True probabilities of synthetic logs, in evaluations only.
         cursor: Origin of the rows; not a tensor, it stays on the host and returns with the step.
+        users: Hash of each row's user, in evaluations with resamples only.
     """
 
     sparse: KeyedJaggedTensor
@@ -36,6 +37,7 @@ class LogBatch:
     slot: Int[Tensor, " batch"]
     truth: Float[Tensor, "batch task"] | None = None
     cursor: Any = None
+    users: Int[Tensor, " batch"] | None = None
 
     def of_tasks(self, places: Sequence[int]) -> "LogBatch":
         """Return the batch with some of its tasks, by their numbers; fields without a task dimension are shared."""
@@ -68,6 +70,7 @@ class RankingBatch(Pipelineable):
         loss_weights: w_k(t) of the batch's step.
         truth: As in `LogBatch`.
         cursor: As in `LogBatch`.
+        users: As in `LogBatch`.
     """
 
     sparse: KeyedJaggedTensor
@@ -80,6 +83,7 @@ class RankingBatch(Pipelineable):
     loss_weights: Float[Tensor, " task"]
     truth: Float[Tensor, "batch task"] | None = None
     cursor: Any = None
+    users: Int[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
         """Return the batch on a device; the cursor is shared."""

@@ -89,7 +89,7 @@ def test_a_unit_travels_through_arrow_in_one_piece(units: list[EncodedRows]):
 
 def test_the_journey_through_arrow_copies_nothing():
     """A copy of every block on either side: the data tasks' memory and time double."""
-    rows = replace(encode_rows([row_of()] * 4), held=np.zeros(4, np.uint8))
+    rows = replace(encode_rows([row_of()] * 4), held=np.zeros(4, np.uint8), users=np.zeros(4, np.int64))
     for left, right in zip(arrays_of(rows), arrays_of(EncodedRows.from_arrow(rows.to_arrow())), strict=True):
         assert left is not None
         assert right is not None

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from features.tasks import TaskConfig
 from models.assembly import task_heads
@@ -44,7 +43,6 @@ class Measured:
         bootstrap: BootstrapConfig | None = None,
     ) -> None:
         self.problem: str | None = None
-        self._users = bootstrap.by if bootstrap else None
         self._bootstrap = Bootstrap(bootstrap, tasks) if bootstrap else None
         self._tasks = tasks
         self.gates = gates
@@ -67,14 +65,13 @@ class Measured:
         predicted = predictions_of(self._heads, outputs)
         raw = torch.split(outputs, [head.num_outputs for head in self._heads], dim=1)
         popular = self._popular(batch)
-        users = _ids(batch.sparse[self._users]) if self._users else None
         for index, task in enumerate(self._tasks):
             known = (batch.labels[:, index], batch.in_space[:, index], batch.weight[:, index])
             scores = raw[index] if task.kind == "multiclass" else raw[index].squeeze(1)
             self._model[index].update(predicted[task.name], scores, *known)
-            if self._bootstrap is not None and users is not None:
+            if self._bootstrap is not None and batch.users is not None:
                 label, in_space, weight = known
-                self._bootstrap.update(index, users, in_space, predicted[task.name], scores, label, weight)
+                self._bootstrap.update(index, batch.users, in_space, predicted[task.name], scores, label, weight)
             if popular is not None:
                 _add_baseline(self._baseline[index], popular[:, index], *known)
             if batch.truth is not None and task.truth is not None:
@@ -87,8 +84,13 @@ class Measured:
         scores = self._popularity.scores(bags.values().numpy(), bags.lengths().numpy())
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
 
-    def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
-        """Return the arguments of a `Measurement`, over the rows of all ranks; collective."""
+    def results(self, group: dist.ProcessGroup, *, with_draws: bool = False) -> dict[str, Any]:
+        """Return the arguments of a `Measurement`, over the rows of all ranks; collective.
+
+        Args:
+            group: A group that moves CPU tensors (gloo).
+            with_draws: True to give each task's interval the metric in every resample, as `draws`.
+        """
         merged = [merge_over_ranks(metrics, group) for metrics in (self._model, self._baseline, self._truth)]
         tasks = [
             {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
@@ -99,18 +101,10 @@ class Measured:
             for index, task in enumerate(self._tasks)
         ]
         if self._bootstrap is not None:
-            for task, interval in zip(tasks, self._bootstrap.results(group), strict=True):
+            for task, interval in zip(tasks, self._bootstrap.results(group, with_draws=with_draws), strict=True):
                 task["interval"] = interval
         means, deviations = self.gates.moments(group)
         return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
-
-
-def _ids(bags: JaggedTensor) -> Tensor:
-    """Return the one id of each row, -1 for a row without one; shape (B,)."""
-    lengths = bags.lengths()
-    ids = torch.full_like(lengths, -1, dtype=torch.int64)
-    ids[lengths > 0] = bags.values().to(torch.int64)
-    return ids
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:

@@ -4,12 +4,13 @@ Rows of one user are correlated, so whole users are drawn, not rows. Each of R r
 times drawn from Poisson(1). In the limit of many users this is the bootstrap's drawing with replacement, and it needs
 neither the number of users nor their rows together (Chamandy et al., "Estimating Uncertainty for Massive Data Streams",
 Google, 2012). The number is a pure function of (user, resample), so ranks need not communicate, and two models measured
-on the same rows get the same resamples.
+on the same rows get the same resamples, whatever their vocabularies. So the differences of their metrics, resample by
+resample, are those of a paired bootstrap (`paired_interval`).
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,25 +71,61 @@ class Bootstrap:
             counted = weight * torch.from_numpy(times_drawn(users.numpy(), salt))
             metrics[task].update(predictions, scores, labels, everyone, counted)
 
-    def results(self, group: dist.ProcessGroup) -> list[dict[str, Any]]:
-        """Return the interval of each task's metric, over the rows of all ranks; collective. Ends the accumulation."""
+    def results(self, group: dist.ProcessGroup, *, with_draws: bool = False) -> list[dict[str, Any]]:
+        """Return the interval of each task's metric, over the rows of all ranks; collective. Ends the accumulation.
+
+        Args:
+            group: A group that moves CPU tensors (gloo).
+            with_draws: True for the metric in every resample too, as `draws`; None for one in which it is undefined.
+        """
         for task in range(len(self._waiting)):
             self._resample(task)
-        drawn: list[list[float]] = [[] for _ in self._waiting]
+        drawn: list[list[float | None]] = [[] for _ in self._waiting]
         for metrics in self._metrics:
             for values, merged in zip(drawn, merge_over_ranks(metrics, group), strict=True):
                 value = merged.result()[metric_of(merged.task.kind)]
-                values.extend([] if value is None else [float(value)])
+                values.append(None if value is None else float(value))
         tasks = [metrics.task for metrics in self._metrics[0]]
-        return [self._interval(task, values) for task, values in zip(tasks, drawn, strict=True)]
+        found = [self._interval(task, values) for task, values in zip(tasks, drawn, strict=True)]
+        return [one | {"draws": values} for one, values in zip(found, drawn, strict=True)] if with_draws else found
 
-    def _interval(self, task: TaskConfig, values: Sequence[float]) -> dict[str, Any]:
+    def _interval(self, task: TaskConfig, values: Sequence[float | None]) -> dict[str, Any]:
         """Return percentiles; None if the metric is undefined in a resample, for example with one class only."""
-        edge = (1 - self._config.level) / 2
-        whole = len(values) == self._config.resamples
-        low, high = np.quantile(values, [edge, 1 - edge]).tolist() if whole else (None, None)
+        low, high = percentiles(values, self._config.level)
         named = {"metric": metric_of(task.kind), "low": low, "high": high}
         return named | {"level": self._config.level, "resamples": self._config.resamples, "by": self._config.by}
+
+
+def percentiles(
+    values: Sequence[float | None], level: float, method: Literal["linear", "weibull"] = "linear"
+) -> tuple[float | None, float | None]:
+    """Return the ends of an interval with a share of the resamples in it; None where one of them is undefined."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return None, None
+    edge = (1 - level) / 2
+    low, high = np.quantile(known, [edge, 1 - edge], method=method).tolist()
+    return low, high
+
+
+def paired_interval(
+    one: Sequence[float | None], other: Sequence[float | None], level: float
+) -> tuple[float | None, float | None]:
+    """Return the interval of the difference of two models' metric, `one` less `other`, by a paired bootstrap.
+
+    Its ends are the values of rank p (R + 1) of R resamples (Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997): those of rank p (R - 1) + 1 leave out 6 % instead of 5 % with 200 resamples.
+
+    Args:
+        one: Metric of the first model in each resample, of the same rows and users as the other's.
+        other: Metric of the second model in each resample, in the same order.
+        level: Share of the resamples within the interval.
+
+    Returns:
+        The ends of the interval; None if the metric is undefined in a resample.
+    """
+    pairs = zip(one, other, strict=True)
+    return percentiles([None if a is None or b is None else a - b for a, b in pairs], level, "weibull")
 
 
 def times_drawn(users: np.ndarray, salt: int) -> Float[np.ndarray, " batch"]:

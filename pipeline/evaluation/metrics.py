@@ -17,6 +17,10 @@ from features.figure import figure
 from features.tasks import TaskConfig
 from pipeline.evaluation.auc import AucSketch
 
+METRICS_VERSION = 1
+"""Version of the definitions of all metrics and of their resamples: raise it when one changes, and a backfill measures
+again."""
+
 _COUNTED = ("rows", "positives")
 _VALUED = ("weight", "prediction", "label", "squared_label", "squared_error", "absolute_error")
 _SUMS = {

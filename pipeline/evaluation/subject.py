@@ -20,14 +20,21 @@ def published(line: Line) -> str:
     return latest.checkpoint
 
 
-def encoder_of(config: Config, line: Line, manifest: Manifest) -> Encoder:
+def encoder_of(config: Config, line: Line, manifest: Manifest, *, with_truth: bool = True) -> Encoder:
     """Return an encoder of rows for measuring a checkpoint, equal to that of its training.
 
     Args:
         config: Configuration with the checkpoint's features, and at least its tasks.
         line: Line of the checkpoint.
         manifest: Manifest of the checkpoint.
+        with_truth: True to read the tasks' truth columns too.
     """
-    schema = config.log_schema
-    known = read_vocabularies(*line.place(manifest.checkpoint), schema)
-    return Encoder(schema, manifest.statistics, with_truth=True, measuring=True, vocabularies=known)
+    schema, drawn = config.log_schema, config.evaluation.bootstrap
+    return Encoder(
+        schema,
+        manifest.statistics,
+        with_truth=with_truth,
+        measuring=True,
+        vocabularies=read_vocabularies(*line.place(manifest.checkpoint), schema),
+        users=drawn.by if drawn else None,
+    )

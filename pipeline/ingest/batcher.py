@@ -113,6 +113,7 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
         "weights": np.ones((batch_size, len(schema.tasks)), np.float32),
         "slots": np.full(batch_size, -1, np.int32),
         "truth": np.full((batch_size, len(schema.tasks)), np.nan, np.float32),
+        "users": np.zeros(batch_size, np.int64),
     }
     filled = 0
     for rows, start, stop in slices:
@@ -122,7 +123,7 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
                 column[filled : filled + stop - start] = source[start:stop]
         filled += stop - start
     in_space = ~np.isnan(columns["labels"])
-    has_truth = bool(slices) and slices[0][0].truth is not None
+    first = slices[0][0] if slices else None
     return LogBatch(
         sparse=_collate_sparse(schema, slices, batch_size),
         dense=torch.from_numpy(columns["dense"]),
@@ -130,7 +131,8 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
         in_space=torch.from_numpy(in_space),
         weight=torch.from_numpy(columns["weights"]),
         slot=torch.from_numpy(columns["slots"]),
-        truth=torch.from_numpy(columns["truth"]) if has_truth else None,
+        truth=torch.from_numpy(columns["truth"]) if first is not None and first.truth is not None else None,
+        users=torch.from_numpy(columns["users"]) if first is not None and first.users is not None else None,
     )
 
 

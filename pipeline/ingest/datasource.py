@@ -15,25 +15,21 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from features.columns import contiguous, one_array
+from features.columns import one_array
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.ingest.day_files import first_line, is_bad_file
 from pipeline.ingest.deal import row_order
+from pipeline.ingest.row_groups import OpenFiles, RowGroupReader
 from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
-
-_SKIP_ROWS = 8192  # minimum number of rows per read
-_OPEN_FILES = 4  # of a read task; beyond, small units of many files would hold all their footers
-_BUFFER_BYTES = 1 << 20  # bytes of a column, read ahead from a local file
 
 SMALL_ROWS = 4096
 """Units of together at most so many rows share a block, if they are of one rank, and a read task."""
@@ -105,6 +101,7 @@ class PlannedParcel:
         unit: Index into the segment's units.
         skip: Number of rows of the unit, in its row order, that the model has seen.
         text: The header of a `start`, or the error.
+        encoder: Index of the encoder of a unit's rows.
     """
 
     kind: Kind
@@ -112,6 +109,7 @@ class PlannedParcel:
     unit: int = -1
     skip: int = 0
     text: str = ""
+    encoder: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +126,7 @@ class ReadPlan:
         tasks: Tasks of each segment whose labels are read; None: all.
         holdout: Rows that are never trained; None: none.
         rows: Rows with labels: those that are `trained`, or `all`; `held_out` reads the held-out rows only.
+        further: References to further encoders, from index 1; a data task fetches those of its own units.
     """
 
     logs: Storage
@@ -139,6 +138,7 @@ class ReadPlan:
     tasks: tuple[frozenset[str] | None, ...] = ()
     holdout: HoldoutConfig | None = None
     rows: Rows = "trained"
+    further: tuple[Any, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -149,20 +149,24 @@ class ReadPlan:
         """Return the unit of an entry of kind `unit`."""
         return self.units[entry.segment][entry.unit]
 
-    def encode(self, columns: dict[str, pa.Array], segment: int) -> EncodedRows:
+    def encoder_at(self, index: int) -> Encoder:
+        """Return the encoder of an index."""
+        return ray.get(self.further[index - 1]) if index else self.encoder
+
+    def encode(self, columns: dict[str, pa.Array], segment: int, encoder: Encoder) -> EncodedRows:
         """Encode a unit's rows, without the labels that the segment does not train or measure."""
         held = self.holdout.held_out(columns) if self.holdout is not None else None
         if self.rows == "held_out" and held is not None:
             chosen = pa.array(held)
-            encoded = self.encoder.encode({name: column.filter(chosen) for name, column in columns.items()})
+            encoded = encoder.encode({name: column.filter(chosen) for name, column in columns.items()})
             encoded = replace(encoded, rows=np.flatnonzero(held).astype(np.int32))
         else:
-            encoded = self.encoder.encode(columns)
+            encoded = encoder.encode(columns)
         if self.rows == "trained" and held is not None:
             encoded = replace(_without_labels(encoded, held[:, None]), held=held.astype(np.uint8))
         tasks = self.tasks[segment] if self.tasks else None
         if tasks is not None:
-            left_out = [name not in tasks for name in self.encoder.schema.task_names]
+            left_out = [name not in tasks for name in encoder.schema.task_names]
             encoded = _without_labels(encoded, np.array(left_out)[None])
         return encoded
 
@@ -270,9 +274,14 @@ def read_bundles(plan: ReadPlan, bundles: Sequence[Bundle], blank: EncodedRows) 
 
 
 def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[Parcel]:
-    """Yield the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel with the error."""
-    reader: _RowGroupReader | None = None
-    files = _OpenFiles(plan.logs)
+    """Yield the parcels of a task, in order; a unit that cannot be read becomes a `bad` parcel with the error.
+
+    A unit that follows itself, for another encoder, is decoded once.
+    """
+    reader: RowGroupReader | None = None
+    files = OpenFiles(plan.logs)
+    encoder_at = functools.cache(plan.encoder_at)
+    decoded: tuple[Unit | None, dict[str, pa.Array]] = (None, {})
     for entry in entries:
         if entry.kind != "unit":
             yield Parcel(entry.kind, entry.segment, text=entry.text)
@@ -280,9 +289,12 @@ def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[P
         unit = plan.unit_of(entry)
         try:
             with named_unit(plan.logs, unit):
-                if reader is None or not reader.reaches(unit):
-                    reader = _RowGroupReader(files.open(unit.file), unit, plan.columns)
-                encoded = plan.encode(reader.read(unit), entry.segment)
+                if decoded[0] != unit:
+                    decoded = (None, {})  # before the next rows are there
+                    if reader is None or not reader.reaches(unit):
+                        reader = RowGroupReader(files.open(unit.file), unit, plan.columns)
+                    decoded = (unit, reader.read(unit))
+                encoded = plan.encode(decoded[1], entry.segment, encoder_at(entry.encoder))
         except DataError as error:
             reader = None  # the position in a broken row group is unknown
             files.forget(unit.file)
@@ -303,7 +315,7 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
         DataError: The unit cannot be read; names file and row group.
     """
     with named_unit(logs, unit):
-        return _RowGroupReader(_OpenFiles(logs).open(unit.file), unit, columns).read(unit)
+        return RowGroupReader(OpenFiles(logs).open(unit.file), unit, columns).read(unit)
 
 
 @contextlib.contextmanager
@@ -316,83 +328,3 @@ def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
             raise
         where = f"{logs.url}/{unit.file}, row group {unit.row_group}, rows from {unit.first_row}"
         raise DataError(f"{where}: {first_line(error)}") from error
-
-
-class _OpenFiles:
-    """The newest files of a task: successive units often share one, and its footer may have megabytes."""
-
-    def __init__(self, logs: Storage) -> None:
-        self._logs = logs
-        self._files: dict[str, pq.ParquetFile] = {}
-
-    def open(self, file: str) -> pq.ParquetFile:
-        """Return a file, opened anew if it is not among the newest."""
-        found = self._files.pop(file, None) or self._opened(file)
-        while len(self._files) >= _OPEN_FILES:
-            self.forget(next(iter(self._files)))
-        self._files[file] = found  # the newest last
-        return found
-
-    def forget(self, file: str) -> None:
-        """Close a file, if it is open."""
-        found = self._files.pop(file, None)
-        if found is not None:
-            found.close(force=True)
-
-    def _opened(self, file: str) -> pq.ParquetFile:
-        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
-        source = self._logs.path(file) if self._logs.is_local else self._logs.open_read(file)
-        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if self._logs.is_local else {}
-        # Without the optional checksums of a page, most flipped bytes are read as other values.
-        return pq.ParquetFile(source, page_checksum_verification=True, **buffers)
-
-
-class _RowGroupReader:
-    """Reader of a row group, forwards, by ranges."""
-
-    def __init__(self, file: pq.ParquetFile, unit: Unit, columns: list[str]) -> None:
-        self._file = file
-        self._of = (unit.file, unit.row_group)
-        self._columns = columns
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        if not unit.whole:  # the first range may be a last, short one: do not skip by its length
-            rows = max(unit.num_rows, _SKIP_ROWS)
-            self._batches = self._file.iter_batches(
-                rows, row_groups=[unit.row_group], columns=columns, use_threads=False
-            )
-        self._pending: list[pa.RecordBatch] = []
-        self._next_row = 0
-
-    def reaches(self, unit: Unit) -> bool:
-        """Return True if the unit lies ahead in the same row group."""
-        return (unit.file, unit.row_group) == self._of and unit.first_row >= self._next_row
-
-    def read(self, unit: Unit) -> dict[str, pa.Array]:
-        """Return the unit's rows, by column."""
-        if unit.whole:
-            table = self._file.read_row_group(unit.row_group, columns=self._columns, use_threads=False)
-        else:
-            self._advance(unit.first_row - self._next_row)
-            batches = self._advance(unit.num_rows)
-            table = pa.Table.from_batches(batches) if batches else pa.table({})
-        if table.num_rows != unit.num_rows:
-            raise DataError(f"{table.num_rows} rows where the footer said {unit.num_rows}: write the file again")
-        for name in self._columns:
-            if name not in table.column_names:
-                raise DataError(f"no column {name!r}, which was there when the day was listed: write the file again")
-        return contiguous({name: table[name] for name in self._columns})
-
-    def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
-        """Return the next rows of the row group; fewer at its end."""
-        taken = []
-        while num_rows > 0:
-            batch = self._pending.pop() if self._pending else next(self._batches, None)
-            if batch is None:
-                break
-            if batch.num_rows > num_rows:
-                self._pending.append(batch.slice(num_rows))
-                batch = batch.slice(0, num_rows)
-            taken.append(batch)
-            num_rows -= batch.num_rows
-            self._next_row += batch.num_rows
-        return taken

@@ -16,11 +16,13 @@ class Part:
         day: ISO date of the day that is being trained.
         log: Log of the rows' day.
         tasks: The tasks whose labels are read; None: all.
+        encoders: Indices of the plan's encoders; the rows of every unit come once per encoder, one after the other.
     """
 
     day: str
     log: DayLog
     tasks: frozenset[str] | None = None
+    encoders: tuple[int, ...] = (0,)
 
     @property
     def key(self) -> tuple[str, str]:

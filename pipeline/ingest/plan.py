@@ -68,10 +68,12 @@ class StreamStart:
     Args:
         attempt: The fencing number of this start; None where nothing is written.
         resume: The checkpoint to continue from; None: from nothing.
+        done: Number of the first parts that need no reading any more, of a run that trains nothing.
     """
 
     attempt: str | None = None
     resume: ResumePoint | None = None
+    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Header:
         checkpoint: Checkpoint to restore before the first batch; only in a model's first segment.
         attempt: The fencing number of this start of the workers.
         model: Index of the segment's model, among the models that a run trains one after the other.
+        place: Index of the segment among those of its model, those before them that were done already included.
     """
 
     pass_index: int
@@ -97,6 +100,7 @@ class Header:
     checkpoint: str | None = None
     attempt: str | None = None
     model: int = 0
+    place: int = 0
 
     def to_json(self) -> str:
         """Return the header as the text of a parcel."""
@@ -125,6 +129,8 @@ class RunPlan:
         holdout: Rows that are never trained.
         rows: Rows that have labels: `trained`, `all` or `held_out`; with `held_out` only these rows are read.
         block_rows: Whole row groups of together at most so many rows share a read task, and a block on one rank.
+        further: References to encoders of the same schema with other statistics or vocabularies, from index 1 on; the
+            parts say which they need.
     """
 
     logs: Storage
@@ -137,6 +143,7 @@ class RunPlan:
     holdout: HoldoutConfig | None = None
     rows: Rows = "trained"
     block_rows: int = SMALL_ROWS
+    further: tuple[Any, ...] = ()
 
     def begin_attempts(self) -> list[StreamStart]:
         """Begin an attempt of every model; from then on only the checkpoints of this attempt count.
@@ -160,10 +167,13 @@ class RunPlan:
         return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
 
     def _of_model(self, model: int, start: StreamStart, num_ranks: int) -> list[tuple[Part, Header]]:
-        left = self._left(start.resume, num_ranks)
+        left = self._left(start.resume, num_ranks)[start.done :]
         checkpoint = start.resume.checkpoint if start.resume and left else None
         first = [(part, replace(header, checkpoint=checkpoint)) for part, header in left[:1]]
-        return [(part, replace(header, attempt=start.attempt, model=model)) for part, header in first + left[1:]]
+        places = enumerate(first + left[1:], start.done)
+        return [
+            (part, replace(header, attempt=start.attempt, model=model, place=place)) for place, (part, header) in places
+        ]
 
     def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[Part, Header]]:
         todo = [(pass_index, part) for pass_index in range(self.passes) for part in self.parts]
@@ -226,7 +236,11 @@ class RunPlan:
             seen = DayCursor.from_stored(header.seen, part.log.units).seen
             rows = [unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)]
             for units in _in_turns(header.lanes, part.log.units, rows, self.block_rows):
-                bundle = tuple(PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0)) for index in units)
+                bundle = tuple(
+                    PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0), encoder=encoder)
+                    for index in units
+                    for encoder in part.encoders
+                )
                 bundles.append(bundle or (PlannedParcel("blank", segment),))
         return bundles
 
@@ -242,6 +256,7 @@ class RunPlan:
             tasks=tuple(part.tasks for part, _ in segments),
             holdout=self.holdout,
             rows=self.rows,
+            further=self.further,
         )
 
     def begin_stream(self, num_ranks: int) -> ray.data.Dataset:

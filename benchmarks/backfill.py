@@ -1,0 +1,143 @@
+"""CPU-seconds of a backfill of 5 checkpoints on 5 days, over one pass of reading and over 25 single evaluations."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import yaml
+
+from benchmarks.processes import TreeWatcher
+from benchmarks.workload import WORKERS, raw_config
+from features.synthetic.logs import SyntheticConfig, write_day
+from pipeline.cluster.session import ray_session
+from pipeline.config.load import parse_config
+from pipeline.config.project import Config
+from pipeline.evaluation import backfill as of_backfill
+from pipeline.evaluation.backfill import backfill
+from pipeline.evaluation.cells import AskedCells
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.ingest.datasource import group_bundles, read_bundles
+from pipeline.ingest.plan import RunPlan, StreamStart
+from pipeline.log_passes.statistics import fit_statistics
+from pipeline.storage.files import Storage
+from pipeline.trainer.train_line import train
+
+_ROWS, _QUICK_ROWS, _TRAINED_ROWS = 2**17, 2**14, 2**12
+_DAYS = [f"2026-11-{number:02d}" for number in range(1, 11)]
+_CHECKPOINTS, _MEASURED = _DAYS[:5], _DAYS[5:]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of a piece of work.
+
+    Args:
+        cpu: CPU-seconds of all processes.
+        wall: Seconds.
+    """
+
+    cpu: float
+    wall: float
+
+    def less(self, other: "Cost") -> "Cost":
+        """Return the cost without another's."""
+        return Cost(self.cpu - other.cpu, self.wall - other.wall)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Measure a backfill, and single evaluations of the same cells, within one Ray.
+
+    Reading is the work of the data tasks of each plan, done in this process: decoding, encoding and packing. Start-up
+    is what the same command costs on a day of few rows; it is taken out of the backfill, and of the evaluation of one
+    cell, which counts 25 times.
+
+    Args:
+        quick: An eighth of the rows.
+    """
+    rows = _QUICK_ROWS if quick else _ROWS
+    with _history(rows) as config, ray_session(config), TreeWatcher(os.getpid()) as watcher:
+        fit_statistics(config, _CHECKPOINTS)
+        train(config, _CHECKPOINTS, passes=1)
+        tiny = AskedCells(_CHECKPOINTS[0], _CHECKPOINTS[:1])
+        evaluate(config, tiny.days, None, [])  # workers start and import
+        start = _cost(watcher, lambda: backfill(config, tiny))
+        single_start = _cost(watcher, lambda: evaluate(config, tiny.days, None, []))
+        single = _cost(watcher, lambda: evaluate(config, _MEASURED[:1], None, [])).less(single_start)
+        Storage(config.root).remove("metrics")
+        asked = AskedCells(f"{_CHECKPOINTS[0]}..{_CHECKPOINTS[-1]}", _MEASURED)
+        reading = _reading_s(config, asked)
+        one_pass = _reading_s(config, AskedCells(_CHECKPOINTS[-1], _MEASURED))
+        whole = _cost(watcher, lambda: backfill(config, asked)).less(start)
+    return {
+        "rows_per_day": rows,
+        "reading_over_one_pass": round(reading / one_pass, 2),
+        "reading_goal": 1.2,
+        "cpu_over_25_evaluations": round(whole.cpu / (25 * single.cpu), 3),
+        "wall_over_25_evaluations": round(whole.wall / (25 * single.wall), 3),
+        "whole_goal": 0.4,
+        "backfill_cpu_s": round(whole.cpu, 1),
+        "backfill_reading_cpu_s": round(reading, 2),
+        "one_pass_reading_cpu_s": round(one_pass, 2),
+        "evaluation_cpu_s": round(single.cpu, 2),
+        "backfill_wall_s": round(whole.wall, 1),
+        "evaluation_wall_s": round(single.wall, 2),
+        "start_cpu_s": round(start.cpu, 1),
+    }
+
+
+@contextlib.contextmanager
+def _history(rows: int) -> Iterator[Config]:
+    """Make a project with five short days to train, five days of rows to measure, and statistics; remove it."""
+    with TemporaryDirectory(prefix="counterpoise-bench-") as folder:
+        for days, each in ((_CHECKPOINTS, _TRAINED_ROWS), (_MEASURED, rows)):
+            world = SyntheticConfig(
+                seed=7,
+                first_day=date(2026, 11, 1),
+                rows_per_day=each,
+                num_users=20_000,
+                num_videos=20_000,
+                num_authors=2_000,
+                files_per_day=4,
+                row_group_rows=2**14,
+            )
+            for day in days:
+                write_day(world, date.fromisoformat(day), f"{folder}/logs")
+        raw = raw_config(folder)
+        Path(folder, "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        config = parse_config(raw, "benchmark")
+        yield config
+
+
+def _reading_s(config: Config, asked: AskedCells) -> float:
+    """Return the CPU-seconds of the data tasks of a backfill, done in this process; nothing is measured."""
+    plans: list[RunPlan] = []
+
+    def keep(config: Config, plan: RunPlan, *rest: Any) -> dict[str, Any]:
+        plans.append(plan)
+        return {}
+
+    with mock.patch.object(of_backfill, "run_workers", keep):
+        backfill(config, asked)
+    (plan,) = plans
+    segments = plan.segments([StreamStart()], WORKERS)
+    read, blank = plan.read_plan(segments), plan.encoder.empty()
+    began = time.process_time()
+    for task in group_bundles(read, plan.bundles(segments, WORKERS), plan.block_rows):
+        for _ in read_bundles(read, task, blank):
+            pass
+    return time.process_time() - began
+
+
+def _cost(watcher: TreeWatcher, work: Callable[[], Any]) -> Cost:
+    """Return the cost of a piece of work."""
+    before, began = sum(watcher.cpu_seconds().values()), time.monotonic()
+    work()
+    wall = time.monotonic() - began
+    return Cost(sum(watcher.cpu_seconds().values()) - before, wall)

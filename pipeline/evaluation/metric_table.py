@@ -1,0 +1,190 @@
+"""Table of metrics over history: Parquet files below ROOT/metrics, appended to day by day, readable with any tool.
+
+A file is the commit of one day: all cells of the day that a command measured. It is written whole or not at all, and
+never changed. Its bytes follow from its rows; no row has a time. A later commit of the same cell counts instead of an
+earlier one: after a change of the day's log, of the metrics or of their resamples.
+"""
+
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.errors import DataError
+from pipeline.evaluation.cells import Cell
+from pipeline.evaluation.metrics import METRICS_VERSION
+from pipeline.evaluation.table import metric_of
+from pipeline.ingest.day_files import first_line
+from pipeline.ingest.plan import StreamStart
+from pipeline.storage.files import Storage
+
+ALL_ROWS = "all"
+"""Slice of all rows of a cell."""
+
+SCHEMA = pa.schema(
+    [
+        ("line", pa.string()),
+        ("checkpoint", pa.string()),
+        ("checkpoint_day", pa.string()),
+        ("day", pa.string()),
+        ("lag", pa.int32()),
+        ("row_set", pa.string()),
+        ("slice", pa.string()),
+        ("task", pa.string()),
+        ("kind", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("rows", pa.int64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("draws", pa.list_(pa.float64())),
+        ("key", pa.string()),
+        ("checkpoint_digest", pa.string()),
+        ("log_digest", pa.string()),
+        ("metrics_version", pa.int32()),
+        ("commit", pa.int32()),
+    ]
+)
+
+IDENTITY = ("line", "checkpoint", "day", "row_set", "slice", "task", "metric")
+"""Columns that name a figure; of several rows with the same values the one of the newest commit counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricTable:
+    """Table of metrics of a root.
+
+    Args:
+        storage: The folder `ROOT/metrics`.
+    """
+
+    storage: Storage
+
+    @classmethod
+    def of(cls, root: str) -> "MetricTable":
+        """Return the table of a root."""
+        return cls(Storage(root).under("metrics"))
+
+    def keys(self, day: str) -> set[str]:
+        """Return the keys of the cells that are committed for a day.
+
+        Raises:
+            DataError: A file is damaged.
+        """
+        return {key for table in self._commits(day, ["key"]) for key in pc.unique(table["key"]).to_pylist()}
+
+    def commit(self, day: str, cells: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> None:
+        """Append the figures of a day's cells as one file, unless all of them are there.
+
+        Args:
+            day: ISO date.
+            cells: Each cell with the entries per task of its `Measurement`, in any order.
+        """
+        found = sorted(cells, key=lambda pair: (pair[0].checkpoint_day, pair[0].line, pair[0].checkpoint))
+        while not {cell.key for cell, _ in found} <= self.keys(day):
+            number = max(self._numbers(day), default=0) + 1
+            rows = [row | {"commit": number} for cell, tasks in found for row in _rows_of(cell, tasks)]
+            data = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), data, compression="zstd")
+            if self.storage.create(_file(day, number), data.getvalue()):
+                return
+
+    def read(self, days: Sequence[str] | None = None, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+        """Return the rows that count, those of the newest commit of each figure.
+
+        Args:
+            days: Measured days, ISO dates; None: all.
+            columns: Columns of the result.
+
+        Raises:
+            DataError: A file is damaged.
+        """
+        wanted = [*dict.fromkeys([*columns, *IDENTITY])]
+        found = []
+        for day in self.storage.names() if days is None else days:
+            commits = list(self._commits(day, wanted))
+            if commits:
+                found.append(_newest(pa.concat_tables(commits)).select(list(columns)))
+        return pa.concat_tables(found) if found else SCHEMA.empty_table().select(list(columns))
+
+    def of_cells(self, day: str, keys: Sequence[str], columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+        """Return the rows of a day's cells by their keys, each once.
+
+        Raises:
+            DataError: A file is damaged.
+        """
+        wanted = [*dict.fromkeys([*columns, *IDENTITY, "key"])]
+        commits = [
+            table.filter(pc.is_in(table["key"], pa.array(keys, pa.string()))) for table in self._commits(day, wanted)
+        ]
+        found = pa.concat_tables(commits) if commits else SCHEMA.empty_table().select(wanted)
+        return _newest(found).select(list(columns))
+
+    def _commits(self, day: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the commits of a day, the oldest first."""
+        for number in self._numbers(day):
+            try:
+                yield pq.read_table(io.BytesIO(self.storage.read(_file(day, number))), columns=list(columns))
+            except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                raise DataError(
+                    f"{self.storage.url}/{_file(day, number)} is damaged ({first_line(error)}): remove it, and its "
+                    "cells are measured again"
+                ) from error
+
+    def _numbers(self, day: str) -> list[int]:
+        names = (name.removesuffix(".parquet") for name in self.storage.names(day))
+        return sorted(int(name) for name in names if name.isdigit())
+
+
+def begin_after(table: MetricTable, readings: Sequence[tuple[str, Sequence[str]]]) -> StreamStart:
+    """Begin a stream of readings after the days that an earlier start of the workers has committed.
+
+    Args:
+        table: The table.
+        readings: Day of each reading, and the keys of all cells of that day.
+    """
+    done = itertools.takewhile(lambda reading: set(reading[1]) <= table.keys(reading[0]), readings)
+    return StreamStart(done=len(list(done)))
+
+
+def _file(day: str, number: int) -> str:
+    return f"{day}/{number:06d}.parquet"
+
+
+def _rows_of(cell: Cell, tasks: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a cell, but for their commit."""
+    same = {
+        "line": cell.line,
+        "checkpoint": cell.checkpoint,
+        "checkpoint_day": cell.checkpoint_day,
+        "day": cell.day,
+        "lag": cell.lag,
+        "row_set": cell.row_set,
+        "slice": ALL_ROWS,
+        "key": cell.key,
+        "checkpoint_digest": cell.checkpoint_digest,
+        "log_digest": cell.log_digest,
+        "metrics_version": METRICS_VERSION,
+    }
+    for entry in tasks:
+        values = dict(entry["model"])
+        of_task = {"task": entry["task"], "kind": entry["kind"], "rows": values.pop("rows")}
+        for metric, value in values.items():
+            drawn = entry.get("interval", {}) if metric == metric_of(entry["kind"]) else {}
+            interval = {name: drawn.get(name) for name in ("low", "high", "draws")}
+            yield same | of_task | {"metric": metric, "value": None if value is None else float(value)} | interval
+
+
+def _newest(rows: pa.Table) -> pa.Table:
+    """Keep the last row of each figure, in the order of the rows."""
+    places = pa.array(range(rows.num_rows), pa.int64())
+    names = rows.select(list(IDENTITY)).append_column("place", places)
+    last = names.group_by(list(IDENTITY)).aggregate([("place", "max")])["place_max"]
+    return rows.take(pa.array(sorted(last.to_pylist()), pa.int64()))
