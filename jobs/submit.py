@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.dry_run:
         return _dry_run(place, job)
-    _plan(arguments, job)
+    _plan(arguments, job, place)
     submission, result = start_or_attach(place, job)
     said = {"result": result, "submission": submission, "where": arguments.where}
     try:
@@ -95,18 +95,23 @@ def _dry_run(place: "Place", job: "Job") -> dict[str, Any]:
     return {"result": "dry run", "manifest": {"apiVersion": "v1", "kind": "List", "items": objects}}
 
 
-def _plan(arguments: argparse.Namespace, job: "Job") -> None:
+def _plan(arguments: argparse.Namespace, job: "Job", place: "Place") -> None:
     """Refuse a training that cannot fit its workers, where their memory is known."""
+    from pipeline.submission.kubernetes_place import KubernetesPlace
+
     if job.line is None:
         return
-    memory = arguments.hbm_gb if job.config.workers.device == "cuda" else arguments.ram_gb
+    ram = arguments.ram_gb
+    if ram is None and isinstance(place, KubernetesPlace):
+        ram = place.worker_gb(job.config.workers.most)
+    memory = arguments.hbm_gb if job.config.workers.device == "cuda" else ram
     if memory is None:
         option = "--hbm-gb" if job.config.workers.device == "cuda" else "--ram-gb"
         logger.info("not planned, since %s is not given: whether the model fits is seen when it starts", option)
         return
     from pipeline.report.plan_command import Asked, plan_command
 
-    asked = Asked(None, None, arguments.hbm_gb, arguments.ram_gb, 8)
+    asked = Asked(None, None, arguments.hbm_gb, ram, 8)
     plan_command(job.config, asked, show)
 
 

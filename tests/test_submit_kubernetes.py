@@ -20,6 +20,7 @@ from jobs.submitted import job_of
 from pipeline.lineage.lease import this_process
 from pipeline.submission import kubernetes_api
 from pipeline.submission.job_record import Recorder, record_url
+from pipeline.submission.rayjob import worker_gb
 
 __all__ = ["api", "cluster"]  # fixtures
 PROJECT = Path(__file__).parents[1]
@@ -141,11 +142,19 @@ def test_a_template_that_would_hang(config: Path, cluster: KubernetesServer, tmp
     assert cluster.names() == []
 
 
-def test_a_model_that_does_not_fit(config: Path, cluster: KubernetesServer) -> None:
+def test_a_model_that_does_not_fit(config: Path, cluster: KubernetesServer, tmp_path: Path) -> None:
     """Catches a cluster that is paid for to learn that the tables do not fit it."""
     with pytest.raises(DataError, match="does not fit"):
         call(config, "--ram-gb", "0.001")
+    small = yaml.safe_load(TEMPLATE.read_text())
+    for group in small["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        limits |= {"memory": "64Gi"} if group["groupName"] == "data" else {"memory": "1Mi"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    with pytest.raises(DataError, match="does not fit"):
+        call(config, "--template", str(tmp_path / "small.yaml"))
     assert cluster.calls == []
+    assert worker_gb(yaml.safe_load(TEMPLATE.read_text()), 8) == 4 * 64 * 2**30 / 8 / 1e9
 
 
 def test_the_overlays_render_for_a_submission(config: Path, cluster: KubernetesServer) -> None:

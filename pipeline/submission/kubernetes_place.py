@@ -9,7 +9,7 @@ from features.errors import ConfigError
 from pipeline.submission.job import Job
 from pipeline.submission.kubernetes_api import KubernetesApi
 from pipeline.submission.place import Submission
-from pipeline.submission.rayjob import config_map, has_volume, mounted_config, render
+from pipeline.submission.rayjob import config_map, has_volume, mounted_config, render, worker_gb
 from pipeline.submission.rayjob_rules import problems
 from pipeline.submission.rayjob_status import JOB_LABEL, submission_of
 
@@ -28,6 +28,10 @@ class KubernetesPlace:
 
     def __init__(self, api: KubernetesApi, template: dict[str, Any], config_path: Path | None) -> None:
         self._api, self._template, self._config_path = api, template, config_path
+
+    def worker_gb(self, workers: int) -> float | None:
+        """Return the memory of a worker in the training pods, in 10^9 bytes; None: there are none."""
+        return worker_gb(self._template, workers)
 
     def find(self, job_name: str) -> list[Submission]:
         """Return the submissions of a job that have a RayJob, in the order of their numbers."""

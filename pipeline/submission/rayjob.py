@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 
 from features.errors import ConfigError
 from pipeline.config.yaml_text import read_yaml
 from pipeline.submission.job import Job
 from pipeline.submission.place import entrypoint, environment
+from pipeline.submission.rayjob_rules import TRAINING
 from pipeline.submission.rayjob_status import (
     CHAIN_LABEL,
     COMMAND_ANNOTATION,
@@ -88,6 +90,20 @@ def has_volume(template: Mapping[str, Any], path: str) -> bool:
     claims = {volume["name"] for volume in _head(template).get("volumes", []) if "persistentVolumeClaim" in volume}
     mounts = [mount for container in _head(template)["containers"] for mount in container.get("volumeMounts", [])]
     return any(mount["name"] in claims and Path(path).is_relative_to(mount["mountPath"]) for mount in mounts)
+
+
+def worker_gb(template: Mapping[str, Any], workers: int) -> float | None:
+    """Return the memory of a worker in the training pods of a template, in 10^9 bytes; None: it has no such group.
+
+    Args:
+        template: RayJob of an overlay.
+        workers: Workers of the run, shared by the pods.
+    """
+    for group in template["spec"]["rayClusterSpec"].get("workerGroupSpecs", []):
+        if group.get("groupName") == TRAINING:
+            (container, *_) = group["template"]["spec"]["containers"]
+            return float(parse_quantity(container["resources"]["limits"]["memory"])) * group["replicas"] / workers / 1e9
+    return None
 
 
 def render(

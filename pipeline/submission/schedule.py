@@ -108,7 +108,7 @@ def decide(
         )
     outcomes = tried.get(day, [])
     number = outcomes[-1].number + 1 if outcomes else 1
-    stop = None if again else _stop(window, day, outcomes)
+    stop = None if again else _stop(window.submissions, day, outcomes)
     if stop is not None:
         return stop
     for reason in (lambda: missing_input(day), held_by):
@@ -117,12 +117,30 @@ def decide(
     return Decision("create", _reason(outcomes), day, number)
 
 
+def submitted_day(day: str, outcomes: Sequence[Tried], submissions: int, *, again: bool = False) -> Decision:
+    """Return the decision about a day that depends on no other: `nothing` once it is done.
+
+    Args:
+        day: ISO date.
+        outcomes: Outcomes of its submissions, in the order of their numbers.
+        submissions: Most submissions that may fail.
+        again: True if a person wants a stopped day to be submitted again.
+    """
+    living = [outcome for outcome in outcomes if outcome.verdict == "living"]
+    if living:
+        return Decision("running", living[-1].text, day, living[-1].number)
+    if outcomes and outcomes[-1].verdict == "done":
+        return Decision("nothing", "done", day, outcomes[-1].number)
+    stop = None if again else _stop(submissions, day, outcomes)
+    return stop or Decision("create", _reason(outcomes), day, outcomes[-1].number + 1 if outcomes else 1)
+
+
 def after(day: str) -> str:
     """Return the ISO date of the day after."""
     return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
 
 
-def _stop(window: Window, day: str, outcomes: Sequence[Tried]) -> Decision | None:
+def _stop(submissions: int, day: str, outcomes: Sequence[Tried]) -> Decision | None:
     """Return the decision not to submit a day again; None: it may be submitted."""
     if not outcomes:
         return None
@@ -133,7 +151,7 @@ def _stop(window: Window, day: str, outcomes: Sequence[Tried]) -> Decision | Non
         text = "it was published and is not any more: a person has moved LATEST back, or discarded it"
         return Decision("stopped", text, day, last.number)
     failed = sum(outcome.counts for outcome in outcomes)
-    if failed >= window.submissions:
+    if failed >= submissions:
         return Decision("failed", f"{failed} submissions have failed, the last: {last.text}", day, last.number)
     return None
 
