@@ -1,6 +1,6 @@
 """Launch jobs of days on Kubernetes: one tick of a schedule, which may be repeated at any time.
 
-By default the days are those of a line, one after the other. With `--command` they are independent of one another.
+The days are those of a line, one after the other. With `--command` they are independent of one another.
 """
 
 import argparse

@@ -139,7 +139,7 @@ def test_commands_and_their_options_exist(name: str) -> None:
         options = {option for action in parser_of(command)._actions for option in action.option_strings}
         own, _, submitted = rest.partition(" -- ")
         named = set(re.findall(r"--[a-z][a-z-]*", own))
-        if submitted and not submitted.startswith("COMMAND"):
+        if submitted and command == "submit" and not submitted.startswith("COMMAND"):
             parsed(*submitted.split(maxsplit=1)[:1], shlex.split(submitted)[1:])
         assert named <= options, f"{name}: python -m jobs.{command}{rest}"
 
