@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from features.errors import NO_PLACE, ConfigError, DataError, Interrupted
 from features.full_disk import with_advice
 from pipeline.cluster.processes import process_age
-from pipeline.submission.entry_words import RECORD_VARIABLE, decode
+from pipeline.submission.entry_words import CONFIG_VARIABLE, RECORD_VARIABLE, decode
 
 if TYPE_CHECKING:  # `--help` answers without torch
     from pipeline.config.project import Config
@@ -154,7 +154,7 @@ def outcome(run: Run, arguments: argparse.Namespace) -> tuple[dict[str, Any], in
         result = run(arguments)
         return result, result.pop("exit_code", DONE)  # that of a job that was waited for
     except ConfigError as error:
-        return _failed(error), BAD_ARGUMENTS
+        return getattr(error, "figures", {}) | _failed(error), BAD_ARGUMENTS
     except DataError as error:
         return getattr(error, "figures", {}) | _failed(error), REFUSED
     except Interrupted as error:
@@ -198,7 +198,21 @@ def read_config(arguments: argparse.Namespace) -> "Config":
     """
     from pipeline.config.load import load_config
 
-    return load_config(arguments.config, arguments.set)
+    config = load_config(arguments.config, arguments.set)
+    expected = os.environ.pop(CONFIG_VARIABLE, None)  # a command that this one starts may have another
+    if expected is not None:
+        _check_config(config, expected)
+    return config
+
+
+def _check_config(config: "Config", expected: str) -> None:
+    from pipeline.submission.job import config_digest
+
+    if (here := config_digest(config)) != expected:
+        raise ConfigError(
+            f"the configuration here is {here}, the job was submitted with {expected}: after a change of an overlay, "
+            "make manifests and apply it again"
+        )
 
 
 def add_skip_missing(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--port", type=int, default=9400, help="port of the metrics, on all interfaces (9400)")
     parser.add_argument("--address", default="0.0.0.0", help="address to listen on (0.0.0.0)")
+    parser.add_argument("--lag-days", type=int, default=1, metavar="N", help="a day is due N days later (1)")
+    parser.add_argument("--first-day", metavar="DAY", help="first day of a line that has none")
     parser.add_argument("--time-zone", default="Etc/UTC", help="zone in which the days of the log end (Etc/UTC)")
 
 
@@ -25,7 +27,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.submission.line_metrics import LineMetrics
 
     registry = CollectorRegistry()
-    registry.register(LineMetrics(config, arguments.time_zone))
+    registry.register(LineMetrics(config, arguments.time_zone, arguments.lag_days, arguments.first_day))
     try:
         start_http_server(arguments.port, arguments.address, registry)
     except (OSError, OverflowError) as error:

@@ -62,6 +62,7 @@ def _launch_line(arguments: argparse.Namespace) -> dict[str, Any]:
     daily = lambda day: job_of("daily", _words(arguments, "--day", day, "--max-catch-up", "0"))[0]  # noqa: E731
     decision = Launcher(config, api, place, daily).tick(_window(arguments), again=arguments.again is not None)
     said = {"result": decision.what, "line": config.line, "day": decision.day, "reason": decision.text}
+    said |= {"again": arguments.again} if arguments.again is not None else {}
     if decision.what == "stopped":
         raise LineStopped(f"{decision.day} waits for a person: {decision.text}; then --again REASON submits it", said)
     if decision.what == "failed":

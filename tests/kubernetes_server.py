@@ -2,10 +2,12 @@
 
 It keeps objects in memory, as an API server does: versions, label selectors, pages, watches, conflicts of names, a
 token. Faults are put in a queue: an answer that is an error, or a connection that ends before or after the work.
-COUNTERPOISE_TEST_KUBERNETES names a real API (with the CRDs of KubeRay) for the tests that need no faults.
+COUNTERPOISE_TEST_KUBERNETES names a real API, e.g. of `kubectl proxy`, for the tests that need no faults. They need the
+CRDs of KubeRay and a namespace `ranking`, and no operator.
 """
 
 import json
+import os
 import re
 import threading
 import time
@@ -22,7 +24,7 @@ import pytest
 from pipeline.submission.kubernetes_api import API_VARIABLE, KubernetesApi
 
 NAMESPACE = "ranking"
-_PATH = re.compile(r"/(?:api|apis/[^/]+)/v1/namespaces/([^/]+)/([^/]+)(?:/([^/]+))?(?:/(proxy/.*))?")
+_PATH = re.compile(r"/(?:api|apis/([^/]+))/v1/namespaces/[^/]+/([^/]+)(?:/([^/]+))?(?:/(proxy/.*))?")
 
 
 @dataclass
@@ -153,9 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if found is None:
             return self._answer(404, {"message": f"no such path {url.path}"})
-        _, resource, name, proxy = found.groups()
+        group, resource, name, proxy = found.groups()
         verb = _verb(self.command, name, query)
-        self.owner.calls.append((verb, f"{resource}/proxy" if proxy else resource))
+        self.owner.calls.append((verb, "/".join(filter(None, [group, resource, "proxy" if proxy else None]))))
         self.owner.requests.append(dict(self.headers))
         if self.owner.token and self.headers.get("Authorization") != f"Bearer {self.owner.token}":
             return self._answer(401, {"message": "Unauthorized"})
@@ -239,6 +241,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
     monkeypatch.setenv(API_VARIABLE, server.url)
     yield server
     server.close()
+
+
+@pytest.fixture
+def any_api(cluster: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> KubernetesApi:
+    """The real API server that the environment names, else this one."""
+    if real := os.environ.get("COUNTERPOISE_TEST_KUBERNETES"):
+        monkeypatch.setenv(API_VARIABLE, real)
+    return KubernetesApi(NAMESPACE)
 
 
 @pytest.fixture

@@ -102,6 +102,18 @@ def parse_line(line: list[str]) -> argparse.Namespace:
     return parser.parse_args(line[3:])
 
 
+def allowed(role: str) -> set[tuple[str, str]]:
+    """The (verb, resource) pairs of a Role, the resource with its group."""
+    (found,) = [one for one in of_kind(render("overlays/prod-cpu"), "Role") if one["metadata"]["name"] == role]
+    named = [(rule, group) for rule in found["rules"] for group in rule["apiGroups"]]
+    return {
+        (verb, f"{group}/{resource}" if group else resource)
+        for rule, group in named
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+
+
 def shared_checker() -> ModuleType:
     """The checker with KubeRay's schemas, which stand beside the project and are no part of it."""
     script = _SHARED / "check_manifests.py"

@@ -1,19 +1,23 @@
 """Client of the Kubernetes API: names that exist, pages, watches that break off, an API server that is busy or away."""
 
+import json
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kubernetes_server import NAMESPACE, Fault, KubernetesServer, api, cluster
+from kubernetes_server import NAMESPACE, Fault, KubernetesServer, any_api, api, cluster
+from scheduled_lines import template
 
 from features.errors import ConfigError
 from pipeline.submission import kubernetes_api
 from pipeline.submission.kubernetes_api import API_VARIABLE, KubernetesApi
+from pipeline.submission.rayjob import config_map
 
-__all__ = ["api", "cluster"]  # fixtures
+__all__ = ["any_api", "api", "cluster"]  # fixtures
 
 
 def rayjob(name: str, **labels: str) -> dict[str, Any]:
@@ -23,6 +27,27 @@ def rayjob(name: str, **labels: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes_api, "_PAUSES_S", (0.01, 0.02, 0.04))
+
+
+def test_the_life_of_a_rayjob(any_api: KubernetesApi, tmp_path: Path) -> None:
+    """Catches a path, a verb or an object that an API server does not take; also for a real one."""
+    made = template(tmp_path)
+    name = f"test-{uuid.uuid4().hex[:8]}-r1"
+    made["metadata"] = {"name": name, "namespace": NAMESPACE, "labels": {"counterpoise/job": name}}
+    made["spec"]["suspend"] = True  # an operator, if there is one, starts nothing
+    assert any_api.rayjob(name) is None
+    assert any_api.create_rayjob(json.loads(json.dumps(made)))
+    assert not any_api.create_rayjob(json.loads(json.dumps(made)))
+    assert [one["metadata"]["name"] for one in any_api.rayjobs(f"counterpoise/job={name}")] == [name]
+    text = config_map(f"of: {name}")
+    assert any_api.create_config_map(text)
+    assert not any_api.create_config_map(text)
+    found = any_api.rayjob(name)
+    assert found is not None
+    any_api.changed(name, found["metadata"]["resourceVersion"], 1)
+    any_api.delete_rayjob(name)
+    any_api.delete_rayjob(name)
+    assert any_api.rayjob(name) is None
 
 
 def test_a_name_is_created_once(cluster: KubernetesServer, api: KubernetesApi) -> None:
@@ -39,7 +64,7 @@ def test_pages_and_labels(cluster: KubernetesServer, api: KubernetesApi, monkeyp
         api.create_rayjob(rayjob(f"a-r{number}", line="main"))
     api.create_rayjob(rayjob("b-r1", line="other"))
     assert [one["metadata"]["name"] for one in api.rayjobs("line=main")] == [f"a-r{number}" for number in range(5)]
-    assert cluster.calls.count(("list", "rayjobs")) == 3
+    assert cluster.calls.count(("list", "ray.io/rayjobs")) == 3
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 0])
@@ -107,7 +132,7 @@ def test_an_object_that_is_refused(cluster: KubernetesServer, api: KubernetesApi
     cluster.refuse = lambda content: 'unknown field "spec.entrypont"'
     with pytest.raises(ConfigError, match=r"RayJob a-r1: unknown field .spec.entrypont"):
         api.create_rayjob(rayjob("a-r1"))
-    assert cluster.calls == [("create", "rayjobs")]
+    assert cluster.calls == [("create", "ray.io/rayjobs")]
 
 
 def test_a_watch_sees_a_change(cluster: KubernetesServer, api: KubernetesApi) -> None:

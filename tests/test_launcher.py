@@ -3,17 +3,20 @@
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes_server import KubernetesServer, api, cluster
-from manifests import render
+from manifests import allowed
 from scheduled_lines import Scheduled, webhook
 from small_daily import FIRST, World, day_of, killable, train_first_days
 
 from features.errors import ConfigError
-from pipeline.lineage.lease import lease
+from pipeline.lineage.lease import lease, this_process
 from pipeline.lineage.manual_moves import rollback
+from pipeline.submission.job_record import JobRecord, Recorder, record_url
 from pipeline.submission.schedule import due_day
+from pipeline.submission.submit import records_of
 
 __all__ = ["api", "cluster", "killable", "webhook"]  # fixtures
 SECOND = day_of(1)
@@ -185,6 +188,75 @@ def test_a_person_moves_latest_back(scheduled: Scheduled) -> None:
     assert scheduled.tick(SECOND).what == "nothing"
 
 
+def test_several_days_are_taken_back(scheduled: Scheduled) -> None:
+    """Catches a line that stops at every day after a rollback, although a person has let it go on."""
+    for number in range(3):
+        scheduled.tick(day_of(2))
+        scheduled.run_job(name_of(scheduled, day_of(number), 1))
+    rollback(scheduled.config, scheduled.line, FIRST, "a bad model")
+    assert scheduled.tick(day_of(2)).what == "stopped"
+    scheduled.tick(day_of(2), again=True)
+    scheduled.run_job(name_of(scheduled, SECOND, 2))
+    decision = scheduled.tick(day_of(2))
+    assert (decision.what, decision.day, decision.number) == ("create", day_of(2), 2)
+
+
+def test_a_day_that_is_published_during_the_tick(scheduled: Scheduled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a job that ends while a tick looks: its record says done, and LATEST was read before."""
+    scheduled.tick(SECOND)
+    name, ended = name_of(scheduled, FIRST, 1), []
+
+    def records(root: str, job_name: str) -> dict[int, JobRecord]:
+        if not ended:
+            ended.append(scheduled.run_job(name))
+        return records_of(root, job_name)
+
+    monkeypatch.setattr("pipeline.submission.launcher.records_of", records)
+    scheduled.server.set_status(name, "Complete", "SUCCEEDED")
+    decision = scheduled.tick(SECOND)
+    assert (decision.what, decision.day) == ("create", SECOND)
+
+
+def test_an_acceptance_is_not_forgotten(scheduled: Scheduled) -> None:
+    """Catches a day that a person wanted skipped or accepted, and that the schedule trains with other arguments."""
+    job = scheduled.job_of(FIRST)
+    by_hand = type(job)("daily", (*job.words, "--skip-day", "no reason"), job.config, "main", (FIRST,))
+    assert scheduled.launcher()._place.start(by_hand, 1)
+    scheduled.server.set_status(by_hand.submission(1), "Failed", "FAILED")
+    decision = scheduled.tick(FIRST)
+    assert (decision.what, len(scheduled.server.names())) == ("stopped", 1)
+    assert "by hand with --skip-day" in decision.text
+
+
+@pytest.mark.parametrize("said", [{"other_code": True, "error": "x"}, {"held_by": "another run"}])
+def test_refusals_that_say_nothing_of_the_day(scheduled: Scheduled, said: dict[str, Any]) -> None:
+    """Catches a line that a laptop with another checkout, or an overtaken run, stops."""
+    scheduled.tick(FIRST)
+    name = name_of(scheduled, FIRST, 1)
+    recorder = Recorder(record_url(str(scheduled.root), name), this_process())
+    recorder.begin("daily")
+    recorder.end(2, said)
+    scheduled.server.set_status(name, "Failed", "FAILED")
+    assert scheduled.tick(FIRST).number == 2
+
+
+def test_an_api_that_takes_no_events(scheduled: Scheduled, webhook: list[dict[str, str]]) -> None:
+    """Catches an alarm that is lost since another way of giving it failed."""
+    scheduled.tick(FIRST)
+    scheduled.server.set_status(name_of(scheduled, FIRST, 1), "ValidationFailed")
+    scheduled.server.refuse = lambda content: "no events" if content["kind"] == "Event" else None
+    assert scheduled.tick(FIRST).what == "stopped"
+    assert len(webhook) == 1
+
+
+def test_a_lease_that_no_tick_can_wait_for(scheduled: Scheduled) -> None:
+    """Catches a line that stands still after a crash: every tick ends before the dead lease does."""
+    daily = scheduled.config.daily.model_copy(update={"lease_s": 3600.0})
+    scheduled.config = scheduled.config.model_copy(update={"daily": daily})
+    with pytest.raises(ConfigError, match="daily.lease_s is 3600"):
+        scheduled.tick(FIRST)
+
+
 def test_an_operator_that_is_down(scheduled: Scheduled) -> None:
     """Catches a second RayJob for a day since nobody looks at the first."""
     scheduled.tick(FIRST)
@@ -246,13 +318,7 @@ def test_the_rights_of_the_launcher(scheduled: Scheduled, monkeypatch: pytest.Mo
     scheduled.tick(day_of(2))
     scheduled.server.set_status(name_of(scheduled, day_of(2), 1), "ValidationFailed")
     scheduled.tick(day_of(2))
-    (role,) = [
-        one
-        for one in render("overlays/prod-cpu")
-        if one["kind"] == "Role" and one["metadata"]["name"] == "counterpoise-launcher"
-    ]
-    allowed = {(verb, name) for rule in role["rules"] for verb in rule["verbs"] for name in rule["resources"]}
-    assert set(scheduled.server.calls) == allowed
+    assert set(scheduled.server.calls) == allowed("counterpoise-launcher")
 
 
 def test_the_day_that_is_due() -> None:

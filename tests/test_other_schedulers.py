@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from manifests import command_lines, of_kind, parse_line, render
 
@@ -24,22 +23,32 @@ def airflow() -> dict[str, Any]:
     return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in operator.keywords}
 
 
-def argo() -> dict[str, Any]:
-    workflow = yaml.safe_load(block("yaml"))
-    spec = workflow["spec"]["workflowSpec"]
-    (template,) = [one for one in spec["templates"] if one["name"] == spec["entrypoint"]]
-    assert workflow["spec"]["concurrencyPolicy"] == "Forbid"
-    return template["container"] | {"service_account_name": spec["serviceAccountName"]}
-
-
-@pytest.mark.parametrize("scheduler", ["airflow", "argo"])
-def test_the_command_is_the_launcher_s(scheduler: str) -> None:
+def test_the_command_is_the_launcher_s() -> None:
     """Catches an example whose options were renamed, or whose files are elsewhere than in the CronJob."""
-    given = airflow() if scheduler == "airflow" else argo()
-    line = [*given.get("cmds", given.get("command", [])), *given.get("arguments", given.get("args", []))]
-    asked = parse_line(line)
+    given = airflow()
+    asked = parse_line([*given["cmds"], *given["arguments"]])
     (cron_job,) = of_kind(render("overlays/prod-cpu"), "CronJob")
     ours = parse_line(next(command_lines(cron_job)))
     assert (asked.config, asked.template) == (ours.config, ours.template)
-    pod = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert given["service_account_name"] == pod["serviceAccountName"]
+    assert given["namespace"] == cron_job["metadata"]["namespace"]
+
+
+def test_the_workflow_creates_the_launcher_s_pod() -> None:
+    """Catches a workflow whose parts do not name one another, or that runs two ticks at once."""
+    workflow = yaml.safe_load(block("yaml"))
+    spec = workflow["spec"]["workflowSpec"]
+    (template,) = [one for one in spec["templates"] if one["name"] == spec["entrypoint"]]
+    assert template["resource"]["action"] == "create"
+    assert workflow["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_the_pod_of_the_cron_job_stands_alone() -> None:
+    """Catches a command of the page that reads the CronJob at a place where its pod is not."""
+    (cron_job,) = of_kind(render("overlays/prod-cpu"), "CronJob")
+    paths = set(re.findall(r"\.spec\.jobTemplate[.a-zA-Z]*", PAGE))
+    assert paths == {".spec.jobTemplate.spec.template.metadata", ".spec.jobTemplate.spec.template.spec"}
+    for path in paths:
+        found = cron_job
+        for key in path.strip(".").split("."):
+            found = found[key]
+        assert found

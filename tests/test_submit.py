@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scheduled_lines import template
@@ -20,7 +21,7 @@ from jobs.submitted import job_of
 from pipeline.lineage.lease import lease
 from pipeline.lineage.line import Line
 from pipeline.submission.entry_words import decode, encode, is_plain
-from pipeline.submission.job import Job, parse_submission
+from pipeline.submission.job import Job, config_digest, parse_submission
 from pipeline.submission.job_record import read_record, record_url
 from pipeline.submission.local_place import LocalPlace
 from pipeline.submission.rayjob import read_template, render
@@ -55,12 +56,31 @@ def test_words_in_the_shells_of_kuberay_and_ray() -> None:
     assert decode(json.loads(found.stdout), variables) == words
 
 
+def test_variables_in_the_script_of_the_submitter_pod(tmp_path: Path) -> None:
+    """Catches a value of an argument that the shell of KubeRay's submitter acts on: it stands between double quotes."""
+    reason = 'costs $5 `echo HACK` $(echo SUB) "q" \\ $(HOME)'
+    words = ("--config", "mine.yaml", "--day", day_of(0), "--accept-gate", reason)
+    asked = Job("daily", words, config_of(tmp_path), "main", (day_of(0),))
+    spec = render(template(tmp_path), asked, 1, None, None)["spec"]
+    content = json.dumps(yaml.safe_load(spec["runtimeEnvYAML"]))
+    fake = tmp_path / "ray"
+    fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    fake.chmod(0o755)
+    # As KubeRay writes it: JSON quoted as a string of Go, and the entrypoint without quotes.
+    script = f"{fake} job submit --runtime-env-json {json.dumps(content)} -- {spec['entrypoint']}"
+    done = subprocess.run(["bash", "-ce", script], capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    variables = json.loads(seen[3])["env_vars"]
+    assert decode(seen[seen.index("--") + 4 :], variables)[: len(words)] == list(words)
+
+
 def test_names_of_jobs(tmp_path: Path) -> None:
     """Catches two names for one daily job, one name for two, and names that Kubernetes refuses."""
     one = job(tmp_path)
     assert job(tmp_path, config="/elsewhere/b.yaml").name == one.name
     assert job(tmp_path, seed=9).name == one.name  # another config of the same day on the same line
-    assert job(tmp_path, seed=9).config_digest != one.config_digest
+    assert job(tmp_path, seed=9).digest != one.digest
+    assert config_digest(one.config) != config_digest(job(tmp_path, seed=9).config)
     assert job(tmp_path, line="other").name != one.name
     assert job(tmp_path, day_of(1)).name != one.name
     assert job(tmp_path / "other").name != one.name
@@ -87,7 +107,7 @@ def test_the_rayjob_of_a_submission(tmp_path: Path) -> None:
     )
     variables = read_template(json.dumps(rayjob), "x")["spec"]["runtimeEnvYAML"]
     assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S: '900'" in variables
-    assert "COUNTERPOISE_WORD_5: a reason" in variables
+    assert f"COUNTERPOISE_WORD_5: '{b'a reason'.hex()}'" in variables or b"a reason".hex() in variables
     assert record_url(str(tmp_path), asked.submission(2)) in variables
     volumes = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
     assert [one["configMap"]["name"] for one in volumes if one["name"] == "run-config"] == ["run-config-own"]
@@ -172,7 +192,7 @@ def test_a_living_job_is_attached_to(config_file: Path, tmp_path: Path) -> None:
         pid = await_begin(root, name, waiting.pid)
         place = LocalPlace(root)
         attached = start_or_attach(place, job_of(words[0], words[1:])[0])
-        with pytest.raises(DataError, match=f"{name} runs with another configuration"):
+        with pytest.raises(DataError, match=f"{name} runs with other arguments"):
             start_or_attach(place, job_of(words[0], [*words[1:], "--set", "seed=77"])[0])
         assert waiting.stderr is not None
         said = next(line for line in waiting.stderr if ": submitted; " in line)

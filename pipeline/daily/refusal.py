@@ -1,5 +1,6 @@
 """Refusal of a day by a check: its text, and its report to a webhook."""
 
+import http.client
 import json
 import logging
 import os
@@ -74,5 +75,5 @@ def notify(config: Config, said: Mapping[str, str | None]) -> None:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=_WEBHOOK_S):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         logger.warning("the webhook was not told: %s", type(error).__name__)

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from features.errors import ConfigError, DataError
 from pipeline.ingest.cursor import StoredCursor
@@ -26,6 +27,16 @@ from pipeline.storage.files import Storage
 
 _PIN_S = 7 * 24 * 3600.0
 _FOREVER = 1e18
+
+
+class LineLost(DataError):  # noqa: N818 - it is what the command says
+    """Refusal since another run has taken the line over; it says nothing of the day.
+
+    Attributes:
+        figures: Part of the command's JSON line.
+    """
+
+    figures: ClassVar[dict[str, Any]] = {"held_by": "another run"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +180,7 @@ class Line:
             raise self._lost("this run", state)
 
     def _lost(self, who: str, state: Latest) -> DataError:
-        return DataError(
+        return LineLost(
             f"{who} no longer holds {self.storage.url}: another has taken it over since (its newest attempt is "
             f"{state.fence:04d}). This one stops; nothing that it did after that counts, and nothing has to be done"
         )

@@ -35,15 +35,15 @@ class Job:
     days: tuple[str, ...] = ()
 
     @property
-    def config_digest(self) -> str:
-        """Eight hexadecimal digits of the checksum of the whole configuration."""
-        return _digest(self.config.model_dump(mode="json"))
+    def digest(self) -> str:
+        """Eight hexadecimal digits of the checksum of the arguments and the configuration."""
+        return _digest(self._what())
 
     @property
     def chain(self) -> str:
         """Eight hexadecimal digits for what runs one at a time: a line of a root, or a job that trains none."""
         if self.line is None:
-            return _digest(self._what())
+            return self.digest
         return chain_of(self.config, self.line)
 
     @property
@@ -56,7 +56,7 @@ class Job:
         command = self.command.replace("_", "-")
         if self.is_daily_day:
             return daily_name(self.chain, self.days[0])
-        return f"{command}-{_digest(self._what())}"
+        return f"{command}-{self.digest}"
 
     @property
     def is_daily_day(self) -> bool:
@@ -83,7 +83,14 @@ class Job:
 
     def _what(self) -> list[str]:
         """Return the arguments and the configuration, without its path, which differs from machine to machine."""
-        return [self.command, *self.with_config(""), self.config_digest]
+        return [self.command, *self.with_config(""), config_digest(self.config)]
+
+
+def config_digest(config: "Config") -> str:
+    """Return eight hexadecimal digits of the checksum of a configuration, without the address of its Ray."""
+    content = config.model_dump(mode="json")
+    content["ray"].pop("address")
+    return _digest(content)
 
 
 def daily_name(chain: str, day: str) -> str:

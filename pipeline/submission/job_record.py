@@ -11,19 +11,29 @@ import socket
 import sys
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from features.errors import ConfigError
 from pipeline.lineage.records import ProcessIdentity
 from pipeline.storage.files import Storage
 from pipeline.storage.record import Record
 from pipeline.submission.code_version import code_version
-from pipeline.submission.entry_words import CODE_VARIABLE, CONFIG_VARIABLE, decode
+from pipeline.submission.entry_words import CODE_VARIABLE, DIGEST_VARIABLE, decode
 from pipeline.submission.job import FOLDER
 
 logger = logging.getLogger(__name__)
 
 _TRIES_S = (0, 5, 30)  # an end that is not written costs a whole job
+
+
+class OtherCode(ConfigError):  # noqa: N818 - it is what the command says
+    """Refusal of a cluster that has another code than the submitter; says nothing of the day or the arguments.
+
+    Attributes:
+        figures: Part of the command's JSON line.
+    """
+
+    figures: ClassVar[dict[str, Any]] = {"other_code": True}
 
 
 class JobRecord(Record):
@@ -35,7 +45,7 @@ class JobRecord(Record):
         host: Machine or pod on which it ran.
         process: Process of the command, by which another command of the same machine finds it gone.
         code: Version of the code that ran.
-        config_digest: Digits of the checksum of the configuration; absent: the submitter did not say.
+        digest: `Job.digest` of the submission; absent: the submitter did not say.
         began: Moment, ISO 8601.
         ended: Moment, ISO 8601; absent: the command runs, or was killed.
         exit_code: Exit code; absent: as `ended`.
@@ -47,7 +57,7 @@ class JobRecord(Record):
     host: str
     process: ProcessIdentity
     code: str
-    config_digest: str | None = None
+    digest: str | None = None
     began: str
     ended: str | None = None
     exit_code: int | None = None
@@ -74,7 +84,7 @@ class Recorder:
             name: Name of the command.
 
         Raises:
-            ConfigError: The code, Python or Ray is not that of the submitter.
+            OtherCode: The code, Python or Ray is not that of the submitter.
         """
         here, expected = code_version(), os.environ.get(CODE_VARIABLE)
         self._record = JobRecord(
@@ -83,12 +93,12 @@ class Recorder:
             host=socket.gethostname(),
             process=self._process,
             code=here,
-            config_digest=os.environ.get(CONFIG_VARIABLE),
+            digest=os.environ.get(DIGEST_VARIABLE),
             began=datetime.now(UTC).isoformat(),
         )
         self._storage.write(self._name, self._record.to_bytes())
         if expected is not None and expected != here:
-            raise ConfigError(
+            raise OtherCode(
                 f"this cluster has {here}, the job was submitted with {expected}: use an image or a checkout of the "
                 "same commit on both sides"
             )

@@ -41,6 +41,7 @@ class KubernetesApi:
     """
 
     def __init__(self, namespace: str | None = None) -> None:
+        self._log_refused = False
         self._client, found = _connect()
         self.namespace = namespace or found
         if not self.namespace:
@@ -107,7 +108,12 @@ class KubernetesApi:
         try:
             return self._answer("GET", url, {}, None, headers).decode(errors="replace")
         except (ApiException, urllib3.exceptions.HTTPError) as error:
-            logger.debug("%s: %s", url, error)
+            refused = isinstance(error, ApiException) and error.status in {401, 403}
+            if refused and not self._log_refused:
+                logger.warning(
+                    "the log is not shown, since %s is refused: is RAY_AUTH_TOKEN set, and allowed?", service
+                )
+            self._log_refused = self._log_refused or refused
             return None
 
     def changed(self, name: str, version: str, seconds: float) -> None:
@@ -233,4 +239,6 @@ def _message(error: ApiException) -> str:
 def _explained(error: ApiException) -> Exception:
     if error.status in {401, 403}:
         return ConfigError(f"the Kubernetes API refuses the request ({error.status}): {_message(error)}")
+    if error.status == 404 and "page not found" in str(error.body):
+        return ConfigError("this cluster does not know RayJobs: install the operator of KubeRay")
     return error

@@ -58,11 +58,16 @@ class KubernetesPlace:
                     f"{key} is {url!r}, and no persistent volume is mounted there in the head of the template: what a "
                     "pod writes there is lost; use s3://, or mount a claim"
                 )
+        if job.config.daily.on_refusal.webhook is not None:
+            raise ConfigError(
+                "daily.on_refusal.webhook is a secret, and configurations and arguments stand in plain sight here: "
+                "leave it out, and make the Secret counterpoise-webhook with COUNTERPOISE_WEBHOOK"
+            )
         mounted = mounted_config(self._template)
         own = self._config_path is not None and self._config_path != mounted
         if own and mounted is None:
             raise ConfigError("the head of the template mounts no volume run-config, so the job has no configuration")
-        content = [self._config_map(job)] if own else []
+        content = [self._config_map()] if own else []
         rayjob = render(self._template, job, number, content[0]["metadata"]["name"] if content else None, mounted)
         if found := problems(rayjob):
             raise ConfigError(f"RayJob {rayjob['metadata']['name']}: {'; '.join(found)}")
@@ -71,14 +76,9 @@ class KubernetesPlace:
         rayjob["metadata"]["namespace"] = self._api.namespace
         return [*content, rayjob]
 
-    def _config_map(self, job: Job) -> dict[str, Any]:
+    def _config_map(self) -> dict[str, Any]:
         assert self._config_path is not None
-        if job.config.daily.on_refusal.webhook is not None:
-            raise ConfigError(
-                "daily.on_refusal.webhook is a secret, and this configuration would stand in a ConfigMap: leave it "
-                "out, and set COUNTERPOISE_WEBHOOK from a Secret in the template"
-            )
-        return config_map(job, self._config_path.read_text())
+        return config_map(self._config_path.read_text())
 
     def look(self, submission: str) -> Submission | None:
         """Return the state of a submission; None: there is no RayJob of that name."""
@@ -109,6 +109,6 @@ class KubernetesPlace:
         """Return how to see the log of a submission, and how to stop it."""
         names = f"-n {self._api.namespace} "
         return (
-            f"kubectl {names}logs -f -l job-name={submission} shows its log; "
+            f"kubectl {names}logs -f --tail=-1 -l job-name={submission} shows its log; "
             f"kubectl {names}delete rayjob {submission} stops it"
         )

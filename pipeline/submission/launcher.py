@@ -9,11 +9,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from features.errors import ConfigError
 from pipeline.config.project import Config
 from pipeline.daily.refusal import notify
 from pipeline.ingest.day_files import folder_of, has_log
 from pipeline.lineage.lease import living_holder
 from pipeline.lineage.ledger import Ledger
+from pipeline.lineage.ledger_entry import LedgerEntry
 from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
 from pipeline.submission.attempts import Tried, by_number
@@ -27,6 +29,7 @@ from pipeline.submission.submit import records_of
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_LEASE_S = 600.0
 _KEPT = 14  # ended RayJobs of published days
 
 
@@ -44,6 +47,11 @@ class Launcher:
         self, config: Config, api: KubernetesApi, place: KubernetesPlace, job_of: Callable[[str], Job]
     ) -> None:
         self._config, self._api, self._place, self._job_of = config, api, place, job_of
+        if config.daily.lease_s > _LONGEST_LEASE_S:
+            raise ConfigError(
+                f"daily.lease_s is {config.daily.lease_s:g}: expected at most {_LONGEST_LEASE_S:g} for a schedule: "
+                "a tick watches the lease of a dead holder for so long"
+            )
         self._line = Line.of(config.root, config.line)
         self._chain = chain_of(config, config.line)
         self._logs = Storage(config.logs.path)
@@ -58,33 +66,34 @@ class Launcher:
         while True:
             submissions = self._submissions()
             published = self.published()
-            tried = self._tried(submissions, window.first if published is None else after(published))
+            day = window.first if published is None else after(published.day)
+            tried = self._tried(submissions, day, (published.at or "") if published else "")
             if self.published() == published:  # else a job has published in between, and its record says done
                 break
-        decision = decide(window, published, tried, self._missing_input, lambda: living_holder(self._line), again=again)
+        newest = published.day if published else None
+        decision = decide(window, newest, tried, self._missing_input, lambda: living_holder(self._line), again=again)
         if decision.what == "create":
             decision = self._create(decision)
         if decision.what in {"stopped", "failed"}:
             self._announce(decision)
-        self._prune(submissions, published)
+        self._prune(submissions, newest)
         return decision
 
-    def published(self) -> str | None:
-        """Return the ISO date of the newest published day of the line; None: nothing is published."""
-        newest = Ledger(self._line).newest()
-        return newest.day if newest else None
+    def published(self) -> LedgerEntry | None:
+        """Return the newest published entry of the line; None: nothing is published."""
+        return Ledger(self._line).newest()
 
     def _submissions(self) -> list[Submission]:
         rayjobs = self._api.rayjobs(f"{CHAIN_LABEL}={self._chain}")
         return [found for rayjob in rayjobs if (found := submission_of(rayjob)) is not None]
 
-    def _tried(self, submissions: list[Submission], day: str) -> dict[str, list[Tried]]:
+    def _tried(self, submissions: list[Submission], day: str, since: str) -> dict[str, list[Tried]]:
         """Return the outcomes of a day's submissions, and of all that live."""
         name = daily_name(self._chain, day)
         of_day = [submission for submission in submissions if submission.name.startswith(f"{name}-r")]
         others = [one for one in submissions if one not in of_day and one.phase != "ended"]
         tried = {other.day or other.name: by_number([other], {}) for other in others}
-        return tried | {day: by_number(of_day, records_of(self._config.root, name))}
+        return tried | {day: by_number(of_day, records_of(self._config.root, name), since)}
 
     def _missing_input(self, day: str) -> str | None:
         if self._config.daily.preflight.success_marker and not self._logs.exists(f"{folder_of(day)}/_SUCCESS"):
@@ -101,14 +110,19 @@ class Launcher:
         return Decision("running", f"{name} was created at the same time", decision.day, decision.number)
 
     def _announce(self, decision: Decision) -> None:
-        """Say once, by an Event and the webhook, that a person has to act."""
+        """Say by the webhook and an Event that a person has to act; once, unless the tick is cut off meanwhile."""
         assert decision.day is not None
         submission = f"{daily_name(self._chain, decision.day)}-r{decision.number}"
         text = f"{submission} of {decision.day} is the last, no day is trained until a person acts: {decision.text}"
-        if not Storage(self._config.root).under(FOLDER).create(f"{submission}.told", text.encode()):
+        folder, told = Storage(self._config.root).under(FOLDER), f"{submission}.told"
+        if folder.exists(told):
             return
-        self._api.create_event(_event(submission, self._api.namespace, decision.what, text))
         notify(self._config, {"line": self._line.name, "day": decision.day, "step": "launch", "text": text})
+        try:
+            self._api.create_event(_event(submission, self._api.namespace, decision.what, text))
+        except Exception as error:  # noqa: BLE001 - the exit code says it too
+            logger.warning("no Event was written: %s", error)
+        folder.create(told, text.encode())
 
     def _prune(self, submissions: list[Submission], published: str | None) -> None:
         """Delete ended RayJobs of published days, except the newest; their records stay in the root."""

@@ -48,7 +48,7 @@ class LocalPlace:
             host=os.uname().nodename,
             process=this_process(),  # of the submitter, until the command itself writes it
             code=code_version(),
-            config_digest=job.config_digest,
+            digest=job.digest,
             began=datetime.now(UTC).isoformat(),
         )
         if not self._storage.create(f"{name}.json", claim.to_bytes()):
@@ -82,7 +82,7 @@ class LocalPlace:
         if record is None or known is None:
             return None
         phase, text = _state(record)
-        return Submission(submission, known[1], phase, text, record.config_digest)
+        return Submission(submission, known[1], phase, text, record.digest, command=record.command)
 
     def wait(self, submission: str, seconds: float) -> None:
         """Wait a moment."""

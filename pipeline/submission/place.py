@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline.submission.code_version import code_version
-from pipeline.submission.entry_words import CODE_VARIABLE, CONFIG_VARIABLE, RECORD_VARIABLE, encode
-from pipeline.submission.job import Job
+from pipeline.submission.entry_words import CODE_VARIABLE, CONFIG_VARIABLE, DIGEST_VARIABLE, RECORD_VARIABLE, encode
+from pipeline.submission.job import Job, config_digest
 from pipeline.submission.job_record import record_url
 
 Phase = Literal["waiting", "running", "ended"]
@@ -21,7 +21,8 @@ class Submission:
         number: Number of the submission of its job, from 1.
         phase: `waiting`: its command does not run yet. `ended`: it will not run any more.
         text: State in the place's own words.
-        config_digest: `Job.config_digest` of what was submitted; None: not known.
+        digest: `Job.digest` of what was submitted; None: not known.
+        command: The command with its arguments; empty: not known.
         day: ISO date of a daily job of one day.
         is_refused: True if the place cannot run what was submitted, so that a retry cannot help.
     """
@@ -30,7 +31,8 @@ class Submission:
     number: int
     phase: Phase
     text: str
-    config_digest: str | None = None
+    digest: str | None = None
+    command: str = ""
     day: str | None = None
     is_refused: bool = False
 
@@ -68,11 +70,12 @@ class Place(Protocol):
 
 
 def environment(job: Job, number: int) -> dict[str, str]:
-    """Return the variables of a submission: the place of its record, the code that it needs, its configuration."""
+    """Return the variables of a submission: the place of its record, the code and the configuration that it needs."""
     return {
         RECORD_VARIABLE: record_url(job.config.root, job.submission(number)),
         CODE_VARIABLE: code_version(),
-        CONFIG_VARIABLE: job.config_digest,
+        CONFIG_VARIABLE: config_digest(job.config),
+        DIGEST_VARIABLE: job.digest,
     }
 
 

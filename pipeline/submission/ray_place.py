@@ -18,7 +18,7 @@ _PROJECT = Path(__file__).parents[2]
 # Not uploaded; a cluster takes at most 512 MiB.
 _EXCLUDES = ["/.*", "/runs", "/data", "/tests", "/docs", "/benchmarks", "**/__pycache__"]
 _PHASES: dict[str, Phase] = {"PENDING": "waiting", "RUNNING": "running"}
-_DIGEST = "config_digest"
+_DIGEST = "digest"
 
 
 class RayPlace:
@@ -68,7 +68,7 @@ class RayPlace:
                 entrypoint=command,
                 submission_id=name,
                 runtime_env=runtime_env,
-                metadata={_DIGEST: job.config_digest},
+                metadata={_DIGEST: job.digest},
             )
         except RuntimeError as error:
             if self.look(name) is not None:

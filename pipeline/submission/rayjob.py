@@ -1,6 +1,7 @@
 """RayJob of a submission: the template of an overlay with a name, a command and the run's variables."""
 
 import copy
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from pipeline.submission.rayjob_rules import TRAINING
 from pipeline.submission.rayjob_status import (
     CHAIN_LABEL,
     COMMAND_ANNOTATION,
-    CONFIG_ANNOTATION,
     DAY_LABEL,
+    DIGEST_ANNOTATION,
     JOB_LABEL,
 )
 
@@ -124,7 +125,7 @@ def render(
     metadata["name"] = job.submission(number)
     day = {DAY_LABEL: job.days[0]} if job.is_daily_day else {}
     metadata["labels"] = metadata.get("labels", {}) | {JOB_LABEL: job.name, CHAIN_LABEL: job.chain} | day
-    said = {CONFIG_ANNOTATION: job.config_digest, COMMAND_ANNOTATION: " ".join([f"jobs.{job.command}", *job.words])}
+    said = {DIGEST_ANNOTATION: job.digest, COMMAND_ANNOTATION: " ".join([f"jobs.{job.command}", *job.words])}
     metadata["annotations"] = metadata.get("annotations", {}) | said
     runtime_env = read_yaml(spec.get("runtimeEnvYAML") or "{}", "runtimeEnvYAML of the template")
     added = {**variables, **environment(job, number)}
@@ -137,13 +138,13 @@ def render(
     return rayjob
 
 
-def config_map(job: Job, text: str) -> dict[str, Any]:
-    """Return the ConfigMap of a job's configuration, named after its content."""
+def config_map(text: str) -> dict[str, Any]:
+    """Return the ConfigMap of a configuration, named after its text."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": f"{CONFIG_VOLUME}-{job.config_digest}",
+            "name": f"{CONFIG_VOLUME}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
             "labels": {"app.kubernetes.io/name": "counterpoise"},
         },
         "immutable": True,

@@ -12,7 +12,7 @@ ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 _REFUSED = "ValidationFailed"  # the operator never looks at it again
 
 JOB_LABEL, CHAIN_LABEL = "counterpoise/job", "counterpoise/chain"
-DAY_LABEL, CONFIG_ANNOTATION = "counterpoise/day", "counterpoise/config-digest"
+DAY_LABEL, DIGEST_ANNOTATION = "counterpoise/day", "counterpoise/digest"
 COMMAND_ANNOTATION = "counterpoise/command"
 
 
@@ -29,7 +29,8 @@ def submission_of(rayjob: Mapping[str, Any]) -> Submission | None:
         number=parsed[1],
         phase=_phase(deployment),
         text=_text(metadata, status, deployment),
-        config_digest=annotations.get(CONFIG_ANNOTATION),
+        digest=annotations.get(DIGEST_ANNOTATION),
+        command=annotations.get(COMMAND_ANNOTATION, ""),
         day=labels.get(DAY_LABEL),
         is_refused=deployment == _REFUSED,
     )

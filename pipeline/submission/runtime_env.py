@@ -32,6 +32,8 @@ def runtime_env_problems(text: Any) -> Iterator[str]:
     for name, value in variables.items() if isinstance(variables, dict) else [("env_vars", None)]:
         if not isinstance(value, str):
             yield f"spec.runtimeEnvYAML: {name} is no text: expected a quoted value"
+        elif re.search(r"[$`\\]", value):
+            yield f"spec.runtimeEnvYAML: {name} has $, ` or \\: expected none, since a shell reads it; set it in a pod"
         if name in _OWN:
             yield f"spec.runtimeEnvYAML: {name} is set by the command itself: remove it"
         if _SECRET.search(str(name)):

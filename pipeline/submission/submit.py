@@ -81,8 +81,8 @@ def ended(root: str, submission: str) -> dict[str, Any]:
 
 
 def _check_same(living: Submission, job: Job) -> None:
-    if living.config_digest not in {None, job.config_digest}:
+    if living.digest not in {None, job.digest}:
         raise DataError(
-            f"{living.name} runs with another configuration ({living.config_digest}, this one is "
-            f"{job.config_digest}): wait for its end, or stop it"
+            f"{living.name} runs with other arguments or another configuration ({living.digest}, this one is "
+            f"{job.digest}): wait for its end, or stop it"
         )
