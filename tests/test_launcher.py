@@ -253,7 +253,7 @@ def test_a_lease_that_no_tick_can_wait_for(scheduled: Scheduled) -> None:
     """Catches a line that stands still after a crash: every tick ends before the dead lease does."""
     daily = scheduled.config.daily.model_copy(update={"lease_s": 3600.0})
     scheduled.config = scheduled.config.model_copy(update={"daily": daily})
-    with pytest.raises(ConfigError, match="daily.lease_s is 3600"):
+    with pytest.raises(ConfigError, match=r"daily\.lease_s is 3600"):
         scheduled.tick(FIRST)
 
 

@@ -134,7 +134,7 @@ def test_the_network_opens_what_is_used_and_no_more() -> None:
         _reachable(policies, labels[a], labels[b], 12345) for a, b in (("training", "head"), ("data", "training"))
     )
     assert _reachable(policies, labels["submitter"], labels["head"], 8265)
-    assert _reachable(policies, labels["counterpoise-launcher"], labels["head"], 8265)
+    assert not _reachable(policies, labels["counterpoise-launcher"], labels["head"], 8265)
     assert not _reachable(policies, labels["submitter"], labels["head"], 6379)
     assert not _reachable(policies, labels["submitter"], labels["training"], 8265)
     assert not _reachable(policies, labels["counterpoise-exporter"], labels["head"], 8265)
@@ -197,6 +197,8 @@ def test_alerts_and_dashboard_name_metrics_that_exist() -> None:
     named = _metrics(" ".join([*panels, *(rule["expr"] for rule in rules)]))
     others = {  # of the exporter, of KubeRay 1.7 and of kube-state-metrics
         "counterpoise_ledger_lag_days",
+        "counterpoise_overdue_days",
+        "kube_cronjob_spec_suspend",
         "kuberay_job_deployment_status",
         "kuberay_job_execution_duration_seconds",
         "kube_job_status_failed",

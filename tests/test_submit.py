@@ -47,7 +47,7 @@ def test_words_come_back(words: list[str]) -> None:
 
 def test_words_in_the_shells_of_kuberay_and_ray() -> None:
     """Catches a character that the script of the submitter pod or the shell of the head acts on."""
-    words = ["--accept-anomaly", 'it\'s a $HOLIDAY; `rm` && "x" > y', "a b", "", "*", "~", "env:COUNTERPOISE_WORD_9"]
+    words = ["--accept-anomaly", 'it\'s a $HOLIDAY; `rm` && "x" > y', "a b", "", "*", "~", "env:COUNTERPOISE_WORD_1"]
     plain, variables = encode(words)
     script = f"{sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' {' '.join(plain)}"
     once = subprocess.run(["bash", "-ce", f"echo {' '.join(plain)}"], capture_output=True, text=True, check=True)

@@ -39,8 +39,8 @@ def judge(submission: Submission | None, record: JobRecord | None, number: int, 
         submission: State in the place; None: the place does not know it any more.
         record: Record of the command; None: it has not begun.
         number: Number of the submission.
-        since: Moment of the newest publication, ISO 8601. What was done before it, and is not published, was taken back
-            by a person, who has let the line go on since.
+        since: Moment of the newest publication, ISO 8601. A day that was done before it and is not published was taken
+            back by a person, who has let the line go on since.
     """
     tried = _judge(submission, record, number, since)
     command = record.command if record else (submission.command if submission else "")
