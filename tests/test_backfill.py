@@ -260,11 +260,14 @@ def test_a_command_that_is_killed(
 
 
 def test_a_log_that_has_changed(history: Config, undisturbed: dict[str, bytes], local_training: None) -> None:
-    """Catches a column that stays although its log is another one, and others that are measured again for nothing."""
+    """Catches a column that stays although its log is another one, and others that are measured again for nothing.
+
+    Once the first log is back, its figures have to count again.
+    """
     backfill(history, ASKED)
     other = write_history(Path(history.root) / "other", seed=6)
-    day = Path(history.logs.path) / f"dt={ALL_DAYS[3]}"
-    shutil.rmtree(day)
+    day, kept = Path(history.logs.path) / f"dt={ALL_DAYS[3]}", Path(history.root) / "kept"
+    shutil.move(day, kept)
     shutil.copytree(other / day.name, day)
     before = values_of(history)
     found = backfill(history, ASKED)
@@ -277,6 +280,10 @@ def test_a_log_that_has_changed(history: Config, undisturbed: dict[str, bytes], 
     again = backfill(history, AskedCells(TRAINED[0], ALL_DAYS[3:4]))
     assert again.num_measured == 0
     assert_equals_evaluate(history, again)
+    shutil.rmtree(day)
+    shutil.copytree(kept, day)
+    assert backfill(history, ASKED).num_measured == 0
+    assert values_of(history) == before
 
 
 def test_other_workers_go_on(history: Config, undisturbed: dict[str, bytes], local_training: None) -> None:

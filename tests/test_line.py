@@ -39,6 +39,15 @@ def test_pinned_checkpoints(line: Line):
     assert line.is_pinned(name)
 
 
+def test_a_pinned_checkpoint_of_another_line(line: Line):
+    """Catches a checkpoint of the line of origin that is retired while a job of a branch reads it."""
+    name = save_checkpoint(line, 10)
+    branch = Line(line.storage.sibling("branch"))
+    with branch.pinned(f"{line.name}:{name}", "backfill"):
+        assert line.is_pinned(name)
+    assert not line.is_pinned(name)
+
+
 # --- The newest checkpoint ---
 
 

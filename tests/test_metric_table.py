@@ -68,6 +68,29 @@ def test_two_commands_at_once(table: MetricTable, monkeypatch: pytest.MonkeyPatc
     assert values(table) == [("0001", 0.6), ("0002", 0.7)]
 
 
+def test_a_cell_of_two_commands(table: MetricTable) -> None:
+    """Catches a cell that two commands measure at once, and that is then in two commits."""
+    table.commit(DAY, [(cell(1), tasks(0.6)), (cell(2), tasks(0.7))])
+    table.commit(DAY, [(cell(2), tasks(0.7)), (cell(3), tasks(0.8))])
+    found = [row for row in table.of_cells(DAY, [cell(n).key for n in (1, 2, 3)]).to_pylist() if row["metric"] == "auc"]
+    assert [(row["checkpoint"][23:27], row["commit"]) for row in found] == [("0001", 1), ("0002", 1), ("0003", 2)]
+
+
+def test_a_change_that_is_taken_back(table: MetricTable) -> None:
+    """Catches figures of a log that was restored since, and a commit for cells that count anyway."""
+    both = [cell(1).key, cell(2).key]
+    table.commit(DAY, [(cell(1), tasks(0.5)), (cell(2), tasks(0.6))])
+    table.renew(DAY, both)
+    table.commit(DAY, [(cell(2, log="new"), tasks(0.7))])
+    table.renew(DAY, [cell(1).key, cell(2, log="new").key, "unknown"])
+    assert table.storage.names(DAY) == ["000001.parquet", "000002.parquet"]
+    for _ in range(2):
+        table.renew(DAY, both)
+        assert values(table) == [("0001", 0.5), ("0002", 0.6)]
+        assert table.storage.names(DAY) == ["000001.parquet", "000002.parquet", "000003.parquet"]
+    assert {row["commit"] for row in table.of_cells(DAY, [cell(2).key]).to_pylist()} == {3}
+
+
 def test_the_bytes_follow_from_the_cells(tmp_path: Path) -> None:
     """Catches a file that depends on the order in which groups of models were measured."""
     pairs = [(cell(1), tasks(0.6)), (cell(2), tasks(0.7))]

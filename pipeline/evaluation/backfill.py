@@ -118,7 +118,7 @@ def backfill(config: Config, asked: AskedCells) -> Backfilled:
     _check(config, asked)
     line, table = Line.of(config.root, config.line), MetricTable.of(config.root)
     asked_for = chosen_checkpoints(line, asked.checkpoints, skip_missing=asked.skip_missing)
-    base = chosen_checkpoints(line, asked.against) if asked.against else []
+    base = chosen_checkpoints(line, asked.against, "--against") if asked.against else []
     if len(base) > 1:
         raise ConfigError(f"--against {asked.against!r} names {len(base)} checkpoints: name one")
     checkpoints = list({one.digest: one for one in [*asked_for, *base]}.values())
@@ -160,12 +160,13 @@ def _todo(
     wanted: dict[str, list[DatedCheckpoint]],
     asked: AskedCells,
 ) -> Todo:
-    """Return the cells that are not committed."""
+    """Return the cells that are not committed; those that are count from now on."""
     todo: Todo = []
     for log in logs:
         done = table.keys(log.day)
         found = [(one, cell_of(config, one, log, asked.rows)) for one in wanted[log.day]]
         missing = [(one, cell) for one, cell in found if cell.key not in done]
+        table.renew(log.day, [cell.key for _, cell in found])
         if missing:
             todo.append((log, missing))
     return todo

@@ -121,12 +121,15 @@ def parse_lag(text: str) -> tuple[int, int]:
     return first, last
 
 
-def chosen_checkpoints(line: Line, text: str | None, *, skip_missing: bool = False) -> list[DatedCheckpoint]:
+def chosen_checkpoints(
+    line: Line, text: str | None, option: str = "--checkpoints", *, skip_missing: bool = False
+) -> list[DatedCheckpoint]:
     """Return the checkpoints that a text names, in the order of their days.
 
     Args:
         line: The command's line.
         text: As in `AskedCells.checkpoints`.
+        option: Option that the text comes from, for an error.
         skip_missing: True to leave out days without a checkpoint.
 
     Raises:
@@ -138,12 +141,12 @@ def chosen_checkpoints(line: Line, text: str | None, *, skip_missing: bool = Fal
     elif "/" in text:
         names = text.split(",")
     else:
-        names = _of_days(line, parse_days(text), skip_missing=skip_missing)
+        names = _of_days(line, parse_days(text), option, skip_missing=skip_missing)
     found = {one.digest: one for one in (_dated(line, name) for name in names)}
     return sorted(found.values(), key=lambda one: (one.day, one.line, one.own_name))
 
 
-def _of_days(line: Line, days: Sequence[str], *, skip_missing: bool) -> list[str]:
+def _of_days(line: Line, days: Sequence[str], option: str, *, skip_missing: bool) -> list[str]:
     """Return the names of the published checkpoints of days, as seen from the line."""
     found: dict[str, str] = {}
     for entry in Ledger(line).chain():
@@ -156,9 +159,10 @@ def _of_days(line: Line, days: Sequence[str], *, skip_missing: bool) -> list[str
             found[entry.day] = name
     missing = [day for day in days if day not in found]
     if missing and (len(missing) == len(days) or not skip_missing):
+        some = ", or leave those days out with --skip-missing" if len(missing) < len(days) else ""
         raise DataError(
             f"{line.storage.url} has no checkpoint of {span(missing)}: it was not trained, was skipped, or is retired "
-            "(checkpoint.keep_days); correct --checkpoints, or leave those days out with --skip-missing"
+            f"(checkpoint.keep_days); correct {option}{some}"
         )
     return [found[day] for day in days if day in found]
 
@@ -193,7 +197,9 @@ def chosen_days(logs: Storage, asked: AskedCells, checkpoints: Sequence[DatedChe
 
 
 def _range(lag: tuple[int, int] | None) -> str:
-    return "any number of" if lag is None else f"{lag[0]} to {lag[1]}"
+    if lag is None:
+        return "any number of"
+    return f"{lag[0]}" if lag[0] == lag[1] else f"{lag[0]} to {lag[1]}"
 
 
 def cell_of(config: Config, checkpoint: DatedCheckpoint, log: DayLog, rows: Rows) -> Cell:

@@ -2,7 +2,8 @@
 
 A file is the commit of one day: all cells of the day that a command measured. It is written whole or not at all, and
 never changed. Its bytes follow from its rows; no row has a time. A later commit of the same cell counts instead of an
-earlier one: after a change of the day's log, of the metrics or of their resamples.
+earlier one: after a change of the day's log, of the metrics or of their resamples. After the change is taken back, the
+earlier rows are committed once more.
 """
 
 import io
@@ -54,6 +55,9 @@ SCHEMA = pa.schema(
 IDENTITY = ("line", "checkpoint", "day", "row_set", "slice", "task", "metric")
 """Columns that name a figure; of several rows with the same values the one of the newest commit counts."""
 
+Figures = tuple[Cell, Sequence[Mapping[str, Any]]]
+"""A cell, and the entries per task of its `Measurement`."""
+
 
 @dataclass(frozen=True, slots=True)
 class MetricTable:
@@ -78,20 +82,34 @@ class MetricTable:
         """
         return {key for table in self._commits(day, ["key"]) for key in pc.unique(table["key"]).to_pylist()}
 
-    def commit(self, day: str, cells: Sequence[tuple[Cell, Sequence[Mapping[str, Any]]]]) -> None:
-        """Append the figures of a day's cells as one file, unless all of them are there.
+    def commit(self, day: str, cells: Sequence[Figures]) -> None:
+        """Append the figures of a day's cells that are not there yet, as one file.
 
         Args:
             day: ISO date.
-            cells: Each cell with the entries per task of its `Measurement`, in any order.
+            cells: Each cell with its figures, in any order.
         """
         found = sorted(cells, key=lambda pair: (pair[0].checkpoint_day, pair[0].line, pair[0].checkpoint))
-        while not {cell.key for cell, _ in found} <= self.keys(day):
-            number = max(self._numbers(day), default=0) + 1
-            rows = [row | {"commit": number} for cell, tasks in found for row in _rows_of(cell, tasks)]
-            data = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), data, compression="zstd")
-            if self.storage.create(_file(day, number), data.getvalue()):
+        while left := self._without(day, found):
+            number = self._next_number(day)
+            rows = [row | {"commit": number} for cell, tasks in left for row in _rows_of(cell, tasks)]
+            if self._created(day, number, pa.Table.from_pylist(rows, SCHEMA)):
+                return
+
+    def renew(self, day: str, keys: Sequence[str]) -> None:
+        """Let committed cells count again whose figures a later commit has replaced, by a commit of the same rows.
+
+        A log that is restored, or resamples that are set back, would else leave figures of what was in between.
+
+        Args:
+            day: ISO date.
+            keys: Keys of cells of the day; those without a commit are passed over.
+        """
+        while len(self._numbers(day)) > 1 and (passed := set(keys) & (self.keys(day) - self._counting(day))):
+            number, rows = self._next_number(day), self.of_cells(day, sorted(passed))
+            place = rows.schema.get_field_index("commit")
+            numbered = rows.set_column(place, SCHEMA.field("commit"), pa.array([number] * len(rows), pa.int32()))
+            if self._created(day, number, numbered):
                 return
 
     def read(self, days: Sequence[str] | None = None, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
@@ -124,6 +142,24 @@ class MetricTable:
         ]
         found = pa.concat_tables(commits) if commits else SCHEMA.empty_table().select(wanted)
         return _newest(found).select(list(columns))
+
+    def _without(self, day: str, cells: Sequence[Figures]) -> list[Figures]:
+        """Return the cells that are not committed: another command may have been faster with some."""
+        done = self.keys(day)
+        return [pair for pair in cells if pair[0].key not in done]
+
+    def _counting(self, day: str) -> set[str]:
+        """Return the keys of the cells whose rows count."""
+        return set(self.read([day], ["key"])["key"].to_pylist())
+
+    def _next_number(self, day: str) -> int:
+        return max(self._numbers(day), default=0) + 1
+
+    def _created(self, day: str, number: int, rows: pa.Table) -> bool:
+        """Write a commit; return False if another command has taken its number."""
+        data = io.BytesIO()
+        pq.write_table(rows, data, compression="zstd")
+        return self.storage.create(_file(day, number), data.getvalue())
 
     def _commits(self, day: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the commits of a day, the oldest first."""

@@ -260,15 +260,18 @@ class Line:
     def pinned(self, checkpoint: str, holder: str) -> Iterator[None]:
         """Keep a checkpoint from being retired while a job reads it; the pin ends by itself after a week.
 
+        The pin lies with the line that has the checkpoint: that one retires it, and looks nowhere else.
+
         Args:
             checkpoint: Its name below the line.
             holder: Name of the reader, shown to a job that finds the pin.
         """
-        name = pin(self.storage, checkpoint, holder, time.time() + _PIN_S)
+        owner, own_name = self.place(checkpoint)
+        name = pin(owner, own_name, holder, time.time() + _PIN_S)
         try:
             yield
         finally:
-            self.storage.remove(name)
+            owner.remove(name)
 
     def is_pinned(self, checkpoint: str) -> bool:
         """Return True if LATEST names a checkpoint or a pin keeps it."""
