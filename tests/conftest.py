@@ -1,6 +1,7 @@
 """Setup that several test files need: hypothesis' fixed profile, real gloo ranks, a real S3 server, and tiny logs."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 from s3_proxy import Proxy
+from xdist.scheduler import LoadScopeScheduling
 
 from features.encoding import Encoder
 from features.schema import Schema
@@ -40,30 +42,42 @@ settings.load_profile("fixed")
 _SLOWEST = ("ray_cluster", "local_training", "run_ranks", "s3_root")  # fixtures of slow tests, the slowest first
 
 
-@pytest.hookimpl(wrapper=True)  # before xdist's own, which looks at the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On several processes: the tests of a file on one, those of the session's Ray too, and the slow ones first."""
     if hasattr(config, "workerinput"):
         _group(items)
-    return (yield)
 
 
 def _group(items: list[pytest.Item]) -> None:
     torch.set_num_threads(1)
     slowness: dict[str, int] = {}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = "ray" if "ray_cluster" in fixtures else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        group, fixtures = _group_of(item.nodeid), getattr(item, "fixturenames", ())
         own = next((place for place, name in enumerate(_SLOWEST) if name in fixtures), len(_SLOWEST))
         slowness[group] = min(own, slowness.get(group, own))
-    items.sort(key=lambda item: slowness[_group_of(item)])
+    items.sort(key=lambda item: slowness[_group_of(item.nodeid)])
 
 
-def _group_of(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return marker.args[0]
+@functools.cache
+def _group_of_file(name: str) -> str:
+    return "ray" if "ray_cluster" in (Path(__file__).parents[1] / name).read_text() else name
+
+
+def _group_of(nodeid: str) -> str:
+    """The group of a test: its file, or that of all files which use the session's Ray."""
+    return _group_of_file(nodeid.partition("::")[0])
+
+
+class _FileScheduling(LoadScopeScheduling):
+    """Scheduling of whole groups. That of xdist's own groups has no effect with this pytest, whose ids are computed."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FileScheduling:
+    return _FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
