@@ -88,7 +88,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, 
         pytest.skip("this machine lets nobody mount a disk of his own")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [unshare, "-Urm", *shell], capture_output=True, text=True, check=False, timeout=100, env=environment
+        [unshare, "-Urm", *shell], capture_output=True, text=True, check=False, timeout=400, env=environment
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"folder": str(folder)}

@@ -200,7 +200,7 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         env=os.environ.copy(),
     )
 

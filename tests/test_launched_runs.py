@@ -56,7 +56,7 @@ class RayHead:
 
     def await_client(self) -> JobSubmissionClient:
         """Return a client, once the Jobs API answers."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while True:
             try:
                 return JobSubmissionClient(self.address)

@@ -83,7 +83,7 @@ def test_a_process_that_is_stopped_past_its_lease(tmp_path: Path) -> None:
             assert run(config, line, world, day_of(1))["result"] == "published"  # after a lease of silence
             found = history(line)
             first.send_signal(signal.SIGCONT)
-            said, _ = first.communicate(timeout=60)
+            said, _ = first.communicate(timeout=400)
         finally:
             first.kill()
     assert "no longer holds" in said

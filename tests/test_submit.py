@@ -156,7 +156,7 @@ def submit(*words: str, **environment: str) -> tuple[int, dict[str, Any], str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     return done.returncode, json.loads(done.stdout), done.stderr
 
@@ -197,13 +197,13 @@ def test_a_living_job_is_attached_to(config_file: Path, tmp_path: Path) -> None:
         assert waiting.stderr is not None
         said = next(line for line in waiting.stderr if ": submitted; " in line)
         waiting.send_signal(signal.SIGINT)
-        out, _ = waiting.communicate(timeout=60)
+        out, _ = waiting.communicate(timeout=400)
         assert attached == (name, "attached")
         assert (waiting.returncode, json.loads(out)["result"]) == (0, "left running")
         assert f"kill {pid} stops it" in said
         os.kill(pid, 0)  # it lives
         os.kill(pid, signal.SIGTERM)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while (seen := place.look(name)) is None or seen.phase != "ended":
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -219,7 +219,7 @@ class FoundAndNotStarted(LocalPlace):
 
 def await_begin(root: str, name: str, submitter: int) -> int:
     """Wait until the command of a submission has written its own record; return its process."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         record = read_record(root, name)
         if record is not None and record.process.pid not in {None, submitter}:

@@ -17,7 +17,7 @@ from pipeline.submission.job_record import JobRecord, read_record
 from pipeline.submission.place import Phase, Submission, environment
 
 _PROJECT = Path(__file__).parents[2]
-_BEGINS_S = 60.0
+_BEGINS_S = 120.0
 _LOOK_S = 0.2
 
 
