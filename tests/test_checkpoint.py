@@ -21,7 +21,7 @@ from pipeline.checkpoint.read import load_tensors
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.write import write_checkpoint
 from pipeline.config.checkpoint import CheckpointConfig
-from pipeline.lineage.line import Line
+from pipeline.lineage.line import Line, LineLost
 from pipeline.lineage.records import Manifest, Published
 
 DAY = "2026-03-01"
@@ -266,7 +266,7 @@ def test_an_overtaken_attempt_completes_no_checkpoint(run_ranks: Any, tmp_path: 
     for _ in range(2):
         line.begin_attempt([DAY], "a", lambda _: None)
     for check, _ in run_ranks(partial(_fail_in_the_background, root=str(tmp_path), superseded=True), 2):
-        assert check.startswith(DataError.__name__)
+        assert check.startswith(LineLost.__name__)
         assert "attempt 0001 no longer holds" in check
     assert line.newest() is None
 
