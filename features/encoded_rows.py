@@ -26,6 +26,9 @@ class EncodedRows:
         truth: float32 of shape (N, K) with the true probabilities of synthetic logs, or None.
         held: uint8 of shape (N,): 1 where the row is held out and has no labels; None where no row can be.
         users: int64 of shape (N,): hash of the row's user, equal for rows without one; None where nobody asks for it.
+        groups: int64 of shape (N,): hash of the row's group, 0 for rows without one; None where nobody asks for it.
+        slices: int64 of shape (N, S): hash of the row's value in each declared slice; None where nobody asks for it.
+        slice_texts: uint8: the packed texts of these values (`features.measured_columns`); None without slices.
     """
 
     ids: list[np.ndarray]
@@ -38,6 +41,9 @@ class EncodedRows:
     truth: np.ndarray | None
     held: np.ndarray | None = None
     users: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    slices: np.ndarray | None = None
+    slice_texts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,9 +53,10 @@ class EncodedRows:
         bags = [_take_bags(*bag, order) for bag in zip(self.ids, self.offsets, strict=True)]
         rest: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name).take(order, axis=0)
-            for name in ("dense", "labels", "weights", "slots", "rows", "truth", "held", "users")
+            for name in ("dense", "labels", "weights", "slots", "rows", "truth", "held", "users", "groups", "slices")
         }
-        return EncodedRows(ids=[ids for ids, _ in bags], offsets=[offsets for _, offsets in bags], **rest)
+        bagged = {"ids": [ids for ids, _ in bags], "offsets": [offsets for _, offsets in bags]}
+        return EncodedRows(**bagged, **rest, slice_texts=self.slice_texts)
 
     def to_arrow(self) -> pa.Table:
         """Pack all N rows into one Arrow row, so that no later stage can split or reorder them."""
@@ -69,7 +76,8 @@ class EncodedRows:
             elif value is not None:
                 found[field.name] = value
         # Widths of the matrices, which cannot be inferred from zero rows.
-        return found | {"widths": np.array([self.dense.shape[1], self.labels.shape[1]], np.int32)}
+        num_slices = 0 if self.slices is None else self.slices.shape[1]
+        return found | {"widths": np.array([self.dense.shape[1], self.labels.shape[1], num_slices], np.int32)}
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "EncodedRows":
@@ -78,7 +86,7 @@ class EncodedRows:
         flat = {name: table[name][0].values.to_numpy(zero_copy_only=True) for name in table.column_names}
         num_rows = len(flat["rows"])
         num_sparse = sum(name.startswith("ids.") for name in flat)
-        num_dense, num_tasks = flat["widths"]
+        num_dense, num_tasks, num_slices = flat["widths"]
 
         def per_task(name: str) -> np.ndarray | None:
             return flat[name].reshape(num_rows, num_tasks) if name in flat else None
@@ -94,6 +102,9 @@ class EncodedRows:
             truth=per_task("truth"),
             held=flat.get("held"),
             users=flat.get("users"),
+            groups=flat.get("groups"),
+            slices=flat["slices"].reshape(num_rows, num_slices) if num_slices else None,
+            slice_texts=flat.get("slice_texts"),
         )
 
 

@@ -13,6 +13,7 @@ from features.events import check_events
 from features.expressions import as_boolean, parse_expression
 from features.hashing import hash_ids, map_hashes, salt_of, table_rows
 from features.ids import is_id, is_sequence
+from features.measured_columns import MeasuredColumns, encode_slices, group_hashes
 from features.schema import BucketFeature, DenseFeature, IdFeature, Schema, SparseFeature
 from features.statistics import Statistics
 from features.tables import TableConfig
@@ -31,7 +32,7 @@ class Encoder:
         with_truth: True to read the tasks' truth columns too.
         measuring: True for metrics, which always weigh rows by the sampling of the log, whatever the loss does.
         vocabularies: Vocabulary by table, for every table that declares one; only the lookup index is kept.
-        users: Name of the id feature whose ids name the users, for resamples of users; None: nobody asks for them.
+        measured: Further columns that an evaluation asks for; None: none.
 
     Raises:
         ConfigError: The statistics lack a feature of the schema, or a table's vocabulary is missing.
@@ -45,7 +46,7 @@ class Encoder:
         with_truth: bool = False,
         measuring: bool = False,
         vocabularies: Mapping[str, Vocabulary] | None = None,
-        users: str | None = None,
+        measured: MeasuredColumns | None = None,
     ) -> None:
         check_statistics(schema, statistics)
         self.schema = schema
@@ -55,6 +56,8 @@ class Encoder:
         self._salt = salt_of(schema.hash_salt)
         self._sampling = [task.sampling if _weighs(task, measuring=measuring) else None for task in schema.tasks]
         self._has_weights = any(self._sampling) or any(task.weight for task in schema.tasks)
+        self._measured = measured or MeasuredColumns()
+        users = self._measured.users
         self._users = next((feature for feature in schema.sparse_features if feature.name == users), None)
         given = vocabularies or {}
         self._indexes = {name: _fitting(self._tables[name], given.get(name)).index() for name in schema.vocabularies}
@@ -62,7 +65,8 @@ class Encoder:
     @property
     def columns(self) -> list[str]:
         """Names of the log's columns that `encode` reads."""
-        return self.schema.columns(with_truth=self.with_truth)
+        own = self.schema.columns(with_truth=self.with_truth)
+        return list(dict.fromkeys([*own, *self._measured.columns]))
 
     def check_columns(self, log: pa.Schema) -> None:
         """Check a file's schema against the declaration.
@@ -86,6 +90,9 @@ class Encoder:
             rows=np.empty(0, np.int32),
             truth=labels if self.with_truth else None,
             users=np.empty(0, np.int64) if self._users else None,
+            groups=np.empty(0, np.int64) if self._measured.groups else None,
+            slices=np.empty((0, len(self._measured.slices)), np.int64) if self._measured.slices else None,
+            slice_texts=np.empty(0, np.uint8) if self._measured.slices else None,
         )
 
     def encode(self, columns: Mapping[str, pa.Array | pa.ChunkedArray], first_row: int = 0) -> EncodedRows:
@@ -110,6 +117,8 @@ class Encoder:
         for index, feature in enumerate(self.schema.dense_features):
             dense[:, index] = self._encode_dense(feature, columns[feature.source])
         labels = self._encode_labels(columns, num_rows)
+        measured = self._measured
+        slices, texts = encode_slices(measured.slices, columns) if measured.slices else (None, None)
         return EncodedRows(
             ids=[ids for ids, _ in sparse],
             offsets=[offsets for _, offsets in sparse],
@@ -120,6 +129,9 @@ class Encoder:
             rows=np.arange(first_row, first_row + num_rows, dtype=np.int32),
             truth=self._encode_truth(columns, num_rows) if self.with_truth else None,
             users=user_hashes(self._users, columns[self._users.source]) if self._users else None,
+            groups=group_hashes(columns[measured.groups]) if measured.groups else None,
+            slices=slices,
+            slice_texts=texts,
         )
 
     def _encode_sparse(self, feature: SparseFeature, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:

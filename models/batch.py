@@ -27,6 +27,9 @@ class LogBatch:
         truth: True probabilities of synthetic logs, in evaluations only.
         cursor: Origin of the rows; not a tensor, it stays on the host and returns with the step.
         users: Hash of each row's user, in evaluations with resamples only.
+        groups: Hash of each row's group, in evaluations with metrics within groups only; 0 for rows without one.
+        slices: Hash of each row's value in each declared slice, in evaluations by slices only.
+        slice_texts: Packed texts of these values, one uint8 array per unit; they stay on the host.
     """
 
     sparse: KeyedJaggedTensor
@@ -38,6 +41,9 @@ class LogBatch:
     truth: Float[Tensor, "batch task"] | None = None
     cursor: Any = None
     users: Int[Tensor, " batch"] | None = None
+    groups: Int[Tensor, " batch"] | None = None
+    slices: Int[Tensor, "batch slice"] | None = None
+    slice_texts: Any = None
 
     def of_tasks(self, places: Sequence[int]) -> "LogBatch":
         """Return the batch with some of its tasks, by their numbers; fields without a task dimension are shared."""
@@ -71,6 +77,9 @@ class RankingBatch(Pipelineable):
         truth: As in `LogBatch`.
         cursor: As in `LogBatch`.
         users: As in `LogBatch`.
+        groups: As in `LogBatch`.
+        slices: As in `LogBatch`.
+        slice_texts: As in `LogBatch`.
     """
 
     sparse: KeyedJaggedTensor
@@ -84,6 +93,9 @@ class RankingBatch(Pipelineable):
     truth: Float[Tensor, "batch task"] | None = None
     cursor: Any = None
     users: Int[Tensor, " batch"] | None = None
+    groups: Int[Tensor, " batch"] | None = None
+    slices: Int[Tensor, "batch slice"] | None = None
+    slice_texts: Any = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
         """Return the batch on a device; the cursor is shared."""

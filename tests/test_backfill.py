@@ -25,7 +25,7 @@ from pipeline.evaluation import backfill as of_backfill
 from pipeline.evaluation.backfill import Backfilled, backfill
 from pipeline.evaluation.cells import AskedCells, chosen_checkpoints, encoder_digest
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.metric_table import SCHEMA, MetricTable
+from pipeline.evaluation.metric_table import ALL_ROWS, SCHEMA, MetricTable
 from pipeline.lineage.line import Line
 from pipeline.report.backfill import report_backfill
 
@@ -45,7 +45,7 @@ def files_of(config: Config) -> dict[str, bytes]:
 
 def values_of(config: Config) -> dict[tuple[str, ...], Any]:
     rows = MetricTable.of(config.root).read().to_pylist()
-    return {tuple(row[name] for name in ("checkpoint", "day", "task", "metric")): row["value"] for row in rows}
+    return {tuple(row[name] for name in ("checkpoint", "day", "slice", "task", "metric")): row["value"] for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +59,31 @@ def undisturbed(trained: Config) -> dict[str, bytes]:
 # --- Figures ---
 
 
+def slices_of(entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and metrics of each slice of a task's evaluation."""
+    found = [(ALL_ROWS, entry["model"])]
+    for name, values in entry["slices"].items():
+        found += [(f"{name}={one['value']}", {key: one[key] for key in one if key != "value"}) for one in values]
+    assert len(found) > 5
+    return found
+
+
 def assert_equals_evaluate(config: Config, found: Backfilled, rows: Any = "all") -> None:
     for cell in found.cells:
         name = cell.checkpoint if cell.line == config.line else f"{cell.line}:{cell.checkpoint}"
         expected = evaluate(config, [cell.day], name, [], rows)["tasks"]
         table = found.table.of_cells(cell.day, [cell.key]).to_pylist()
-        got = {(row["task"], row["metric"]): row for row in table}
-        assert len(got) == len(table) == sum(len(entry["model"]) - 1 for entry in expected)
-        for entry in expected:
-            for metric, value in entry["model"].items():
+        got = {(row["task"], row["slice"], row["metric"]): row for row in table}
+        slices = [(entry["task"], name, metrics) for entry in expected for name, metrics in slices_of(entry)]
+        assert len(got) == len(table) == sum(len(metrics) - 1 for _, _, metrics in slices)
+        for task, name, metrics in slices:
+            for metric, value in metrics.items():
                 if metric != "rows":
-                    assert got[entry["task"], metric]["value"] == value, (cell, metric)
-                    assert got[entry["task"], metric]["rows"] == entry["model"]["rows"]
+                    assert got[task, name, metric]["value"] == value, (cell, name, metric)
+                    assert got[task, name, metric]["rows"] == metrics["rows"]
+        for entry in expected:
             drawn = entry["interval"]
-            row = got[entry["task"], drawn["metric"]]
+            row = got[entry["task"], ALL_ROWS, drawn["metric"]]
             assert (row["low"], row["high"]) == (drawn["low"], drawn["high"])
             assert len(row["draws"]) == drawn["resamples"]
 

@@ -32,6 +32,9 @@ def _encoded(draw: st.DrawFn) -> EncodedRows:
         slots=random.integers(-1, 5, num_rows, np.int32),
         rows=np.arange(10, 10 + num_rows, dtype=np.int32),
         truth=random.random((num_rows, 2), np.float32) if optional else None,
+        groups=random.integers(0, 9, num_rows, np.int64) if optional else None,
+        slices=random.integers(0, 9, (num_rows, 2), np.int64) if optional else None,
+        slice_texts=random.integers(0, 9, 7, np.uint8) if optional else None,
     )
 
 
@@ -48,7 +51,8 @@ def test_take_equals_a_loop(rows: EncodedRows, data: st.DataObject):
         assert found.ids[index].tolist() == list(itertools.chain(*bags))
         assert found.offsets[index].tolist() == [0, *np.cumsum([len(bag) for bag in bags])]
         assert found.ids[index].dtype == found.offsets[index].dtype == np.int32
-    for name in ("dense", "labels", "weights", "slots", "rows", "truth"):
+    assert found.slice_texts is rows.slice_texts
+    for name in ("dense", "labels", "weights", "slots", "rows", "truth", "groups", "slices"):
         value, taken = getattr(rows, name), getattr(found, name)
         if value is None:
             assert taken is None
@@ -89,7 +93,10 @@ def test_a_unit_travels_through_arrow_in_one_piece(units: list[EncodedRows]):
 
 def test_the_journey_through_arrow_copies_nothing():
     """A copy of every block on either side: the data tasks' memory and time double."""
-    rows = replace(encode_rows([row_of()] * 4), held=np.zeros(4, np.uint8), users=np.zeros(4, np.int64))
+    hashes = np.zeros(4, np.int64)
+    asked = {"users": hashes, "groups": hashes, "slices": np.zeros((4, 2), np.int64)}
+    asked["slice_texts"] = np.zeros(3, np.uint8)
+    rows = replace(encode_rows([row_of()] * 4), held=np.zeros(4, np.uint8), **asked)
     for left, right in zip(arrays_of(rows), arrays_of(EncodedRows.from_arrow(rows.to_arrow())), strict=True):
         assert left is not None
         assert right is not None

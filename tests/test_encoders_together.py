@@ -12,6 +12,7 @@ from small_units import read_plan_of
 
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
+from features.measured_columns import MeasuredColumns
 from features.schema import Schema
 from features.vocabulary import Vocabulary
 from pipeline.evaluation.resident_models import by_encoder
@@ -136,8 +137,9 @@ def test_users_do_not_depend_on_the_vocabulary() -> None:
     keys = np.sort(np.random.default_rng(1).integers(0, 2**63, 20).astype(np.uint64))
     full = empty.update(rule, DAY, keys, np.ones(20, np.int64)).vocabulary
     columns = {"user": pa.array([5, None, 7, 5, None]), "click": pa.array([0, 1, 0, 1, 0])}
+    measured = MeasuredColumns(users="user")
     found = [
-        Encoder(schema, None, vocabularies={"user": vocabulary}, users="user").encode(columns).users
+        Encoder(schema, None, vocabularies={"user": vocabulary}, measured=measured).encode(columns).users
         for vocabulary in (empty, full)
     ]
     assert found[0] is not None

@@ -1,7 +1,7 @@
 """Accumulation of metrics over batches: the model's, those of baselines and truth, and intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from features.errors import DataError
 from features.tasks import TaskConfig
 from models.assembly import task_heads
 from models.batch import RankingBatch
 from models.tasks import TaskHead, predictions_of
-from pipeline.config.evaluation import BootstrapConfig
+from pipeline.config.evaluation import EvaluationConfig
 from pipeline.evaluation.bootstrap import Bootstrap
 from pipeline.evaluation.gate_use import GateUse
+from pipeline.evaluation.group_rows import GroupRows
 from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.row_sample import RowSample, row_hashes, sampled_figures
+from pipeline.evaluation.slice_metrics import SliceMetrics
 from pipeline.log_passes.popularity import Popularity
 
 _PROBABILITY_EPS = 1e-7
@@ -29,7 +33,8 @@ class Measured:
         tasks: The declared tasks.
         popularity: The popularity baseline, if any.
         gates: Use of experts by the model's gates.
-        bootstrap: Resampling for intervals; None: no intervals.
+        evaluation: Resamples, slices and metrics within groups that are asked for.
+        num_rows: Number of rows that all ranks will add, about.
 
     Attributes:
         problem: First error of a batch, if any; the ranks continue together and exchange their errors at the end.
@@ -40,10 +45,15 @@ class Measured:
         tasks: Sequence[TaskConfig],
         popularity: Popularity | None,
         gates: GateUse,
-        bootstrap: BootstrapConfig | None = None,
+        evaluation: EvaluationConfig | None = None,
+        num_rows: int = 0,
     ) -> None:
         self.problem: str | None = None
-        self._bootstrap = Bootstrap(bootstrap, tasks) if bootstrap else None
+        asked = evaluation or EvaluationConfig()
+        self._bootstrap = Bootstrap(asked.bootstrap, tasks) if asked.bootstrap else None
+        self._slices = SliceMetrics(asked.by, tasks, asked.max_slices) if asked.by else None
+        self._groups = GroupRows(asked.grouped, tasks, num_rows, dist.get_world_size()) if asked.grouped else None
+        self._samples = {place: RowSample() for place, task in enumerate(tasks) if task.kind == "regression"}
         self._tasks = tasks
         self.gates = gates
         self._popularity = popularity
@@ -56,7 +66,7 @@ class Measured:
         """Add a batch with the model's raw outputs, shape (B, sum of outputs)."""
         try:
             self._update(outputs, batch)
-        except ValueError as error:
+        except (ValueError, DataError) as error:
             self.problem = self.problem or str(error)
 
     def _update(self, outputs: Tensor, batch: RankingBatch) -> None:
@@ -64,18 +74,36 @@ class Measured:
         outputs, batch = outputs.cpu(), batch.to(torch.device("cpu"))
         predicted = predictions_of(self._heads, outputs)
         raw = torch.split(outputs, [head.num_outputs for head in self._heads], dim=1)
+        raw = [one if task.kind == "multiclass" else one.squeeze(1) for one, task in zip(raw, self._tasks, strict=True)]
+        self._keep_rows(batch, raw, predicted)
         popular = self._popular(batch)
         for index, task in enumerate(self._tasks):
             known = (batch.labels[:, index], batch.in_space[:, index], batch.weight[:, index])
-            scores = raw[index] if task.kind == "multiclass" else raw[index].squeeze(1)
-            self._model[index].update(predicted[task.name], scores, *known)
+            label, in_space, weight = known
+            shown = (in_space, predicted[task.name], raw[index], label, weight)
+            self._model[index].update(predicted[task.name], raw[index], *known)
             if self._bootstrap is not None and batch.users is not None:
-                label, in_space, weight = known
-                self._bootstrap.update(index, batch.users, in_space, predicted[task.name], scores, label, weight)
+                self._bootstrap.update(index, batch.users, *shown)
+            if self._slices is not None and batch.slices is not None:
+                self._slices.update(index, batch.slices, *shown)
             if popular is not None:
                 _add_baseline(self._baseline[index], popular[:, index], *known)
             if batch.truth is not None and task.truth is not None:
                 _add_baseline(self._truth[index], batch.truth[:, index], *known)
+
+    def _keep_rows(self, batch: RankingBatch, raw: Sequence[Tensor], predicted: Mapping[str, Tensor]) -> None:
+        """Keep the rows, or a sample of them, for metrics that need several rows side by side."""
+        if self._slices is not None:
+            self._slices.name(batch.slice_texts or ())
+        if self._groups is not None:
+            self._groups.update(batch, raw)
+        if not self._samples:
+            return
+        hashes = row_hashes(batch.cursor, len(batch.labels))
+        for place, sample in self._samples.items():
+            chosen = batch.in_space[:, place]
+            known = (predicted[self._tasks[place].name], batch.labels[:, place], batch.weight[:, place])
+            sample.update(hashes[chosen.numpy()], *(tensor[chosen] for tensor in known))
 
     def _popular(self, batch: RankingBatch) -> Tensor | None:
         if self._popularity is None:
@@ -103,8 +131,23 @@ class Measured:
         if self._bootstrap is not None:
             for task, interval in zip(tasks, self._bootstrap.results(group, with_draws=with_draws), strict=True):
                 task["interval"] = interval
+        self._add_further(tasks, merged[0], group)
         means, deviations = self.gates.moments(group)
         return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
+
+    def _add_further(self, tasks: list[dict[str, Any]], model: Sequence[TaskMetrics], group: dist.ProcessGroup) -> None:
+        """Add what is known of the model alone: its calibration curve, slices, XAUC and metrics within groups."""
+        for task, metrics in zip(tasks, model, strict=True):
+            task["calibration_curve"] = metrics.calibration_curve()
+        for place, sample in self._samples.items():
+            tasks[place]["model"]["xauc"], curve = sampled_figures(sample.of_all_ranks(group))
+            tasks[place]["calibration_curve"] = curve
+        if self._groups is not None:
+            for task, found in zip(tasks, self._groups.results(group), strict=True):
+                task["model"] |= found
+        if self._slices is not None:
+            for task, found in zip(tasks, self._slices.results(group), strict=True):
+                task["slices"] = {name: [_finite(one) for one in values] for name, values in found.items()}
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:

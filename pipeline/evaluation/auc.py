@@ -98,6 +98,15 @@ class AucSketch:
         within = np.where(half > 1, positive * negative / 2, 0).sum()
         return float((within + positive @ inside[1] + negative @ inside[0]) / pairs)
 
+    def bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the score in the middle of each bin, float32 of shape (n,), and its weights, shape (2, n).
+
+        Up to the capacity a bin has one score, and the middle is it.
+        """
+        self._consolidate()
+        keys = ((self._nodes >> 1) - (1 << 31)).astype(np.int32)
+        return (keys ^ ((keys >> 31) & np.int32(0x7FFFFFFF))).view(np.float32), self._weights
+
     def state(self) -> Float[Tensor, "3 bin"]:
         """Return the state as one float64 tensor: node, positive weight, negative weight of each bin (nodes < 2^53)."""
         self._consolidate()

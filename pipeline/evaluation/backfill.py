@@ -145,7 +145,8 @@ def _check(config: Config, asked: AskedCells) -> None:
 
 
 def _listed(config: Config, days: Sequence[str]) -> list[DayLog]:
-    columns = read_columns(config.log_schema.columns(), config.holdout)
+    measured = config.evaluation.measured_columns.columns
+    columns = read_columns([*config.log_schema.columns(), *measured], config.holdout)
     return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
 
 
@@ -262,14 +263,17 @@ def backfill_worker(settings: dict[str, BackfillJob]) -> dict[str, Any]:
     for segment in read_segments(blocks, passed_over(config)):
         reading = job.readings[segment.header.place]
         loaded = resident.hold(reading.checkpoints)
-        tasks, drawn = config.log_schema.tasks, config.evaluation.bootstrap
-        metrics = [Measured(tasks, None, GateUse(model.state.model), drawn) for model in loaded]
+        tasks, num_rows = config.log_schema.tasks, reading.part.log.num_rows
+        metrics = [Measured(tasks, None, GateUse(one.state.model), config.evaluation, num_rows) for one in loaded]
         models = list(zip(loaded, reading.encoders, metrics, strict=True))
         reporter = reporter_of(job.board, reading.part)
         refused = measure_reading(config, reading.part, segment.parcels, groups, models, reporter)
         if refused is not None:
             return {"refused": f"{reading.part.log.day}: {refused}"}
-        results = [one.results(groups.counts, with_draws=True)["tasks"] for one in metrics]
+        try:
+            results = [one.results(groups.counts, with_draws=True)["tasks"] for one in metrics]
+        except DataError as error:  # on all ranks alike
+            return {"refused": f"{reading.part.log.day}: {error}"}
         measured += zip(reading.cells, results, strict=True)
         if reading.ends_day and _ends(job, groups, reading, measured):
             return {"stopped": reading is not job.readings[-1]}

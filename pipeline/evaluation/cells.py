@@ -208,13 +208,15 @@ def cell_of(config: Config, checkpoint: DatedCheckpoint, log: DayLog, rows: Rows
     The key has everything that the figures depend on, but for rounding: the number of workers and the sizes of batches
     and units are not in it.
     """
-    drawn, log_digest = config.evaluation.bootstrap, _digest(dict(log.files))
+    asked, log_digest = config.evaluation, _digest(dict(log.files))
     depends_on = {
         "checkpoint": checkpoint.digest,
         "log": log_digest,
         "metrics": METRICS_VERSION,
         "rows": rows,
-        "bootstrap": drawn.model_dump(mode="json") if drawn else None,
+        "bootstrap": asked.bootstrap.model_dump(mode="json") if asked.bootstrap else None,
+        "grouped": asked.grouped.model_dump(mode="json") if asked.grouped else None,
+        "by": [one.model_dump(mode="json") for one in asked.by],
         "holdout": config.holdout.model_dump(mode="json") if config.holdout and rows == "held_out" else None,
         "precision": config.workers.precision,
         "on_bad_unit": config.ingest.on_bad_unit,

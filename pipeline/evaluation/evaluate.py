@@ -123,7 +123,7 @@ def measure_days(
 def listed_days(config: Config, days: Sequence[str], further: Sequence[str] = ()) -> list[DayLog]:
     """Return the units of days, after a check that their files have the columns to measure, and further columns."""
     read = read_columns(config.log_schema.columns(with_truth=True), config.holdout)
-    columns = list(dict.fromkeys([*read, *further]))
+    columns = list(dict.fromkeys([*read, *config.evaluation.measured_columns.columns, *further]))
     return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
 
 
@@ -220,6 +220,7 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     groups, device = begin_worker(config)
     loaded: Loaded | None = None
     measured: list[Measured] = []
+    num_rows = sum(part.log.num_rows for part in job.parts)
     blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
     for segment in read_segments(blocks, passed_over(config)):
         if segment.header.model == len(measured):
@@ -230,13 +231,16 @@ def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
                 loaded = None
                 gc.collect()  # a pipeline and its model form reference cycles: memory may not hold two of them
             loaded = load(subject, loaded, groups, device)
-            drawn, gates = config.evaluation.bootstrap, GateUse(loaded.state.model)
-            measured.append(Measured(loaded.config.log_schema.tasks, job.popularity, gates, drawn))
+            tasks, gates = loaded.config.log_schema.tasks, GateUse(loaded.state.model)
+            measured.append(Measured(tasks, job.popularity, gates, config.evaluation, num_rows))
         assert loaded is not None
         refused = measure_part(job, segment, groups, loaded, measured[-1])
         if refused is not None:
             return {"refused": refused if len(job.subjects) == 1 else f"line {subject.line.name!r}: {refused}"}
-    return {"measured": [one.results(groups.counts) for one in measured]}
+    try:
+        return {"measured": [one.results(groups.counts) for one in measured]}
+    except DataError as error:  # on all ranks alike
+        return {"refused": str(error)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,19 +203,27 @@ def _rows_of(cell: Cell, tasks: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
         "day": cell.day,
         "lag": cell.lag,
         "row_set": cell.row_set,
-        "slice": ALL_ROWS,
         "key": cell.key,
         "checkpoint_digest": cell.checkpoint_digest,
         "log_digest": cell.log_digest,
         "metrics_version": METRICS_VERSION,
     }
     for entry in tasks:
-        values = dict(entry["model"])
-        of_task = {"task": entry["task"], "kind": entry["kind"], "rows": values.pop("rows")}
-        for metric, value in values.items():
-            drawn = entry.get("interval", {}) if metric == metric_of(entry["kind"]) else {}
-            interval = {name: drawn.get(name) for name in ("low", "high", "draws")}
-            yield same | of_task | {"metric": metric, "value": None if value is None else float(value)} | interval
+        for name, figures, drawn in _slices_of(entry):
+            values = dict(figures)
+            of_slice = {"slice": name, "task": entry["task"], "kind": entry["kind"], "rows": values.pop("rows")}
+            for metric, value in values.items():
+                found = drawn if metric == metric_of(entry["kind"]) else {}
+                interval = {name: found.get(name) for name in ("low", "high", "draws")}
+                yield same | of_slice | {"metric": metric, "value": None if value is None else float(value)} | interval
+
+
+def _slices_of(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield the name, the metrics and the interval of each slice of a task, that of all rows first."""
+    yield ALL_ROWS, entry["model"], entry.get("interval", {})
+    for name, values in entry.get("slices", {}).items():
+        for value in values:
+            yield f"{name}={value['value']}", {key: one for key, one in value.items() if key != "value"}, {}
 
 
 def _newest(rows: pa.Table) -> pa.Table:

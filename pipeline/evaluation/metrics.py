@@ -7,6 +7,7 @@ a device, is another `TaskMetrics` whose `in_space` is the intersection of space
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 from features.figure import figure
 from features.tasks import TaskConfig
 from pipeline.evaluation.auc import AucSketch
+from pipeline.evaluation.calibration_curve import CurvePoint, calibration_curve
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 """Version of the definitions of all metrics and of their resamples: raise it when one changes, and a backfill measures
 again."""
 
@@ -138,6 +140,19 @@ class TaskMetrics:
             unexplained = _ratio(result["mse"], result["label_variance"])
             result["r2"] = None if unexplained is None else 1 - unexplained
         return result
+
+    def calibration_curve(self) -> list[CurvePoint]:
+        """Return the calibration curve of a binary task; none of another kind.
+
+        It comes from the bins of the AUC's sketch: exact up to their number of distinct scores, and beyond with the
+        score in the middle of a bin for those of all its rows.
+        """
+        if self.task.kind != "binary":
+            return []
+        scores, (positive, negative) = self._ranking.bins()
+        weights = positive + negative
+        predictions = torch.from_numpy(scores.astype(np.float64)).sigmoid().numpy()
+        return calibration_curve(predictions, positive / np.where(weights > 0, weights, 1), weights)
 
     def _refuse_bad(self, values: Mapping[str, Tensor]) -> None:
         """Check values in the space, by name; an error names the task."""

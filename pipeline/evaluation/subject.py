@@ -29,12 +29,12 @@ def encoder_of(config: Config, line: Line, manifest: Manifest, *, with_truth: bo
         manifest: Manifest of the checkpoint.
         with_truth: True to read the tasks' truth columns too.
     """
-    schema, drawn = config.log_schema, config.evaluation.bootstrap
+    schema = config.log_schema
     return Encoder(
         schema,
         manifest.statistics,
         with_truth=with_truth,
         measuring=True,
         vocabularies=read_vocabularies(*line.place(manifest.checkpoint), schema),
-        users=drawn.by if drawn else None,
+        measured=config.evaluation.measured_columns,
     )

@@ -114,7 +114,11 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
         "slots": np.full(batch_size, -1, np.int32),
         "truth": np.full((batch_size, len(schema.tasks)), np.nan, np.float32),
         "users": np.zeros(batch_size, np.int64),
+        "groups": np.zeros(batch_size, np.int64),
     }
+    first = slices[0][0] if slices else None
+    if first is not None and first.slices is not None:
+        columns["slices"] = np.zeros((batch_size, first.slices.shape[1]), np.int64)
     filled = 0
     for rows, start, stop in slices:
         for name, column in columns.items():
@@ -123,7 +127,10 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
                 column[filled : filled + stop - start] = source[start:stop]
         filled += stop - start
     in_space = ~np.isnan(columns["labels"])
-    first = slices[0][0] if slices else None
+
+    def asked_for(name: str) -> torch.Tensor | None:
+        return None if first is None or getattr(first, name) is None else torch.from_numpy(columns[name])
+
     return LogBatch(
         sparse=_collate_sparse(schema, slices, batch_size),
         dense=torch.from_numpy(columns["dense"]),
@@ -131,8 +138,11 @@ def collate(schema: Schema, slices: list[tuple[EncodedRows, int, int]], batch_si
         in_space=torch.from_numpy(in_space),
         weight=torch.from_numpy(columns["weights"]),
         slot=torch.from_numpy(columns["slots"]),
-        truth=torch.from_numpy(columns["truth"]) if first is not None and first.truth is not None else None,
-        users=torch.from_numpy(columns["users"]) if first is not None and first.users is not None else None,
+        truth=asked_for("truth"),
+        users=asked_for("users"),
+        groups=asked_for("groups"),
+        slices=asked_for("slices"),
+        slice_texts=tuple(rows.slice_texts for rows, _, _ in slices if rows.slice_texts is not None),
     )
 
 
