@@ -70,7 +70,7 @@ class SliceConfig(Declaration):
         """
         values = parse_expression(self.expression).evaluate(columns)
         if self.boundaries is not None:
-            return _ranges(self, values)
+            return _ranges(self, values, self.boundaries)
         found = values.dictionary if pa.types.is_dictionary(values.type) else values
         if not (pa.types.is_primitive(found.type) or pa.types.is_null(found.type) or _is_text(found.type)):
             raise DataError(f"slices by {self.name!r}: the value is {values.type}, expected a number or a text")
@@ -126,11 +126,10 @@ def _distinct(values: pa.Array) -> pa.Array:
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
-def _ranges(config: SliceConfig, values: pa.Array) -> pa.DictionaryArray:
+def _ranges(config: SliceConfig, values: pa.Array, edges: Sequence[float]) -> pa.DictionaryArray:
     """Return the range of each value as text."""
     if not (pa.types.is_primitive(values.type) or pa.types.is_null(values.type)):
         raise DataError(f"slices by {config.name!r}: the value is {values.type}, boundaries need a number")
-    edges = config.boundaries or ()
     numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     names = [f"< {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(edges)), f">= {edges[-1]:g}"]
     places = np.where(np.isnan(numbers), len(names), np.searchsorted(edges, numbers, side="right"))

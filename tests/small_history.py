@@ -39,7 +39,7 @@ def config_of(logs: Path, root: Path, **sections: Any) -> Config:
     evaluation = {
         "bootstrap": {"by": "user_id", "resamples": 20},
         "grouped": {"by": "user_id", "at": [5]},
-        "by": ["tab", {"name": "length", "value": "duration_ms / 1000", "boundaries": [10, 30]}],
+        "by": ["scene", {"name": "length", "value": "duration_ms / 1000", "boundaries": [10, 30]}],
     }
     holdout = {"column": "user_id", "share": 0.2}
     return make_config(logs, root, **{"evaluation": evaluation, "holdout": holdout} | sections)

@@ -102,8 +102,8 @@ def test_held_out_rows(history: Config, local_training: None) -> None:
     assert_equals_evaluate(history, found, "held_out")
     everything = backfill(history, AskedCells(TRAINED[-1], ALL_DAYS[3:4]))
     assert everything.num_measured == 1
-    rows = MetricTable.of(history.root).read(columns=["row_set", "rows", "task"]).to_pylist()
-    counted = {row["row_set"]: row["rows"] for row in rows if row["task"] == "ctr"}
+    rows = MetricTable.of(history.root).read(columns=["row_set", "rows", "task", "slice"]).to_pylist()
+    counted = {row["row_set"]: row["rows"] for row in rows if (row["task"], row["slice"]) == ("ctr", ALL_ROWS)}
     assert 0 < counted["held_out"] < ROWS / 2 < counted["all"] == ROWS
 
 

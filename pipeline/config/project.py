@@ -17,6 +17,7 @@ from pipeline.config.daily import DailyConfig
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.predictions import PredictionsConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.config.workers import RayConfig, WorkersConfig
 
@@ -72,6 +73,7 @@ class Config(Declaration):
         holdout: Rows that are never trained; absent: none.
         checkpoint: Schedule and retention of checkpoints.
         evaluation: Baselines and intervals of evaluations.
+        predictions: Columns of predictions.
         daily: The daily job.
         workers: The workers that train.
         ray: The Ray of the commands.
@@ -93,6 +95,7 @@ class Config(Declaration):
     holdout: HoldoutConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    predictions: PredictionsConfig = PredictionsConfig()
     daily: DailyConfig = DailyConfig()
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()

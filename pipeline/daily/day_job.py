@@ -259,9 +259,15 @@ def _kept(measured: Sequence[Measurement]) -> dict[str, Any]:
     return {
         "checkpoints": [
             {
-                "tasks": {entry["task"]: {"kind": entry["kind"]} | entry["model"] for entry in one.tasks},
+                "tasks": {entry["task"]: _of_ledger(entry) for entry in one.tasks},
                 "expert_use": one.expert_use,
             }
             for one in measured
         ]
     }
+
+
+def _of_ledger(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's metrics for the ledger: its kind, the model's metrics, its curve, and its slices if any."""
+    further = {name: entry[name] for name in ("calibration_curve", "slices") if entry.get(name)}
+    return {"kind": entry["kind"]} | entry["model"] | further

@@ -142,7 +142,7 @@ def chosen_checkpoints(
         names = text.split(",")
     else:
         names = _of_days(line, parse_days(text), option, skip_missing=skip_missing)
-    found = {one.digest: one for one in (_dated(line, name) for name in names)}
+    found = {one.digest: one for one in (dated_checkpoint(line, name) for name in names)}
     return sorted(found.values(), key=lambda one: (one.day, one.line, one.own_name))
 
 
@@ -167,7 +167,12 @@ def _of_days(line: Line, days: Sequence[str], option: str, *, skip_missing: bool
     return [found[day] for day in days if day in found]
 
 
-def _dated(line: Line, name: str) -> DatedCheckpoint:
+def dated_checkpoint(line: Line, name: str) -> DatedCheckpoint:
+    """Return a checkpoint by its name, as seen from a line.
+
+    Raises:
+        ConfigError: It does not exist, or is damaged.
+    """
     manifest = line.read_manifest(name)
     if manifest is None:
         raise ConfigError(f"{line.storage.url}/{name} has no intact manifest: name a complete checkpoint")

@@ -26,6 +26,7 @@ PARTITION_ROWS = 2**20
 """Number of rows that a partition should have; a rank holds some three times their bytes."""
 
 _ROWS_AT_ONCE = 2**18  # number of rows that a rank holds before it writes them
+_VALUES = ("score", "label", "weight")
 _UNKNOWN = 0  # hash of rows without a group
 
 
@@ -51,7 +52,7 @@ class GroupRows:
         self._config, self._tasks = config, tasks
         self._places = [place for place, task in enumerate(tasks) if task.kind == "binary"]
         self._num_partitions = num_ranks * -(-max(num_rows, 1) // (num_ranks * partition_rows))
-        values = [(name, np.float32, (len(self._places),)) for name in ("score", "label", "weight")]
+        values = [(name, np.float32, (len(self._places),)) for name in _VALUES]
         self._record = np.dtype([("group", np.int64), *values])
         self._waiting: list[np.ndarray] = []
         self._num_waiting = 0
@@ -117,9 +118,9 @@ class GroupRows:
         for records in self._partitions(group):
             for number in range(len(self._places)):
                 known = records[~np.isnan(records["label"][:, number])]
-                groups, values = known["group"], [known[name][:, number] for name in ("score", "label", "weight")]
-                aucs[number].append(grouped_auc(groups, *values))
-                rankings[number].append(grouped_ranking(groups, *values[:2], self._config.at))
+                groups, (score, label, weight) = known["group"], (known[name][:, number] for name in _VALUES)
+                aucs[number].append(grouped_auc(groups, score, label, weight))
+                rankings[number].append(grouped_ranking(groups, score, label, self._config.at))
         gathered: list[Any] = [None] * group.size()
         mine = [(reduce(add, auc), reduce(add, ranking)) for auc, ranking in zip(aucs, rankings, strict=True)]
         dist.all_gather_object(gathered, mine, group=group)

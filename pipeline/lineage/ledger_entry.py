@@ -28,7 +28,9 @@ class Verdict(RecordPart):
 
 
 Metrics = dict[str, dict[str, Any]]
-"""Metrics of `evaluation.metrics.TaskMetrics.result` with the task's kind, by task name."""
+"""Metrics of `evaluation.metrics.TaskMetrics.result` with the task's kind, by task name.
+
+`calibration_curve` has the points of the curve; `slices` the metrics by the name and the value of declared slices."""
 
 
 class HoldoutMetrics(RecordPart):
