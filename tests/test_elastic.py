@@ -21,7 +21,7 @@ ROWS, EVERY = 300_000, 100  # more rows than are trained before the test has see
 NOTICE_S = 20
 
 __all__ = ["start_command"]  # a fixture
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def _add_node(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=200 * 2**20)
 
 
-def _wait(command: Command, what: Callable[[], bool], timeout_s: float = 150) -> None:
+def _wait(command: Command, what: Callable[[], bool], timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert command.process.poll() is None, command.log.read_text()[-3000:]

@@ -141,7 +141,7 @@ def test_a_write_that_fails_fails_the_run(
     assert re.match(not_written + r"rank 0: .*No space left on device; rank 1: .*No space", record.reason)
 
 
-def _wait_for_step(config: Config, step: int, command: Command, timeout_s: float = 180) -> None:
+def _wait_for_step(config: Config, step: int, command: Command, timeout_s: float = 600) -> None:
     """Until a checkpoint of a step is complete."""
     line, deadline = Line.of(config.root, config.line), time.monotonic() + timeout_s
     while not any(manifest.step >= step for manifest in line.manifests()):
@@ -183,7 +183,7 @@ def test_a_command_that_is_asked_to_end(tmp_path: Path, start_command: Any) -> N
     logs = write_log_of(tmp_path / "logs", rows)
     config = _command_config(logs, tmp_path / "root", checkpoint={"every_steps": None})
     first = start_command(config)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while " rows" not in first.log.read_text():
         assert first.process.poll() is None, first.log.read_text()[-2000:]
         assert time.monotonic() < deadline

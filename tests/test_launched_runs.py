@@ -26,7 +26,7 @@ from pipeline.lineage.line import Line
 from pipeline.submission.kubernetes_api import KubernetesApi
 from pipeline.submission.kubernetes_place import KubernetesPlace
 from pipeline.submission.launcher import Launcher
-from pipeline.submission.ray_place import RayPlace
+from pipeline.submission.ray_place import RayPlace, once_there
 from pipeline.submission.schedule import Decision, Window
 from pipeline.submission.submit import ended, follow, records_of, start_or_attach
 
@@ -56,7 +56,7 @@ class RayHead:
 
     def await_client(self) -> JobSubmissionClient:
         """Return a client, once the Jobs API answers."""
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while True:
             try:
                 return JobSubmissionClient(self.address)
@@ -109,13 +109,12 @@ class Operator:
     def __init__(self, server: KubernetesServer, name: str, head: RayHead) -> None:
         self._server, self._name, self._client = server, name, head.await_client()
         spec = server.read(name)["spec"]
-        self._id = self._client.submit_job(
-            entrypoint=spec["entrypoint"], runtime_env=yaml.safe_load(spec["runtimeEnvYAML"])
-        )
+        env = yaml.safe_load(spec["runtimeEnvYAML"])
+        self._id = once_there(lambda: self._client.submit_job(entrypoint=spec["entrypoint"], runtime_env=env))
         server.set_status(name, "Running", "RUNNING", jobId=self._id)
 
     def await_end(self) -> str:
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while not (status := self._client.get_job_status(self._id)).is_terminal():
             assert time.monotonic() < until, self._client.get_job_logs(self._id)[-2000:]
             time.sleep(0.5)
@@ -196,7 +195,7 @@ def _mounted_config(rayjob: dict[str, Any], folder: Path, config: Any) -> Path:
 
 
 def _await_checkpoint(line: Line) -> None:
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while line.newest() is None:
         assert time.monotonic() < until
         time.sleep(0.2)

@@ -181,7 +181,7 @@ class Project:
 
     def wait_for_checkpoint(self, process: subprocess.Popen[bytes], attempt: str) -> None:
         """Wait until a run is in the middle of its day."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not any(name.startswith(attempt) for name in self.checkpoints()):
             assert process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()

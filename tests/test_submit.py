@@ -24,6 +24,7 @@ from pipeline.submission.entry_words import decode, encode, is_plain
 from pipeline.submission.job import Job, config_digest, parse_submission
 from pipeline.submission.job_record import read_record, record_url
 from pipeline.submission.local_place import LocalPlace
+from pipeline.submission.ray_place import once_there
 from pipeline.submission.rayjob import read_template, render
 from pipeline.submission.rayjob_rules import problems
 from pipeline.submission.submit import records_of, start_or_attach
@@ -265,3 +266,22 @@ def test_another_code_is_refused(config_file: Path, tmp_path: Path) -> None:
     assert "this cluster has code" in error
     assert "submitted with code 0, Python 3.9, Ray 1" in error
     assert records_of(str(tmp_path / "root"), "history")[1].exit_code == 2
+
+
+def test_a_cluster_whose_agents_are_late() -> None:
+    """Catches a submission that fails while the head answers and no agent takes a job yet, and one that never ends."""
+    answers = [RuntimeError("Request failed with status code 500: No available agent to submit job"), "job-7"]
+
+    def submit() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, str):
+            return answer
+        raise answer
+
+    assert once_there(submit) == "job-7"
+    answers += [RuntimeError("No available agent"), "job-8"]
+    with pytest.raises(RuntimeError, match="No available agent"):
+        once_there(submit, within_s=-1)
+    answers[0] = RuntimeError("the working_dir is too large")
+    with pytest.raises(RuntimeError, match="too large"):
+        once_there(submit)

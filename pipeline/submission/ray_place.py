@@ -1,6 +1,7 @@
 """Jobs on a running Ray cluster, through Ray's Jobs API."""
 
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,27 @@ _PROJECT = Path(__file__).parents[2]
 _EXCLUDES = ["/.*", "/runs", "/data", "/tests", "/docs", "/benchmarks", "**/__pycache__"]
 _PHASES: dict[str, Phase] = {"PENDING": "waiting", "RUNNING": "running"}
 _DIGEST = "digest"
+_NO_AGENT = "No available agent"  # Ray's answer of a head whose agents have not said yet that they are there
+
+
+def once_there(submit: Callable[[], str], within_s: float = 120.0) -> str:
+    """Submit a job as soon as the cluster has an agent that takes it: its head answers some seconds earlier.
+
+    Args:
+        submit: Submits; returns the job's id.
+        within_s: Time after which the refusal is raised.
+
+    Raises:
+        RuntimeError: The cluster refuses the job.
+    """
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(1)
 
 
 class RayPlace:
@@ -64,11 +86,13 @@ class RayPlace:
             runtime_env |= {"working_dir": str(_PROJECT), "excludes": _EXCLUDES}
         name = job.submission(number)
         try:
-            self._client.submit_job(
-                entrypoint=command,
-                submission_id=name,
-                runtime_env=runtime_env,
-                metadata={_DIGEST: job.digest},
+            once_there(
+                lambda: self._client.submit_job(
+                    entrypoint=command,
+                    submission_id=name,
+                    runtime_env=runtime_env,
+                    metadata={_DIGEST: job.digest},
+                )
             )
         except RuntimeError as error:
             if self.look(name) is not None:
