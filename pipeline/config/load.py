@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from features.errors import ConfigError
 from pipeline.config.project import Config
+from pipeline.config.ranking import check_ranking
 from pipeline.config.sharding import check_sharding
 from pipeline.config.urls import resolve_url
 from pipeline.config.yaml_text import read_yaml, read_yaml_file
@@ -54,6 +55,8 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     _check_inputs(config)
     _check_cluster(config)
     _check_evaluation(config)
+    if config.ranking is not None:
+        check_ranking(config.ranking, config.log_schema, config.log_schema.columns())
     unknown = sorted(set(config.daily.gate.tasks) - set(config.log_schema.task_names))
     if unknown:
         raise ConfigError(

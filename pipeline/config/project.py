@@ -11,6 +11,7 @@ from models.loss import LossWeightConfig
 from models.loss_combination import JointLoss
 from models.network import NetworkConfig
 from models.optional_parts import AroundConfig
+from models.ranking_score import RankingConfig
 from models.sizes import Width
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.daily import DailyConfig
@@ -75,6 +76,7 @@ class Config(Declaration):
         evaluation: Baselines and intervals of evaluations.
         predictions: Columns of predictions.
         daily: The daily job.
+        ranking: The score by which `jobs.score` ranks; absent: none.
         workers: The workers that train.
         ray: The Ray of the commands.
     """
@@ -97,6 +99,7 @@ class Config(Declaration):
     evaluation: EvaluationConfig = EvaluationConfig()
     predictions: PredictionsConfig = PredictionsConfig()
     daily: DailyConfig = DailyConfig()
+    ranking: RankingConfig | None = None
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
 
