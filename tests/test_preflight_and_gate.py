@@ -151,3 +151,27 @@ def test_rows_that_vary(rows: int, *, refused: bool) -> None:
     """Catches a spread that excuses half a day, or a day that was written twice."""
     usual = [_profile(rows=number) for number in (4_000, 25_000, 10_000, 16_000, 5_000, 10_000, 30_000)]
     assert len(check_profile(PreflightConfig(), SCHEMA, _profile(rows=rows), usual)) == refused
+
+
+def _sliced(**aucs: float) -> dict[str, Any]:
+    """Metrics of the task, with those of slices of its rows."""
+    metrics = _metrics()
+    slices = [{"value": value} | _metrics(auc=auc)["ctr"] for value, auc in aucs.items()]
+    return {"ctr": metrics["ctr"] | {"slices": {"scene": slices}}}
+
+
+def test_limits_of_slices() -> None:
+    """Catches a model that is worse on one scene alone and is published, and slices that are judged unasked."""
+    new, parent = _sliced(auto=0.70, feed=0.76), _sliced(auto=0.76, feed=0.75)
+    assert check_model(GateConfig(noise=0), None, [], new, parent) == []
+    gate = GateConfig.model_validate({"noise": 0, "slices": {"scene": {"drop": 0.05}}})
+    (finding,) = check_model(gate, None, [], new, parent)
+    assert finding.text.startswith("task 'ctr, scene=auto': 0.7000 on the hold-out, its parent 0.7600")
+    assert finding.own_key == "daily.gate.slices.scene.drop"
+    loose = GateConfig.model_validate({"noise": 0, "slices": {"scene": {"drop": 0.07}}})
+    assert check_model(loose, None, [], new, parent) == []
+    usual = [_sliced(auto=0.80, feed=0.75)] * 3
+    (finding,) = check_model(gate, _sliced(auto=0.60, feed=0.74), usual, None, None)
+    assert "task 'ctr, scene=auto': yesterday's model reaches 0.6000" in finding.text
+    of_task = {"tasks": {"ctr": {"min_positives": 5000}}, "slices": {"scene": {"drop": 0.05}}}
+    assert check_model(GateConfig.model_validate({"noise": 0} | of_task), None, [], new, parent) == []

@@ -75,6 +75,8 @@ class GateConfig(Declaration):
         min_positives: Number of positive rows, and of negative ones (or of rows, for tasks that are not binary), below
             which a task is not judged.
         tasks: Other limits by task name.
+        slices: Limits of slices by their name in `evaluation.by`: each task is judged on each value too. An absent
+            limit is the task's. Slices that are not named here are not judged.
     """
 
     window: int = Field(default=7, ge=1, le=90)
@@ -87,6 +89,7 @@ class GateConfig(Declaration):
     shift_ratio: float = Field(default=1.5, gt=1)
     min_positives: int = Field(default=50, ge=1)
     tasks: dict[str, "TaskGateConfig"] = {}
+    slices: dict[str, "TaskGateConfig"] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,6 +100,12 @@ class GateConfig(Declaration):
         """Return a limit for a task: its own, else the common one."""
         own = getattr(self.tasks.get(task), key, None)
         return getattr(self, key) if own is None else own
+
+    def of_slice(self, name: str, task: str, value: str) -> Self:
+        """Return the limits of one slice, under the name `value` for a task."""
+        limits = self.slices[name].model_dump(exclude_none=True)
+        of_task = self.tasks[task].model_dump(exclude_none=True) if task in self.tasks else {}
+        return self.model_copy(update={"tasks": {value: TaskGateConfig(**of_task | limits)}})
 
 
 class TaskGateConfig(Declaration):

@@ -57,12 +57,20 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     _check_evaluation(config)
     if config.ranking is not None:
         check_ranking(config.ranking, config.log_schema, config.log_schema.columns())
-    unknown = sorted(set(config.daily.gate.tasks) - set(config.log_schema.task_names))
-    if unknown:
-        raise ConfigError(
-            f"daily.gate.tasks: there is no task {unknown[0]!r}, declared are {config.log_schema.task_names}"
-        )
+    _check_gate(config)
     return config
+
+
+def _check_gate(config: Config) -> None:
+    """Check that the gate's limits are of tasks and slices that are declared."""
+    gate, slices = config.daily.gate, [one.name for one in config.evaluation.by]
+    for key, given, kind, declared in (
+        ("tasks", gate.tasks, "task", config.log_schema.task_names),
+        ("slices", gate.slices, "entry of evaluation.by", slices),
+    ):
+        unknown = sorted(set(given) - set(declared))
+        if unknown:
+            raise ConfigError(f"daily.gate.{key}: there is no {kind} {unknown[0]!r}, declared are {declared}")
 
 
 def _check_inputs(config: Config) -> None:

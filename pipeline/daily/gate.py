@@ -8,6 +8,7 @@ The gate reads figures alone, neither a log nor a model.
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from features.figure import figure
@@ -47,7 +48,53 @@ def check_model(
         findings += _before(config, task, found, [entry[task] for entry in usual if task in entry])
     for task, found in (new or {}).items():
         findings += _after(config, task, found, (parent or {}).get(task), earlier)
+    for name in config.slices:
+        findings += _of_slices(config, name, before, usual, new, parent, earlier)
     return findings
+
+
+def _of_slices(
+    config: GateConfig,
+    name: str,
+    before: Metrics | None,
+    usual: Sequence[Metrics],
+    new: Metrics | None,
+    parent: Metrics | None,
+    earlier: Sequence[HoldoutMetrics],
+) -> Iterator[Finding]:
+    """Compare the slices of one name as `check_model` compares tasks."""
+    past = [_slices(entry, name) for entry in usual]
+    held = [HoldoutMetrics(new=_slices(entry.new, name), parent=_slices(entry.parent, name)) for entry in earlier]
+    of_before, of_new, of_parent = (_slices(metrics, name) for metrics in (before, new, parent))
+    tasks = {
+        _called(task, name, one["value"]): task
+        for metrics in (before, new)
+        for task, found in (metrics or {}).items()
+        for one in found.get("slices", {}).get(name, [])
+    }
+    findings: list[Finding] = []
+    for called, task in tasks.items():
+        limits = config.of_slice(name, task, called)
+        if called in of_before:
+            findings += _before(limits, called, of_before[called], [one[called] for one in past if called in one])
+        if called in of_new:
+            findings += _after(limits, called, of_new[called], of_parent.get(called), held)
+    for finding in findings:
+        key = finding.key.removeprefix("daily.gate.")
+        yield replace(finding, own_key=f"daily.gate.slices.{name}.{key}" if finding.key else "")
+
+
+def _called(task: str, name: str, value: str) -> str:
+    return f"{task}, {name}={value}"
+
+
+def _slices(metrics: Metrics | None, name: str) -> Metrics:
+    """Return the metrics of the slices of one name, as metrics of tasks of their own."""
+    return {
+        _called(task, name, one["value"]): {"kind": found["kind"]} | one
+        for task, found in (metrics or {}).items()
+        for one in found.get("slices", {}).get(name, [])
+    }
 
 
 def quality(metrics: Mapping[str, Any]) -> float | None:

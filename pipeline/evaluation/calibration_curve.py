@@ -18,7 +18,7 @@ def calibration_curve(
     distinct predictions has fewer points.
 
     Args:
-        predictions: Of groups of rows, in the label's unit, float64 of shape (N,).
+        predictions: Prediction of each group of rows, in the label's unit, float64 of shape (N,).
         labels: Mean label of each group, shape (N,).
         weights: Weight of each group, shape (N,).
         num_bins: Number of bins.

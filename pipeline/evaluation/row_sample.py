@@ -1,7 +1,7 @@
 """Sample of a regression task's rows, the same on any number of ranks, for figures that need rows side by side.
 
 The sample has the rows with the smallest hashes of (unit, row number). So it depends on neither the order of the rows
-nor the number of ranks. Of a day with few rows it has all of them, and its figures are exact.
+nor the number of ranks. If a day has few rows, the sample has all of them, and its figures are exact.
 """
 
 import numpy as np
