@@ -27,8 +27,8 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.row_sample import xauc
 from pipeline.lineage.line import Line
 from pipeline.scoring import predictions
-from pipeline.scoring.prediction_files import PredictionFiles
 from pipeline.scoring.predictions import predict, predict_worker
+from pipeline.scoring.written_predictions import PredictionFiles
 from pipeline.storage.files import Storage
 
 __all__ = ["history", "trained"]  # fixtures

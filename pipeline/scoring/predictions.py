@@ -35,7 +35,7 @@ from pipeline.ingest.units import audit_sum
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
-from pipeline.scoring.prediction_files import AboutPredictions, PredictedDay, PredictionFiles
+from pipeline.scoring.written_predictions import AboutPredictions, PredictedDay, PredictionFiles
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import Groups, begin_worker
 
