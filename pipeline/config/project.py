@@ -18,6 +18,7 @@ from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.sharding import ShardingConfig
+from pipeline.config.tracking import TENSORBOARD, TrackingConfig
 from pipeline.config.workers import RayConfig, WorkersConfig
 
 LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
@@ -73,6 +74,7 @@ class Config(Declaration):
         checkpoint: Schedule and retention of checkpoints.
         evaluation: Baselines and intervals of evaluations.
         daily: The daily job.
+        tracking: Live view of runs.
         workers: The workers that train.
         ray: The Ray of the commands.
     """
@@ -94,6 +96,7 @@ class Config(Declaration):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     daily: DailyConfig = DailyConfig()
+    tracking: TrackingConfig = TENSORBOARD
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
 
