@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 _MOST_POINTS = 1000
-_LOOK_S = 0.1  # between two looks at whether the run is over
 _REST_S = 30.0  # from an error to the next try
 _LONGEST_REASON = 300  # characters of an error
+
+_Point = tuple[RunKey, Mapping[str, float], int, float]
 
 
 class BackgroundTracker:
@@ -32,8 +33,7 @@ class BackgroundTracker:
 
     def __init__(self, name: str, open_run: Callable[[RunKey], Tracker]) -> None:
         self._name, self._open_run = name, open_run
-        self._points: queue.Queue[tuple[RunKey, Mapping[str, float], int, float]] = queue.Queue(_MOST_POINTS)
-        self._closing = threading.Event()
+        self._points: queue.Queue[_Point | None] = queue.Queue(_MOST_POINTS)  # None: the end
         self._told = False
         self._run: RunKey | None = None
         self._tracker: Tracker | None = None
@@ -50,17 +50,21 @@ class BackgroundTracker:
 
     def close(self, seconds: float = CLOSE_S) -> None:
         """Wait until the points are written, for a bounded time."""
-        self._closing.set()
+        while True:
+            try:
+                self._points.put_nowait(None)
+                break
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._points.get_nowait()
         self._thread.join(seconds)
         if self._thread.is_alive():
             self._tell("does not answer")
 
     def _write_all(self) -> None:
-        while not (self._closing.is_set() and self._points.empty()):
-            with contextlib.suppress(queue.Empty):
-                point = self._points.get(timeout=_LOOK_S)
-                if time.monotonic() >= self._rests_until:
-                    self._try(functools.partial(self._write, *point))
+        while (point := self._points.get()) is not None:
+            if time.monotonic() >= self._rests_until:
+                self._try(functools.partial(self._write, *point))
         self._try(self._end_run)
 
     def _write(self, run: RunKey, values: Mapping[str, float], step: int, at: float) -> None:
