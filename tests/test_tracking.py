@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from small_daily import config_of
 from tracking_files import events_of, points_of
 
 from features.errors import ConfigError
 from pipeline.cluster.progress import Progress, TrainingFigures
 from pipeline.cluster.run_points import RunPoints
+from pipeline.config.load import parse_config
 from pipeline.config.tracking import TENSORBOARD, MLflowConfig, TrackingConfig
 from pipeline.lineage.ledger_entry import HoldoutMetrics, LedgerEntry, Verdict
 from pipeline.lineage.ledger_figures import ledger_figures
@@ -177,10 +179,13 @@ def test_mlflow_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     check_tracker(TENSORBOARD)
 
 
-def test_credentials_are_refused() -> None:
-    """Catches a password in a configuration that is stored and shown."""
-    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
-        MLflowConfig(kind="mlflow", uri="https://me:planted@example.com")
+def test_credentials_are_refused(tmp_path: Path) -> None:
+    """Catches a password in a configuration, and an error that repeats it."""
+    tracking = {"kind": "mlflow", "uri": "https://me:planted@example.com"}
+    content = config_of(tmp_path).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as raised:
+        parse_config(content | {"tracking": tracking}, "test")
+    assert "planted" not in str(raised.value)
 
 
 needs_mlflow = pytest.mark.skipif(
@@ -228,11 +233,15 @@ def test_a_server_that_never_answers_stops_nothing(
 @needs_mlflow
 def test_a_silent_server_is_given_up(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches time-outs that are set after MLflow has read them, or not at all."""
-    monkeypatch.setattr("pipeline.tracking.mlflow._ENVIRONMENT", {})
-    for name, value in {"TIMEOUT": "1", "MAX_RETRIES": "0"}.items():
-        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    monkeypatch.setattr("pipeline.tracking.mlflow._ENVIRONMENT", impatient)
+    for name in impatient:  # what an earlier test has set
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    began = time.monotonic()
     with pytest.raises(Exception, match="timed out"):
         MLflowTracker(MLflowConfig(kind="mlflow", uri=silent_server), "tests", "run", 0.0)
+    assert time.monotonic() - began < 8
 
 
 def progress(rows: int, part: int = 0, **figures: float) -> Progress:

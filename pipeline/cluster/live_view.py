@@ -65,7 +65,8 @@ class LiveView:
         values, now = ledger_figures(entry) | self._lag(line.name), time.time()
         if entry.attempt is not None:
             rows = (entry.rows or 0) + sum(late.rows for late in entry.late.values())
-            self._put(RunKey(line.name, entry.day, entry.attempt, entry.generation), values, rows, now)
+            passes = (entry.pass_index or 0) + 1
+            self._put(RunKey(line.name, entry.day, entry.attempt, entry.generation), values, passes * rows, now)
         self._put(RunKey(line.name), values, (date.fromisoformat(entry.day) - _EPOCH).days, now)
 
     def _put(self, run: RunKey, values: Mapping[str, float], step: int, at: float) -> None:

@@ -1,9 +1,9 @@
 """Live view of a run: the tracker that the command writes to."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from features.declaration import Declaration
 
@@ -36,15 +36,14 @@ class MLflowConfig(Declaration):
     experiment: str | None = Field(default=None, min_length=1)
     every_s: float = Field(default=10.0, gt=0)
 
-    @field_validator("uri")
-    @classmethod
-    def _without_credentials(cls, uri: str) -> str:
-        if "@" in urlsplit(uri).netloc:
+    @model_validator(mode="after")  # of the section, since an error of a key repeats its value
+    def _check(self) -> Self:
+        if "@" in urlsplit(self.uri).netloc:
             raise ValueError(
-                "credentials in a uri: leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-                "or MLFLOW_TRACKING_TOKEN"
+                "a uri with credentials: leave them out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
-        return uri
+        return self
 
 
 class NoTrackerConfig(Declaration):

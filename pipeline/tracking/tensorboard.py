@@ -51,12 +51,12 @@ class TensorBoardTracker:
     def _append(self) -> None:
         """Append the pending records; after an error a later call writes them again, from the end of the last one."""
         os.makedirs(self._storage.path(), exist_ok=True)
-        path = self._storage.path(self._name)
-        with open(path, "ab") as file:
+        path, left = self._storage.path(self._name), bytes(self._pending)
+        with open(path, "ab", buffering=0) as file:  # a buffer would be written once more as the file is closed
             whole = file.tell()
             try:
-                file.write(self._pending)
-                file.flush()
+                while left:
+                    left = left[file.write(left) :]
             except OSError:
                 os.truncate(path, whole)  # half a record would hide all that follow
                 raise
