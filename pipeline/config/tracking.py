@@ -21,7 +21,7 @@ class TensorBoardConfig(Declaration):
 
 
 class MLflowConfig(Declaration):
-    """Runs of an MLflow server; needs the packages of `requirements/mlflow.txt`.
+    """One run of an MLflow server for each attempt; needs the packages of `requirements/mlflow.txt`.
 
     Args:
         kind: The tracker.
