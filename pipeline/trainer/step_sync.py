@@ -27,40 +27,40 @@ class StepVector:
         weight: Weight in each task's space, of the batch, float64 of shape (K,).
         losses_two_steps_ago: Losses that were taken when the batch was made, float64 of shape (K,): the batch is made
             a step ahead, and the loss of the step before that is the newest then.
+        in_space: Rows of the batch in each task's space, float64 of shape (K,).
         rows: Rows of the batch.
         errors: 1 for a rank that could not make its batch.
         stop: Above 0: end here, save, and be gone.
         look: Above 0: all ranks ask Ray at this step whether a node is about to be taken away.
-        in_space: Rows of the batch in each task's space, float64 of shape (K,).
     """
 
     weight: Tensor
     losses_two_steps_ago: Tensor
+    in_space: Tensor
     rows: float
     errors: float
     stop: float
     look: float
-    in_space: Tensor
 
     def pack(self) -> Tensor:
         """Return the vector, float64 of shape (3 K + 4,)."""
         figures = torch.tensor([self.rows, self.errors, self.stop, self.look], dtype=torch.float64)
-        return torch.cat([self.weight, self.losses_two_steps_ago, figures, self.in_space])
+        return torch.cat([self.weight, self.losses_two_steps_ago, self.in_space, figures])
 
     @classmethod
     def unpack(cls, vector: Tensor) -> "StepVector":
         """Read a vector that `pack` made, or a sum of such vectors."""
         num_tasks = (len(vector) - 4) // 3
-        weight, losses, figures, in_space = vector.split([num_tasks, num_tasks, 4, num_tasks])
+        weight, losses, in_space, figures = vector.split([num_tasks, num_tasks, num_tasks, 4])
         rows, errors, stop, look = figures.tolist()
         return cls(
             weight=weight,
             losses_two_steps_ago=losses,
+            in_space=in_space,
             rows=rows,
             errors=errors,
             stop=stop,
             look=look,
-            in_space=in_space,
         )
 
 
@@ -171,11 +171,11 @@ class CountedBatches(Iterator[RankingBatch]):
         mine = StepVector(
             weight=weight,
             losses_two_steps_ago=losses,
+            in_space=in_space,
             rows=rows,
             errors=errors,
             stop=signals.stop,
             look=signals.look,
-            in_space=in_space,
         )
         vector = mine.pack()
         work = dist.all_reduce(vector, group=self._group, async_op=True)
