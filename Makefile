@@ -44,7 +44,7 @@ manifests: $(READY)
 image-test:
 	sh k8s/image-test/run.sh
 
-$(READY): requirements/base.txt requirements/dev.txt requirements/$(DEVICE).txt
+$(READY): requirements/base.txt requirements/dev.txt requirements/mlflow.txt requirements/$(DEVICE).txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/$(DEVICE).txt

@@ -264,7 +264,7 @@ def test_a_command_that_is_killed(
     """Catches figures that wait in the command until the end: a kill of it would lose the days that are measured."""
     cut = functools.partial(_of, commit=2, moment="after", trace=tmp_path / "trace")
     command = Command(_command, (history, cut), tmp_path / "out", tmp_path / "err")
-    assert command.wait(120) == -signal.SIGKILL, (tmp_path / "err").read_text()[-2000:]
+    assert command.wait(400) == -signal.SIGKILL, (tmp_path / "err").read_text()[-2000:]
     assert len(files_of(history)) == 2
     assert backfill(history, ASKED).num_measured == 3
     assert files_of(history) == undisturbed

@@ -10,6 +10,9 @@ import ray
 import yaml
 from manifests import K8S, OVERLAYS, all_pods, of_kind, rayjob_of, render
 
+from pipeline.submission import line_metrics
+from pipeline.tracking.prometheus import METRICS
+
 PART = {"app.kubernetes.io/part-of": "counterpoise"}
 MONITORED = [overlay for overlay in OVERLAYS if overlay != "dev"]
 
@@ -188,6 +191,11 @@ def _metrics(text: str) -> set[str]:
     return set(re.findall(r"\b(?:counterpoise|kuberay|kube|ray)_[a-z_]+\b", text)) - {"kube_job"}
 
 
+def _exported() -> set[str]:
+    """Names of the metrics that `jobs.exporter` makes."""
+    return set(re.findall(r'"(counterpoise_[a-z_]+)"', Path(line_metrics.__file__).read_text()))
+
+
 def test_alerts_and_dashboard_name_metrics_that_exist() -> None:
     """Catches an alert on a metric that nobody exports: it would be silent for ever."""
     folder = K8S / "components" / "monitoring"
@@ -195,6 +203,10 @@ def test_alerts_and_dashboard_name_metrics_that_exist() -> None:
     panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     rules = yaml.safe_load((folder / "alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
     named = _metrics(" ".join([*panels, *(rule["expr"] for rule in rules)]))
+    ours = {f"ray_{metric.name}" for metric in METRICS.values()}
+    assert {name for name in named if "counterpoise" in name and name.startswith("ray_")} == ours
+    named -= ours
+    assert {name for name in named if name.startswith("counterpoise_")} <= _exported()
     others = {  # of the exporter, of KubeRay 1.7 and of kube-state-metrics
         "counterpoise_ledger_lag_days",
         "counterpoise_overdue_days",

@@ -3,7 +3,9 @@
 import functools
 import logging
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,19 @@ from pipeline.lineage.records import Manifest
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class SaveTime:
+    """Time of a finished save on this rank.
+
+    Args:
+        seconds: Seconds from its request to its manifest.
+        stall_s: Seconds of these in which training stood still: all of them if it was not written in the background.
+    """
+
+    seconds: float
+    stall_s: float
+
+
 class Saver:
     """Writer of a run's checkpoints, one at a time, while training continues.
 
@@ -29,6 +44,7 @@ class Saver:
 
     Attributes:
         num_saved: Number of checkpoints handed to the writer.
+        newest: Time of the newest finished save; None: there is none.
     """
 
     def __init__(self, line: Line, config: CheckpointConfig, group: dist.ProcessGroup) -> None:
@@ -38,6 +54,7 @@ class Saver:
         self._failed: Exception | None = None
         self._within_day: list[str] = []
         self.num_saved = 0
+        self.newest: SaveTime | None = None
 
     def save(
         self,
@@ -57,17 +74,20 @@ class Saver:
         Raises:
             Exception: The error of the write before it.
         """
+        began = time.monotonic()
         self.wait()
         self.num_saved += 1
         if not self._config.background:
             self._write(tensors, name, manifest, extra_files)
             self.check()
+            took = time.monotonic() - began
+            self.newest = SaveTime(took, took)
             return
         if self._copy is None:
             self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
         _copy_state_dict(tensors, self._copy, type_check=False)
-        arguments = (self._copy, name, manifest, extra_files)
-        self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
+        arguments = (began, time.monotonic() - began, self._copy, name, manifest, extra_files)
+        self._thread = threading.Thread(target=self._write_and_time, args=arguments, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -85,6 +105,11 @@ class Saver:
             self._thread.join()
             self._thread = None
         self.check()
+
+    def _write_and_time(self, began: float, stall_s: float, *arguments: Any) -> None:
+        self._write(*arguments)
+        if self._failed is None:
+            self.newest = SaveTime(time.monotonic() - began, stall_s)
 
     def _write(
         self, tensors: dict[str, Any], name: str, manifest: Manifest | None, extra_files: Mapping[str, bytes] | None

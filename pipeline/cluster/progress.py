@@ -7,6 +7,7 @@ steps are summed over the ranks.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,35 @@ _BEGUN = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} rows"
 _MOVING = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFigures:
+    """Figures of a training for its live view, beside rows and losses.
+
+    Args:
+        line: Name of the line.
+        day: ISO date of the day that is trained.
+        attempt: Fencing number of the attempt, in four digits.
+        part: Index of the part among those of the model.
+        rows_before: Rows of the part that earlier attempts have trained.
+        rows_in_space: Rows of the part in each task's sample space, those of earlier attempts included.
+        seconds: Seconds since this attempt began the part.
+        waited_s: Seconds of these in which rank 0 waited for its batches.
+        save_s: Seconds of the newest finished save of this attempt; None: there is none.
+        save_stall_s: Seconds of these in which training stood still; None: there is no save.
+    """
+
+    line: str
+    day: str
+    attempt: str
+    part: int
+    rows_before: int
+    rows_in_space: dict[str, int]
+    seconds: float
+    waited_s: float
+    save_s: float | None = None
+    save_stall_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Progress of a run.
@@ -33,12 +63,14 @@ class Progress:
         rows: Number of rows done.
         total: Number of rows of the day.
         losses: Mean loss per task over the newest steps; without tasks whose loss is not known.
+        training: Figures of a training; None: other work.
     """
 
     what: str
     rows: int
     total: int
     losses: dict[str, float] = field(default_factory=dict)
+    training: TrainingFigures | None = None
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -79,19 +111,25 @@ class ProgressReporter:
         self._board, self._what, self._total = board, what, total
         self._posted_at = 0.0
 
-    def post(self, rows: int, losses: dict[str, float], *, final: bool = False) -> None:
+    def is_due(self) -> bool:
+        """Return True if the next call of `post` posts without being final."""
+        return self._board is not None and time.monotonic() - self._posted_at > _POLL_S
+
+    def post(
+        self, rows: int, losses: dict[str, float], training: TrainingFigures | None = None, *, final: bool = False
+    ) -> None:
         """Post the number of rows done; too frequent calls are skipped.
 
         Args:
             rows: Number of rows done.
             losses: Mean loss per task; exactly 0 where no row has been counted, and then left out.
+            training: Figures of a training.
             final: True to post in any case.
         """
-        now = time.monotonic()
-        if self._board is not None and (final or now - self._posted_at > _POLL_S):
-            self._posted_at = now
+        if self._board is not None and (final or self.is_due()):
+            self._posted_at = time.monotonic()
             known = {name: loss for name, loss in losses.items() if loss != 0}
-            self._board.post.remote(Progress(self._what, rows, self._total, known))
+            self._board.post.remote(Progress(self._what, rows, self._total, known, training))
 
 
 class ProgressWatcher:
@@ -100,10 +138,13 @@ class ProgressWatcher:
     Args:
         board: A `ProgressBoard`.
         asked_to_stop: Event that is passed on to the workers once set.
+        listener: Function that is given each progress that the board is found with; it may not wait.
     """
 
-    def __init__(self, board: Any, asked_to_stop: threading.Event) -> None:
-        self._board = board
+    def __init__(
+        self, board: Any, asked_to_stop: threading.Event, listener: Callable[[Progress], None] | None = None
+    ) -> None:
+        self._board, self._listener = board, listener
         self._asked_to_stop, self._told = asked_to_stop, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -139,6 +180,8 @@ class ProgressWatcher:
             return
         if newest is not None:
             self._display.show(newest)
+            if self._listener is not None:
+                self._listener(newest)
 
 
 class ProgressDisplay:

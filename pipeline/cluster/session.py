@@ -19,7 +19,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from features.errors import ConfigError
 from pipeline.cluster.failures import run_failed
 from pipeline.cluster.processes import adopt_orphans, no_process_left
-from pipeline.cluster.progress import ProgressWatcher
+from pipeline.cluster.progress import Progress, ProgressWatcher
 from pipeline.cluster.ray_start import owns_ray, start_ray
 from pipeline.cluster.signals import stop_on_sigterm
 from pipeline.cluster.worker_entry import run_worker
@@ -121,9 +121,22 @@ def _has_room_to_read(config: Config, nodes: Sequence[float]) -> bool:
 
 
 def run_workers(
-    config: Config, plan: RunPlan, worker: Callable[[dict[str, Any]], dict[str, Any]], job: Any, board: Any
+    config: Config,
+    plan: RunPlan,
+    worker: Callable[[dict[str, Any]], dict[str, Any]],
+    job: Any,
+    board: Any,
+    listener: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
+
+    Args:
+        config: The project's configuration.
+        plan: Plan of the stream.
+        worker: The function.
+        job: Its argument.
+        board: A `ProgressBoard`.
+        listener: Function that is given the board's progress; it may not wait.
 
     Returns:
         The result of rank 0's worker, and `asked_to_stop`: True after a SIGTERM. Reports to Ray Train would be kept
@@ -158,7 +171,7 @@ def run_workers(
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
     logger.info("starting workers: %s", num_workers if workers.min is None else f"{workers.fewest} to {workers.most}")
     try:
-        with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop):
+        with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop, listener):
             result = trainer.fit()
     except TrainingFailedError as error:
         raise run_failed(error) from error

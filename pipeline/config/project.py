@@ -20,6 +20,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.predictions import PredictionsConfig
 from pipeline.config.sharding import ShardingConfig
+from pipeline.config.tracking import TENSORBOARD, TrackingConfig
 from pipeline.config.workers import RayConfig, WorkersConfig
 
 LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
@@ -77,6 +78,7 @@ class Config(Declaration):
         predictions: Columns of predictions.
         daily: The daily job.
         ranking: The score by which `jobs.score` ranks; absent: none.
+        tracking: Live view of runs.
         workers: The workers that train.
         ray: The Ray of the commands.
     """
@@ -100,6 +102,7 @@ class Config(Declaration):
     predictions: PredictionsConfig = PredictionsConfig()
     daily: DailyConfig = DailyConfig()
     ranking: RankingConfig | None = None
+    tracking: TrackingConfig = TENSORBOARD
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from features.errors import DataError
+from pipeline.cluster.live_view import show_entries
 from pipeline.config.project import Config
 from pipeline.daily.accepted import Accepted
 from pipeline.daily.day_job import DayJob
@@ -15,6 +16,7 @@ from pipeline.daily.refusal import tell
 from pipeline.lineage.lease import lease
 from pipeline.lineage.ledger_entry import LedgerEntry
 from pipeline.lineage.line import Line
+from pipeline.tracking.mlflow import check_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,14 @@ def run_days(
         latest = line.latest()
         return {"result": "nothing to do", "line": line.name, "latest": latest.day if latest else None}
     published = []
+    check_tracker(config.tracking)
     with lease(line, f"jobs.daily {days[0]}..{days[-1]}", config.daily.lease_s) as run:
         for day in missing_days(line, work, days, max_catch_up):
             logger.info("%s begins, on line %s", day, line.name)
             one = DayJob(config, line, work, day, run, accepted if day in days else Accepted())
             try:
                 published.append(one.publish())
+                show_entries(config, line, published[-1:])
             except DataError as refusal:
                 tell(config, line, day, refusal)
                 raise

@@ -15,8 +15,8 @@ _LIBRARIES = ("torch", "torchrec", "ray", "pyarrow", "numpy")
 
 
 def declared(config: Config) -> dict[str, Any]:
-    """Return a configuration as manifests have it."""
-    return config.model_dump(mode="json", by_alias=True)
+    """Return a configuration as manifests have it: without the tracker, on which nothing of a model depends."""
+    return config.model_dump(mode="json", by_alias=True, exclude={"tracking"})
 
 
 def library_versions() -> dict[str, str]:

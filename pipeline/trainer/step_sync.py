@@ -27,6 +27,7 @@ class StepVector:
         weight: Weight in each task's space, of the batch, float64 of shape (K,).
         losses_two_steps_ago: Losses that were taken when the batch was made, float64 of shape (K,): the batch is made
             a step ahead, and the loss of the step before that is the newest then.
+        in_space: Rows of the batch in each task's space, float64 of shape (K,).
         rows: Rows of the batch.
         errors: 1 for a rank that could not make its batch.
         stop: Above 0: end here, save, and be gone.
@@ -35,23 +36,32 @@ class StepVector:
 
     weight: Tensor
     losses_two_steps_ago: Tensor
+    in_space: Tensor
     rows: float
     errors: float
     stop: float
     look: float
 
     def pack(self) -> Tensor:
-        """Return the vector, float64 of shape (2 K + 4,)."""
+        """Return the vector, float64 of shape (3 K + 4,)."""
         figures = torch.tensor([self.rows, self.errors, self.stop, self.look], dtype=torch.float64)
-        return torch.cat([self.weight, self.losses_two_steps_ago, figures])
+        return torch.cat([self.weight, self.losses_two_steps_ago, self.in_space, figures])
 
     @classmethod
     def unpack(cls, vector: Tensor) -> "StepVector":
         """Read a vector that `pack` made, or a sum of such vectors."""
-        num_tasks = (len(vector) - 4) // 2
-        weight, losses, figures = vector.split([num_tasks, num_tasks, 4])
+        num_tasks = (len(vector) - 4) // 3
+        weight, losses, in_space, figures = vector.split([num_tasks, num_tasks, num_tasks, 4])
         rows, errors, stop, look = figures.tolist()
-        return cls(weight=weight, losses_two_steps_ago=losses, rows=rows, errors=errors, stop=stop, look=look)
+        return cls(
+            weight=weight,
+            losses_two_steps_ago=losses,
+            in_space=in_space,
+            rows=rows,
+            errors=errors,
+            stop=stop,
+            look=look,
+        )
 
 
 @dataclass(slots=True)
@@ -79,6 +89,8 @@ class CountedBatches(Iterator[RankingBatch]):
 
     Attributes:
         num_rows: Rows of all ranks handed out so far.
+        in_space: Rows in each task's space of all ranks handed out so far, float64 of shape (K,); None before the
+            first.
         losses: Mean over the ranks of the newest losses that were taken, summed over their steps, shape (K,).
         error: Reason for which this rank had to stop, if there is one.
         stopped: True if any rank had to stop: nothing is saved.
@@ -105,6 +117,7 @@ class CountedBatches(Iterator[RankingBatch]):
         self._pending: _Pending | None = None
         self._dry = False
         self.num_rows = 0
+        self.in_space: Tensor | None = None
         self.losses: Tensor | None = None
         self.error: DataError | None = None
         self.stopped = False
@@ -128,6 +141,7 @@ class CountedBatches(Iterator[RankingBatch]):
         assert current.batch is not None
         self._pending = self._start()
         self.num_rows += int(summed.rows)
+        self.in_space = summed.in_space if self.in_space is None else self.in_space + summed.in_space
         denominators = (summed.weight / self._group.size()).to(torch.float32)
         return current.batch.for_step(denominators, self._loss_weights(current.batch.cursor.step))
 
@@ -148,14 +162,16 @@ class CountedBatches(Iterator[RankingBatch]):
         except DataError as error:
             self.error = error
         self._step += 1
-        weight, rows = torch.zeros_like(losses), 0
+        weight, in_space, rows = torch.zeros_like(losses), torch.zeros_like(losses), 0
         if batch is not None:
+            in_space = torch.from_numpy(batch.cursor.in_space).to(torch.float64)
             weight = (batch.in_space * batch.weight).sum(0, dtype=torch.float64)
             rows = batch.cursor.num_rows
         signals, errors = self._signals(), float(batch is None)
         mine = StepVector(
             weight=weight,
             losses_two_steps_ago=losses,
+            in_space=in_space,
             rows=rows,
             errors=errors,
             stop=signals.stop,

@@ -18,7 +18,6 @@ from features.figure import named_figures
 from models.batch import LogBatch
 from models.ranker import StepOutput
 from pipeline.checkpoint.saver import Saver
-from pipeline.cluster.progress import ProgressReporter
 from pipeline.cluster.signals import PreemptionNotice, SignalReader, asked_to_stop
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.cursor import DayCursor
@@ -28,6 +27,7 @@ from pipeline.ingest.units import Unit
 from pipeline.log_passes.admission import Admission, vocabulary_files
 from pipeline.trainer.line_progress import LineProgress
 from pipeline.trainer.part_position import PartPosition
+from pipeline.trainer.part_report import PartReport
 from pipeline.trainer.sharding import reset_rows, table_shardings
 from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.train_job import TrainJob
@@ -87,6 +87,7 @@ def train_model(
             trainer.restore(segment.header)
             trainer.train_part(segment)
         trainer.saver.wait()
+        trainer.report.post(final=True)  # with the time of the last save
     finally:
         newest = trainer.progress.newest
         reached |= {"step": trainer.step, "checkpoint": newest, "first_step_at": trainer.first_step_at}
@@ -116,6 +117,7 @@ class Trainer:
         self._board, self._signals, self._preemption = board, SignalReader(board), PreemptionNotice()
         self.saver = Saver(job.line, job.config.checkpoint, groups.saving)
         self.first_step_at: float | None = None
+        self.report: PartReport
 
     @property
     def step(self) -> int:
@@ -164,13 +166,13 @@ class Trainer:
             self._groups.counts,
             self._signals,
         )
-        reporter = ProgressReporter(self._board, f"{self.job.what} {log.day}", log.num_rows)
+        self.report = PartReport(self._board, self.job, position, batches, self.saver)
         every = config.checkpoint.every_steps
         self.progress.begin_log(log)
         self._pipeline.reset()
         while (output := self.next_step(batches)) is not None:
             position.stepped.advance(output.batch.cursor)
-            reporter.post(before.num_rows + batches.num_rows, self._named(batches.losses))
+            self.report.post()
             notice = batches.look and self._preemption.is_new()
             if notice or (every and self.step % every == 0):
                 self.save(batches, position, complete=False)
@@ -184,11 +186,12 @@ class Trainer:
             raise Interrupted
         self.progress.days_done += part.is_last
         self.save(batches, position, complete=True)
-        reporter.post(log.num_rows, self._named(batches.losses), final=True)
+        self.report.post(final=True)
 
     def _next_batch(self, batcher: Batcher, step: int) -> LogBatch:
         self.saver.check()
-        return batcher.next_batch(step)
+        with self.report.waiting():
+            return batcher.next_batch(step)
 
     def next_step(self, batches: CountedBatches) -> StepOutput | None:
         """Make one step of TorchRec's pipeline; return None when the day is over on all ranks."""
@@ -210,9 +213,8 @@ class Trainer:
         taken, self._losses = self._losses, torch.zeros_like(self._losses)
         return taken
 
-    def _named(self, losses: Tensor | None) -> dict[str, float]:
-        names = self.job.config.log_schema.task_names
-        return {} if losses is None else dict(zip(names, losses.tolist(), strict=True))
+    def _named(self, losses: Tensor) -> dict[str, float]:
+        return dict(zip(self.job.config.log_schema.task_names, losses.tolist(), strict=True))
 
     def _loss_weights(self, header: Header) -> Callable[[int], Tensor]:
         return lambda step: self._schedule.weights(step=step, day=self.progress.days_done, epoch=header.pass_index)

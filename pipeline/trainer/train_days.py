@@ -12,6 +12,7 @@ from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
 from features.statistics import Statistics
 from pipeline.cluster.failures import RunFailed, ending_of
+from pipeline.cluster.live_view import LiveView
 from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.load import check_beginning
@@ -29,6 +30,7 @@ from pipeline.lineage.manifest import declared
 from pipeline.lineage.records import AttemptResult, Manifest, RunScope
 from pipeline.log_passes.admission import Admission, admit, read_vocabularies
 from pipeline.storage.files import Storage
+from pipeline.tracking.mlflow import check_tracker
 from pipeline.trainer.train import train_worker
 from pipeline.trainer.train_job import TrainJob
 
@@ -106,7 +108,8 @@ def _train_left(
     for held, _ in left:
         check_slots(held.config, [part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
-    with ray_session(read):
+    check_tracker(read.tracking)
+    with ray_session(read), LiveView(read, *(held.line for held in lines)) as view:
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
         encoder = Encoder(read.log_schema, statistics[0], vocabularies=admission.vocabularies)
         logs, ingest = Storage(read.logs.path), read.ingest
@@ -118,7 +121,7 @@ def _train_left(
             for held, own, title in zip(lines, statistics, what, strict=True)
         ]
         try:
-            reported = run_workers(read, plan, train_worker, jobs, board)
+            reported = run_workers(read, plan, train_worker, jobs, board, view.see)
         except BaseException as error:
             ending, reason = ending_of(error)
             with contextlib.suppress(OSError, DataError):  # an unreachable storage may be the reason

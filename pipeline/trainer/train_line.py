@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.cluster.live_view import show_entries
 from pipeline.config.project import Config
 from pipeline.ingest.chosen_days import span
 from pipeline.lineage.choose_start import ends_day, start_of
@@ -89,12 +90,14 @@ def _take(configs: Sequence[Config], days: Sequence[str], stack: contextlib.Exit
 def _publish(held: HeldLine, serial: int, finished: Manifest, passes: int) -> dict[str, Any]:
     """Enter the days of a finished run into the ledger, and publish the last."""
     line, manifests = held.line, list(parts_of_run(held.line, finished))
-    parent = Ledger(line).newest()
+    parent, entries = Ledger(line).newest(), []
     for manifest in reversed(manifests):
         if ends_day(manifest, passes):
             parent = Ledger(line).enter(trained_entry(line, manifest, held.run, "train"), parent, serial)
+            entries.append(parent)
     assert parent is not None
     line.publish(parent.published, serial, held.run)
+    show_entries(held.config, line, entries)
     result = {
         "result": "trained",
         "checkpoint": finished.checkpoint,
