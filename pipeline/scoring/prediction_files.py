@@ -139,6 +139,12 @@ def schema_of(storage: Storage, name: str, columns: Sequence[str]) -> pa.Schema:
         return pa.schema([schema.field(column) for column in columns])
 
 
+def names_of(storage: Storage, name: str) -> list[str]:
+    """Return the names of a file's columns."""
+    with storage.open_read(name) as file:
+        return _opened(file, storage, name).schema_arrow.names
+
+
 def _opened(file: Any, storage: Storage, name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
@@ -200,7 +206,7 @@ def scores_of(ranking: ProductConfig | LexicographicConfig, columns: dict[str, n
     Raises:
         DataError: A prediction is NaN, null or infinite.
     """
-    tensors = {name: torch.from_numpy(np.array(values)) for name, values in columns.items()}
+    tensors = {name: torch.from_numpy(np.require(values, requirements="W")) for name, values in columns.items()}
     duration = ranking.duration if isinstance(ranking, ProductConfig) else None
     predictions = {name.removeprefix("prediction_"): values for name, values in tensors.items()}
     scores = ranking_score(ranking, predictions, tensors[duration.column] if duration else None).numpy()
