@@ -60,7 +60,7 @@ def test_known_exponents_are_found(project: Path, capfd: pytest.CaptureFixture[s
     assert result["after"]["shr:gauc"] > 0.98
     assert result["before"]["shr:gauc"] < 0.8
     assert f"{result['after']['shr:gauc']:.5f}" in capfd.readouterr().err
-    section = read_yaml_file(project / "out/ranking.yaml", "ranking")
+    section = read_yaml_file(project / "out/chosen.yaml", "ranking")
     assert section["ranking"] == START | {"exponents": exponents}
     write_config(project / "config.yaml", section["ranking"])
     assert load_config(project / "config.yaml").ranking.exponents == exponents
@@ -103,7 +103,7 @@ def test_two_runs_with_a_seed_are_equal(project: Path) -> None:
     runs = [run(project, "--objectives", "ctr:gauc,shr:gauc", "--seed", seed, out=out)[0] for seed, out in SEEDS]
     files = [{path.name: path.read_bytes() for path in (project / out).iterdir()} for _, out in SEEDS]
     assert runs[0] | {"out": ""} == runs[1] | {"out": ""}
-    assert set(files[0]) == {"ranking.yaml", "front.svg", "trials.json"}
+    assert set(files[0]) == {"chosen.yaml", "front.svg", "trials.json"}
     assert files[0] == files[1]
     assert files[0]["trials.json"] != files[2]["trials.json"]
 

@@ -26,13 +26,13 @@ def empty_target(out: str) -> Storage:
 
 
 def write_search(search: Search, out: Storage) -> dict[str, Any]:
-    """Write `trials.json`, `front.svg` and, at last, `ranking.yaml`; return the figures of the command's JSON line."""
+    """Write `trials.json`, `front.svg` and, at last, `chosen.yaml`; return the figures of the command's JSON line."""
     trials = {"objectives": [str(one) for one in search.objectives], "start": _trial(search.start)}
     trials |= {"chosen": _trial(search.chosen), "front": [_trial(one) for one in search.front]}
     trials |= {"trials": [_trial(one) for one in search.trials]}
     out.write("trials.json", (json.dumps(trials, indent=1) + "\n").encode())
     out.write("front.svg", front_svg(search).encode())
-    out.write("ranking.yaml", ranking_yaml(search).encode())
+    out.write("chosen.yaml", ranking_yaml(search).encode())
     return {
         "result": "kept" if search.chosen is search.start else "improved",
         "exponents": search.chosen.exponents,
