@@ -25,8 +25,8 @@ _PLAIN = {"int": "integer", "float": "number", "str": "text", "bool": "true or f
 def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield a config class and all below it, depth first, each with its dotted path in a file.
 
-    A list's entries are `[]` in the path, a mapping's `<name>`. A class that several members of a union have at one path
-    comes once.
+    A list's entries are `[]` in the path, a mapping's `<name>`. A class that several members of a union have at one
+    path comes once.
     """
     yield from dict.fromkeys(_sections(model, path))
 

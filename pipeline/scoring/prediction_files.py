@@ -25,7 +25,7 @@ _NO_GROUP = np.uint64(salt_of("ranking/null"))  # rows without a value are one g
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What this room reads of the record of predictions.
+    """Part of the record of predictions that this room reads.
 
     Args:
         keys: Names of the key columns.

@@ -69,7 +69,7 @@ class Scores(Record):
 
 @dataclass(frozen=True, slots=True)
 class _Scoring:
-    """What every day needs."""
+    """Ranking, predictions and target of all days."""
 
     ranking: ProductConfig | LexicographicConfig
     source: Storage

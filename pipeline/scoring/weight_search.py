@@ -24,10 +24,10 @@ _DIGITS = 4  # exponents are measured as they are written
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Exponents and what they reach.
+    """Exponents and the values that they reach.
 
     Args:
-        exponents: By task.
+        exponents: Exponent of each task.
         values: Value of each objective, in their order.
         feasible: True if every constraint holds.
     """
@@ -88,11 +88,11 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
-    """What is searched.
+    """Objectives, constraints and limits of a search.
 
     Args:
-        objectives: What is to rise; empty: GAUC of every binary task with an exponent.
-        constraints: What must not fall.
+        objectives: Metrics that are to rise; empty: GAUC of every binary task with an exponent.
+        constraints: Bounds of metrics that must not fall.
         trials: Number of trials.
         seed: Seed of the sampler.
         most: Largest exponent; None: twice the largest present one.
@@ -194,7 +194,9 @@ def _trials(past: PastDays, ranking: ProductConfig, plan: SearchPlan, before: Ma
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     most, tasks = plan.most or 0.0, list(ranking.exponents)
     sampler = optuna.samplers.TPESampler(seed=plan.seed)
-    study = optuna.create_study(directions=["maximize"] * len(plan.objectives), sampler=sampler)
+    study = optuna.create_study(
+        directions=[optuna.study.StudyDirection.MAXIMIZE for _ in plan.objectives], sampler=sampler
+    )
     study.enqueue_trial(dict(ranking.exponents))
     for alone in tasks if len(tasks) > 1 else []:
         study.enqueue_trial({task: most / 2 if task == alone else 0.0 for task in tasks})
