@@ -105,7 +105,7 @@ def _panel(alt: Any, rows: list[dict[str, Any]], pair: tuple[int, int], names: l
         for axis, place in zip((alt.X, alt.Y), pair, strict=True)
     )
     colours = alt.Scale(domain=list(_KINDS), range=list(_KINDS.values()))
-    colour = alt.Color("kind:N", scale=colours, sort=list(_KINDS), title=None)
+    colour = alt.Color("kind:N", scale=colours, legend=alt.Legend(title=None, symbolType="circle"))
     size = alt.Size("kind:N", scale=alt.Scale(domain=list(_KINDS), range=[25, 60, 140, 140]), legend=None)
     chart = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, opacity=0.9)
     return chart.encode(x=x, y=y, color=colour, size=size).properties(width=300, height=240)

@@ -6,7 +6,7 @@ Estimator", JAIR 2022). The first trials are the present exponents, and each tas
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from features.errors import ConfigError
@@ -177,14 +177,7 @@ def _checked(plan: SearchPlan, ranking: ProductConfig, predictions: Predictions)
             f"{plan.trials} trials, seed {plan.seed}, {plan.most_rows} rows, exponents of at most {most:g}: expected "
             f"at least 1, 0, 1, and the largest present exponent, {largest:g}"
         )
-    return SearchPlan(
-        objectives=objectives,
-        constraints=plan.constraints,
-        trials=plan.trials,
-        seed=plan.seed,
-        most=most,
-        most_rows=plan.most_rows,
-    )
+    return replace(plan, objectives=objectives, most=most)
 
 
 def _trials(past: PastDays, ranking: ProductConfig, plan: SearchPlan, before: Mapping[Objective, float]) -> list[Trial]:
