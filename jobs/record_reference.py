@@ -26,6 +26,7 @@ def page() -> str:
     from pipeline.config.reference import reference
     from pipeline.lineage.ledger_entry import LedgerEntry
     from pipeline.lineage.records import Attempt, Latest, LeaseRecord, Manifest, MoveByHand, Pin
+    from pipeline.scoring.score import Scores
     from pipeline.storage.kept_results import KeptResult
     from pipeline.submission.job_record import JobRecord
 
@@ -38,6 +39,7 @@ def page() -> str:
         Pin: "A pin",
         MoveByHand: "A move by hand",
         KeptResult: "A kept result",
+        Scores: "`_scores.json` of ranked rows",
         JobRecord: "A submission",
     }
     return "\n".join([_HEAD, *(reference(record, title) for record, title in titles.items())])

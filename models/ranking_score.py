@@ -153,7 +153,7 @@ def ranking_score(
 
     Args:
         config: The declared score.
-        predictions: By task, at least those that the score reads.
+        predictions: Predictions of each task, at least those that the score reads.
         duration: Durations in the unit of their column; only read where the configuration declares it.
 
     Returns:

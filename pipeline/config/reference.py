@@ -25,12 +25,17 @@ _PLAIN = {"int": "integer", "float": "number", "str": "text", "bool": "true or f
 def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield a config class and all below it, depth first, each with its dotted path in a file.
 
-    A list's entries are `[]` in the path, a mapping's `<name>`.
+    A list's entries are `[]` in the path, a mapping's `<name>`. A class that several members of a union have at one
+    path comes once.
     """
+    yield from dict.fromkeys(_sections(model, path))
+
+
+def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
     yield path, model
     for name, field in model.model_fields.items():
         for suffix, inner in _models(field.annotation):
-            yield from sections(inner, f"{path}.{_key(name, field)}{suffix}".removeprefix("."))
+            yield from _sections(inner, f"{path}.{_key(name, field)}{suffix}".removeprefix("."))
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Vectors of users, computed once and scored against many items."""
+"""Ranking scores of predicted rows and the search for their exponents; vectors of users."""
