@@ -1,7 +1,6 @@
 """Directories as `jobs.predict` writes them, made by hand, and a configuration that ranks them."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.command import outcome
+from pipeline.scoring.written_predictions import AboutPredictions, PredictedDay, PredictionFiles
+from pipeline.storage.files import Storage
 
 ROOT = Path(__file__).parents[1]
 KEYS = ("user_id", "video_id", "duration_ms")
@@ -36,10 +37,21 @@ def write_predictions(
         (folder / f"dt={day}").mkdir(parents=True, exist_ok=True)
         for number, columns in enumerate(files):
             pq.write_table(pa.table(columns), folder / f"dt={day}/part-{number:05d}.parquet", row_group_size=100)
-    record = {"version": 1, "line": "main", "checkpoint": "c", "checkpoint_digest": "d", "keys": list(keys)}
-    record |= {"tasks": TASKS, "labels": labels}
-    record |= {"days": {day: {"rows": sum(len(f["user_id"]) for f in files)} for day, files in days.items()}}
-    (folder / "_predictions.json").write_text(json.dumps(record))
+    written = PredictionFiles(Storage(str(folder)))
+    about = AboutPredictions(
+        line="main", checkpoint="c", checkpoint_digest="d", keys=tuple(keys), tasks=TASKS, labels=labels
+    )
+    change_record(folder, about)
+    for day, files in days.items():
+        rows = sum(len(columns["user_id"]) for columns in files)
+        written.complete(PredictedDay(day=day, rows=rows, left_out={}, files={}))
+
+
+def change_record(folder: Path, about: AboutPredictions | None = None, **changes: Any) -> None:
+    """Write what the predictions are of, or change it."""
+    found = about or PredictionFiles(Storage(str(folder))).about().model_copy(update=changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "_predictions.json").write_bytes(found.to_bytes())
 
 
 def write_config(path: Path, ranking: dict[str, Any] | None) -> None:

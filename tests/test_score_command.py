@@ -1,6 +1,5 @@
 """The command that ranks: against pandas, in partitions, in days that appear whole, and its refusals in one line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from predicted_days import KEYS, RANKING, TASKS, run_command, write_config, write_predictions
+from predicted_days import KEYS, RANKING, TASKS, change_record, run_command, write_config, write_predictions
 
 from jobs import score
 from pipeline.scoring import ranks
@@ -135,8 +134,7 @@ def _other_ranking(project: Path) -> None:
 
 def _other_predictions(project: Path) -> None:
     run(project)
-    path = project / "predictions/_predictions.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint_digest": "e"}))
+    change_record(project / "predictions", checkpoint_digest="e")
 
 
 def _no_record(project: Path) -> None:

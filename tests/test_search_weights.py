@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from predicted_days import run_command, write_config, write_predictions
+from predicted_days import change_record, run_command, write_config, write_predictions
 
 from jobs import search_weights
 from pipeline.config.load import load_config
@@ -143,8 +143,7 @@ def _write(project: Path, ranking: Any) -> None:
 
 
 def _without_labels(project: Path) -> None:
-    path = project / "predictions/_predictions.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": False}))
+    change_record(project / "predictions", labels=False)
 
 
 def _filled(project: Path) -> None:

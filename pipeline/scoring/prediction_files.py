@@ -15,9 +15,9 @@ from features.errors import ConfigError, DataError
 from features.hashing import hash_ids, salt_of
 from models.ranking_score import LexicographicConfig, ProductConfig, ranking_score
 from pipeline.config.ranking import nearest
+from pipeline.scoring.written_predictions import PredictionFiles
 from pipeline.storage.files import Storage
 
-RECORD = "_predictions.json"
 ROWS_OF_A_BATCH = 2**16
 _SALT = salt_of("ranking")
 _NO_GROUP = np.uint64(salt_of("ranking/null"))  # rows without a value are one group
@@ -48,30 +48,22 @@ class Predictions:
 
 
 def read_predictions(storage: Storage) -> Predictions:
-    """Read the record of predictions.
+    """Read the records of predictions.
 
     Raises:
-        ConfigError: There is none.
-        DataError: It is damaged, or of a later version.
+        ConfigError: There are none, or they are not readable.
+        DataError: The record of a day is damaged.
     """
-    try:
-        content = json.loads(storage.read(RECORD))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"{storage.url} has no {RECORD}: name the directory that jobs.predict wrote") from error
-    except ValueError as error:
-        raise DataError(f"{storage.url}/{RECORD} is no JSON ({error}): predict again") from error
-    try:
-        if content["version"] > 1:
-            raise DataError(f"{storage.url}/{RECORD} has version {content['version']}, this code reads up to 1")
-        return Predictions(
-            keys=tuple(content["keys"]),
-            tasks=dict(content["tasks"]),
-            labels=bool(content["labels"]),
-            days=dict(content["days"]),
-            source={name: content[name] for name in ("line", "checkpoint", "checkpoint_digest")},
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{storage.url}/{RECORD} is no record of predictions ({error}): predict again") from error
+    written = PredictionFiles(storage)
+    about = written.about()
+    records = {day: written.day(day) for day in written.days()}
+    return Predictions(
+        keys=about.keys,
+        tasks=about.tasks,
+        labels=about.labels,
+        days={day: record.model_dump(mode="json") for day, record in records.items() if record is not None},
+        source={name: getattr(about, name) for name in ("line", "checkpoint", "checkpoint_digest")},
+    )
 
 
 def check_columns(
@@ -107,7 +99,7 @@ def files_of(storage: Storage, predictions: Predictions, day: str) -> list[str]:
         raise DataError(f"{storage.url} has no finished predictions of {day}, only of: {known}")
     found = storage.files_below(f"dt={day}", lambda name: name.startswith(("_", ".")))
     if not found:
-        raise DataError(f"{storage.url}/dt={day} has no files, although {RECORD} names the day: predict it again")
+        raise DataError(f"{storage.url}/dt={day} has no files, although the day is complete: predict it again")
     return [f"dt={day}/{name}" for name in found]
 
 

@@ -11,7 +11,7 @@ were computed from, and a command that was killed goes on with the units that ha
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -83,9 +83,9 @@ class PredictionFiles:
         """
         try:
             return AboutPredictions.from_bytes(self.storage.read(_ABOUT))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(
-                f"{self.storage.url} has no predictions ({_ABOUT} is missing): name the --out of jobs.predict"
+                f"{self.storage.url} has no {_ABOUT}: name the directory that jobs.predict wrote"
             ) from error
         except ValueError as error:
             raise ConfigError(f"{self.storage.url}/{_ABOUT} is not readable: {error}") from error
@@ -177,23 +177,6 @@ class PredictionFiles:
         self.storage.remove(_folder(record.day))
         if not self.storage.names("_parts"):
             self.storage.remove("_parts")
-
-    def tables(self, day: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the predictions of a complete day, file by file in the log's order.
-
-        Args:
-            day: ISO date.
-            columns: Columns to read; None: all.
-
-        Raises:
-            DataError: The day is not complete.
-        """
-        record = self.day(day)
-        if record is None:
-            raise DataError(f"{self.storage.url} has no complete predictions of {day}: run jobs.predict for it")
-        for file in record.files:
-            if self.storage.exists(file):
-                yield pq.read_table(io.BytesIO(self.storage.read(file)), columns=columns and list(columns))
 
 
 def _folder(day: str) -> str:
