@@ -27,6 +27,7 @@ def page() -> str:
     from pipeline.lineage.ledger_entry import LedgerEntry
     from pipeline.lineage.records import Attempt, Latest, LeaseRecord, Manifest, MoveByHand, Pin
     from pipeline.scoring.score import Scores
+    from pipeline.scoring.written_predictions import AboutPredictions, PredictedDay
     from pipeline.storage.kept_results import KeptResult
     from pipeline.submission.job_record import JobRecord
 
@@ -39,6 +40,8 @@ def page() -> str:
         Pin: "A pin",
         MoveByHand: "A move by hand",
         KeptResult: "A kept result",
+        AboutPredictions: "`_predictions.json` of predictions",
+        PredictedDay: "`_days/<day>.json` of predictions",
         Scores: "`_scores.json` of ranked rows",
         JobRecord: "A submission",
     }

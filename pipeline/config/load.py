@@ -56,7 +56,8 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     _check_cluster(config)
     _check_evaluation(config)
     if config.ranking is not None:
-        check_ranking(config.ranking, config.log_schema, config.log_schema.columns())
+        columns = list(dict.fromkeys([*config.predictions.keys, *config.log_schema.columns()]))
+        check_ranking(config.ranking, config.log_schema, columns)
     _check_gate(config)
     return config
 
