@@ -285,3 +285,17 @@ def test_a_cluster_whose_agents_are_late() -> None:
     answers[0] = RuntimeError("the working_dir is too large")
     with pytest.raises(RuntimeError, match="too large"):
         once_there(submit)
+
+
+class Taken(LocalPlace):
+    """This machine, on which something else has the name of every submission."""
+
+    def start(self, job: Job, number: int) -> bool:
+        return False
+
+
+def test_a_name_that_something_else_has(config_file: Path, tmp_path: Path) -> None:
+    """Catches a submission that looks for ever at an object of its name that carries none of its labels."""
+    job, _ = job_of("history", ["--config", str(config_file)])
+    with pytest.raises(DataError, match="-r1 is there, and is no submission of this program"):
+        start_or_attach(Taken(str(tmp_path / "root")), job)

@@ -24,8 +24,9 @@ def start_or_attach(place: Place, job: Job) -> tuple[str, str]:
 
     Raises:
         ConfigError: The place cannot take the job.
-        DataError: A submission with another configuration lives.
+        DataError: A submission with another configuration lives, or the name is taken by something else.
     """
+    taken: set[int] = set()
     while True:
         found = place.find(job.name)
         living = [submission for submission in found if submission.phase != "ended"]
@@ -35,8 +36,14 @@ def start_or_attach(place: Place, job: Job) -> tuple[str, str]:
         number = 1 + max(
             [submission.number for submission in found] + list(records_of(job.config.root, job.name)), default=0
         )
+        if number in taken:
+            raise DataError(
+                f"{job.submission(number)} is there, and is no submission of this program (its labels are missing): "
+                "delete it, or submit another job"
+            )
         if place.start(job, number):
             return job.submission(number), "submitted"
+        taken.add(number)
         logger.info("%s was submitted at the same time: looking again", job.submission(number))
 
 
