@@ -139,18 +139,26 @@ def gate_use(outcome: Outcome) -> list[UsedExperts]:
     """Return the use of experts by every gate, with the names that the network gives to its parameters."""
     found = []
     for module, use in outcome.expert_use.items():
-        for row, (gate, experts, chosen) in enumerate(_gates(outcome, module)):
+        for row, (gate, experts, chosen) in enumerate(named_gates(outcome.setting, outcome.towers, module)):
             means, deviations = use["mean"][row], use["deviation"][row]
             of_experts = (tuple(means[column] for column in chosen), tuple(deviations[column] for column in chosen))
             found.append(UsedExperts(gate, experts, *of_experts))
     return found
 
 
-def _gates(outcome: Outcome, module: str) -> list[tuple[str, tuple[str, ...], list[int]]]:
-    """Return name, names of experts and their columns for each gate of a module."""
-    config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(outcome.setting)
-    network = build_network(config, 1, outcome.towers)
-    parts = network.parts((("input", "0"),), outcome.towers).parts
+def named_gates(
+    setting: dict[str, Any], towers: Sequence[str], module: str
+) -> list[tuple[str, tuple[str, ...], list[int]]]:
+    """Return name, names of experts and their columns for each gate of a module of gates.
+
+    Args:
+        setting: The network, as a config file has it.
+        towers: Names of the towers, in the order of their gates.
+        module: Name of the module within the network, or a longer name that ends in it.
+    """
+    config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(setting)
+    network = build_network(config, 1, towers)
+    parts = network.parts((("input", "0"),), towers).parts
     gates = next(part for name, part in network.named_modules() if isinstance(part, Gates) and module.endswith(name))
     named = [part for part in parts if part.parameter is gates.logits.weight]
     return [
