@@ -13,8 +13,8 @@ from pipeline.evaluation.table import metric_of
 from pipeline.studies.candidates import SINGLE
 from pipeline.studies.comparison import Outcome
 
-_LESS_IS_BETTER = ("mse",)
-COLLAPSED = 0.01  # an expert below this mean weight of a gate counts as unused
+LESS_IS_BETTER = ("mse",)
+_COLLAPSED, _COLLAPSED_SHARE = 0.01, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +105,27 @@ def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
     if found is None or alone is None:
         return None
     (task,) = [task for task in outcome.tasks if task["task"] == name]
-    return alone - found if metric_of(task["kind"]) in _LESS_IS_BETTER else found - alone
+    return alone - found if metric_of(task["kind"]) in LESS_IS_BETTER else found - alone
+
+
+def is_collapsed(mean: float, num_experts: int) -> bool:
+    """Return True if a gate may use an expert and does not.
+
+    Args:
+        mean: Mean weight of the expert.
+        num_experts: Number of experts that the gate may choose. Each of very many has a small share of its own, so the
+            limit of 1 % is at most a tenth of an equal share.
+    """
+    return num_experts > 1 and mean < min(_COLLAPSED, _COLLAPSED_SHARE / num_experts)
 
 
 def collapsed(outcome: Outcome) -> list[str]:
-    """Return experts that a gate may use and does not: their mean weight is under 1 %, or exactly 0."""
+    """Return experts that a gate may use and does not."""
     return [
         f"{used.gate}: {expert} has {mean:.4f}"
         for used in gate_use(outcome)
         for expert, mean in zip(used.experts, used.means, strict=True)
-        if mean < COLLAPSED
+        if is_collapsed(mean, len(used.experts))
     ]
 
 
