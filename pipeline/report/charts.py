@@ -16,6 +16,7 @@ _FEW_DAYS = 60  # up to which every day has a mark
 _HEIGHT = 240
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 _MUTED, _INK, _ALARM = "var(--muted)", "var(--ink)", "var(--alarm)"
+_LINES = alt.Legend(title=None, symbolType="stroke", symbolSize=350)
 _RESULTS = ("done", "restarted", "interrupted", "refused", "failed", "running or killed")
 
 Row = Mapping[str, Any]
@@ -86,7 +87,7 @@ def over_days(
     colour = alt.Color(
         "name:N",
         scale=alt.Scale(domain=names, range=palette.colours(names)),
-        legend=alt.Legend(title=None),
+        legend=_LINES,
     )
     dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=palette.dashes(names)), legend=None)
     shown = alt.condition(pick, alt.value(1.0), alt.value(0.12))
@@ -336,7 +337,7 @@ def _days(rows: Sequence[Row], *, binned: bool = False) -> alt.X:
     days = sorted({row["day"] for row in rows})
     first, last = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (days[0], days[-1]))
     num_days = (last - first).days + 1
-    step = {"interval": "day", "step": 1} if num_days <= 10 else {"interval": "week", "step": 1}
+    step = {"interval": "day", "step": 1} if num_days <= 21 else {"interval": "week", "step": 1}
     ticks: Any = step if num_days <= 70 else {"interval": "month", "step": 1 if num_days <= 300 else 2}
     half = timedelta(hours=12)
     scale = alt.Scale(type="utc")
@@ -353,7 +354,7 @@ def _moment(at: datetime) -> alt.DateTime:
 
 def _rule(at: float, axis: str = "y") -> alt.Chart:
     drawn = alt.Chart(alt.InlineData(values=[{"at": at}])).mark_rule(color=_MUTED, strokeDash=[4, 4], strokeWidth=1)
-    return drawn.encode(**{axis: alt.X("at:Q") if axis == "x" else alt.Y("at:Q")})
+    return drawn.encode(x="at:Q") if axis == "x" else drawn.encode(y="at:Q")
 
 
 def _corners(reach: float, names: tuple[str, str, str, str]) -> alt.Chart:
@@ -372,8 +373,8 @@ def _corners(reach: float, names: tuple[str, str, str, str]) -> alt.Chart:
     return mark.encode(x="x:Q", y="y:Q", text="name:N")
 
 
-def _spec(drawn: alt.Chart | alt.LayerChart, height: int) -> dict[str, Any]:
-    """Return a specification as wide as its place on the page."""
+def _spec(drawn: Any, height: int) -> dict[str, Any]:
+    """Return the specification of an altair chart, as wide as its place on the page."""
     spec = drawn.properties(data=alt.NamedData("rows"), width="container", height=height).to_dict(
         validate=False  # it takes seconds a page; the tests validate each kind of chart
     )

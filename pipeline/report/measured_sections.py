@@ -29,6 +29,10 @@ def heat_map_section(stored: StoredFigures, tasks: Sequence[ReportedTask]) -> Se
             of_task.setdefault(cell.task, []).append(cell)
     kinds = {task.name: QUALITY[task.kind] for task in tasks}
     rows_said = "all rows of the day" if shown == "all" else "held-out rows"
+    intro = (
+        f"Quality of each checkpoint on each measured day, on {rows_said}. On its own day and the days before, a "
+        "checkpoint has trained the rows that are not held out, and looks too good."
+    )
     notes = (
         [f"{plural(stored.num_older, 'older measured day')} left out; --days shows them."] if stored.num_older else []
     )
@@ -37,7 +41,7 @@ def heat_map_section(stored: StoredFigures, tasks: Sequence[ReportedTask]) -> Se
     return Section(
         name="heat-map",
         title="Checkpoints on days",
-        intro=f"Quality of each checkpoint on each measured day, on {rows_said}." if of_task else "",
+        intro=intro if of_task else "",
         notes=notes,
         charts=[
             heat_map(task, _cell_rows(of_task[task]), kinds.get(task, "quality"))

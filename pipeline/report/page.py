@@ -129,10 +129,11 @@ def render(page: Page, now: datetime) -> bytes:
 @functools.cache
 def chart_library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script, of the version that altair's charts are written for."""
+    import altair
     import vl_convert
-    from altair.utils._importers import vl_version_for_vl_convert
 
-    code = vl_convert.javascript_bundle(vl_version=vl_version_for_vl_convert())
+    bundle: Any = vl_convert.javascript_bundle  # its stub asks for a snippet, which may be absent
+    code = bundle(vl_version=".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]))
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -119,16 +119,6 @@ def is_collapsed(mean: float, num_experts: int) -> bool:
     return num_experts > 1 and mean < min(_COLLAPSED, _COLLAPSED_SHARE / num_experts)
 
 
-def collapsed(outcome: Outcome) -> list[str]:
-    """Return experts that a gate may use and does not."""
-    return [
-        f"{used.gate}: {expert} has {mean:.4f}"
-        for used in gate_use(outcome)
-        for expert, mean in zip(used.experts, used.means, strict=True)
-        if is_collapsed(mean, len(used.experts))
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class UsedExperts:
     """Use of the experts that a gate may choose.

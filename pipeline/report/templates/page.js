@@ -32,7 +32,14 @@
     return rows;
   }
 
-  function theme(width) {
+  // Number of legend columns that the longest name leaves room for.
+  function legendColumns(rows, width) {
+    const names = rows.flatMap((row) => [row.name, row.task, row.model]).filter((name) => typeof name === "string");
+    const longest = Math.min(165, 7 * Math.max(0, ...new Set(names.map((name) => name.length))));
+    return Math.max(1, Math.floor((width - 60) / (longest + 45)));
+  }
+
+  function theme(width, rows) {
     const [ink, muted, line] = ["--ink", "--muted", "--line"].map(colour);
     return {
       background: "transparent",
@@ -45,7 +52,7 @@
       },
       legend: {
         orient: "bottom", labelColor: ink, titleColor: muted, labelFontSize: 12, titleFontWeight: "normal",
-        columns: Math.max(1, Math.floor(width / 190)), labelLimit: 165, symbolStrokeWidth: 2,
+        columns: legendColumns(rows, width), labelLimit: 165, symbolStrokeWidth: 2,
       },
       title: { color: ink },
       range: { category: Array.from({ length: 8 }, (_, place) => colour(`--series-${place}`)) },
@@ -59,9 +66,11 @@
     drawn.get(place)?.finalize?.();
     drawn.set(place, {});
     const own = coloured(spec);
-    own.datasets = { ...own.datasets, rows: unpacked(rows) };
+    const values = unpacked(rows);
+    own.datasets = { ...own.datasets, rows: values };
     const result = await vegaEmbed(place, own, {
-      actions: false, ast: true, renderer: "svg", config: theme(place.clientWidth), tooltip: { theme: "custom" },
+      actions: false, ast: true, renderer: "svg", config: theme(place.clientWidth, values),
+      tooltip: { theme: "custom" },
     });
     drawn.set(place, result);
   }
