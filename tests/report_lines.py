@@ -76,9 +76,11 @@ def metrics_of(kind: str, value: float, rows: int = 90_000, calibration: float =
     return shared | ({"r2": value} if kind == "regression" else {"positives": rows // 10, "auc": value})
 
 
-def write_line(root: Path | str, num_days: int, *, tasks: Sequence[str] = TASKS, collapsed: bool = True) -> Config:
+def write_line(
+    root: Path | str, num_days: int, *, tasks: Sequence[str] = TASKS, collapsed: bool = True, name: str = "main"
+) -> Config:
     """Write a line of some days: entries, attempts and LATEST; the last day but three has a low quality of vtr."""
-    config = config_of(root)
+    config = config_of(root).model_copy(update={"line": name})
     line, drawn = Line.of(config.root, config.line), random.Random(7)
     ledger, parent = Ledger(line), None
     for number in range(num_days):

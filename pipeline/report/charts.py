@@ -89,7 +89,7 @@ def over_days(
         scale=alt.Scale(domain=names, range=palette.colours(names)),
         legend=_LINES,
     )
-    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=palette.dashes(names)), legend=None)
+    dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=palette.dashes(names)), legend=_LINES)
     shown = alt.condition(pick, alt.value(1.0), alt.value(0.12))
     scale = alt.Scale(zero=bool(options.get("zero")))
     if options.get("log"):
@@ -291,7 +291,7 @@ def shares(title: str, rows: Sequence[Row], note: str = "") -> Chart:
     tips = [alt.Tooltip("name:N"), alt.Tooltip("mean:Q", format=".4f"), alt.Tooltip("deviation:Q", format=".4f")]
     x = alt.X("mean:Q", title="mean weight (share of the gate)", scale=alt.Scale(domain=[0, 1]))
     bars = alt.Chart().mark_bar().encode(y=named, x=x, color=colour, tooltip=tips)
-    whiskers = alt.Chart().mark_rule(color=_INK).encode(y=named, x="low:Q", x2="high:Q")
+    whiskers = alt.Chart().mark_rule(color=_INK, strokeWidth=1.5).encode(y=named, x="low:Q", x2="high:Q")
     height = 26 * len(rows)
     return Chart(title, note, _spec(alt.layer(bars, whiskers), height), drawn_rows, height + 50, is_wide=False)
 
