@@ -56,7 +56,7 @@ class Browser:
         self.call("Page.navigate", url=file.resolve().as_uri())
         self.wait("document.readyState === 'complete'")
         self.value("dispatchEvent(new Event('beforeprint'))")  # draws what is below the window too
-        self.wait("[...document.querySelectorAll('.plot')].every((place) => place.querySelector('svg'))")
+        self.wait("[...document.querySelectorAll('.plot')].every((place) => place.querySelector('svg, canvas'))")
 
     def value(self, expression: str) -> Any:
         """Return the value of an expression on the page."""

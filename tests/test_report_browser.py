@@ -82,8 +82,8 @@ def _check(browser: Browser, file: Path, width: int, *, dark: bool) -> None:
     assert browser.dialogs == []
     assert browser.requests == [file.resolve().as_uri()]
     assert browser.value("document.documentElement.scrollWidth") <= width
-    wide = "[...document.querySelectorAll('.plot svg')].filter((one) => one.getBoundingClientRect().right > innerWidth)"
-    assert browser.value(f"{wide}.length") == 0
+    drawn = "[...document.querySelectorAll('.plot svg, .plot canvas')]"
+    assert browser.value(f"{drawn}.filter((one) => one.getBoundingClientRect().right > innerWidth).length") == 0
     ground = browser.value("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
     labels = browser.value("getComputedStyle(document.querySelector('.plot svg text')).fill")

@@ -129,7 +129,7 @@ def test_experts_over_many_days_are_thinned() -> None:
     ]
     section = expert_section(ExpertUse(tuple(shares), ()), Palette.of(["ctr"]))
     rows = [row for chart in section.charts for row in chart.rows]
-    assert 4_000 < len(rows) <= 16_200
+    assert 4_000 < len(rows) <= 8_200
     assert max(row["day"] for row in rows) == day_of(399)
     assert "days in between are not drawn" in section.notes[0]
 

@@ -81,35 +81,37 @@ def over_days(
         options: `band`, two values between which a figure is usual; `log`, True for a logarithmic scale; `zero`, True
             for an axis that begins at 0; `format` of the values; `share`, True for a half-width chart.
     """
-    present = {row["name"] for row in rows}
+    present, num_days = {row["name"] for row in rows}, len({row["day"] for row in rows})
     names = [name for name in palette.places if name in present]
     pick = alt.selection_point(fields=["name"], bind="legend")
-    colour = alt.Color(
-        "name:N",
-        scale=alt.Scale(domain=names, range=palette.colours(names)),
-        legend=_LINES,
-    )
+    colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=palette.colours(names)), legend=_LINES)
     dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=palette.dashes(names)), legend=_LINES)
     shown = alt.condition(pick, alt.value(1.0), alt.value(0.12))
-    scale = alt.Scale(zero=bool(options.get("zero")))
-    if options.get("log"):
-        ends = [*(row["value"] for row in rows), *options.get("band", ())]
-        scale = alt.Scale(type="log", domain=[min(ends) / 1.02, max(ends) * 1.02], nice=False)
-    digits = options.get("format", ".4f")
-    tips = [alt.Tooltip("day:N"), alt.Tooltip("name:N", title="name"), alt.Tooltip("value:Q", format=digits)]
-    has_limit = any(row.get("limit") is not None for row in rows)
-    tips += [alt.Tooltip("limit:Q", format=digits)] if has_limit else []
-    base = alt.Chart().encode(x=_days(rows), color=colour, opacity=shown)
-    value = alt.Y("value:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=6))
-    layers = [_rule(at) for at in options.get("band", ())]
-    if has_limit:
-        limits = base.mark_line(strokeWidth=1, strokeDash=[2, 3], interpolate="step").encode(y=alt.Y("limit:Q"))
+    base = alt.Chart().encode(x=_days(rows), color=colour)
+    value = alt.Y("value:Q", title=y_title, scale=_values(rows, options), axis=alt.Axis(tickCount=6))
+    layers, fields = [_rule(at) for at in options.get("band", ())], ["value"]
+    if any(row.get("limit") is not None for row in rows):
+        fields.append("limit")
+        limits = base.mark_line(strokeWidth=1, strokeDash=[2, 3], interpolate="step").encode(y="limit:Q", opacity=shown)
         layers.append(limits)
-    layers.append(base.mark_line(strokeWidth=1.8).encode(y=value, strokeDash=dash).add_params(pick))
-    size = 26 if len({row["day"] for row in rows}) <= _FEW_DAYS else 8
-    layers.append(base.mark_point(filled=True, size=size).encode(y=value, tooltip=tips))
+    line = base.mark_line(strokeWidth=1.8 if num_days <= _FEW_DAYS else 1).encode(y=value, strokeDash=dash)
+    layers.append(line.encode(opacity=shown).add_params(pick))
+    if num_days <= _FEW_DAYS:
+        points = base.mark_point(filled=True, size=26 if num_days > 3 else 60).encode(opacity=shown)
+    else:
+        points = base.mark_point(filled=True, size=60, opacity=0)  # seen by the pointer alone
+    figures = [alt.Tooltip(f"{field}:Q", format=options.get("format", ".4f")) for field in fields]
+    layers.append(points.encode(y=value, tooltip=[alt.Tooltip("day:N"), alt.Tooltip("name:N"), *figures]))
     height = 150 if options.get("share") else _HEIGHT
     return Chart(title, note, _spec(alt.layer(*layers), height), rows, height, not options.get("share"))
+
+
+def _values(rows: Sequence[Row], options: Mapping[str, Any]) -> alt.Scale:
+    """Return the scale of values; the options are those of `over_days`."""
+    if not options.get("log"):
+        return alt.Scale(zero=bool(options.get("zero")))
+    ends = [*(row["value"] for row in rows), *options.get("band", ())]
+    return alt.Scale(type="log", domain=[min(ends) / 1.02, max(ends) * 1.02], nice=False)
 
 
 def bars_over_days(title: str, rows: Sequence[Row], y_title: str, note: str = "") -> Chart:

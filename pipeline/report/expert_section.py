@@ -7,7 +7,7 @@ from pipeline.report.charts import Chart, Palette, over_days
 from pipeline.report.expert_use import ExpertShare, ExpertUse
 from pipeline.report.page import Section, plural
 
-_MOST_POINTS = 16_000  # of all gates together, so that a page has a bounded size
+_MOST_POINTS = 8_000  # of all gates together, so that a page has a bounded size
 _DASHED = 1
 
 

@@ -59,6 +59,7 @@
     };
   }
 
+  const MOST_SVG_ROWS = 800; // beyond it thousands of elements make the page slow
   const drawn = new Map();
 
   async function draw(place) {
@@ -69,7 +70,7 @@
     const values = unpacked(rows);
     own.datasets = { ...own.datasets, rows: values };
     const result = await vegaEmbed(place, own, {
-      actions: false, ast: true, renderer: "svg", config: theme(place.clientWidth, values),
+      actions: false, ast: true, renderer: values.length > MOST_SVG_ROWS ? "canvas" : "svg", config: theme(place.clientWidth, values),
       tooltip: { theme: "custom" },
     });
     drawn.set(place, result);
