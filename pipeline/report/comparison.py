@@ -1,9 +1,7 @@
-"""Comparison as tables and a page: Parquet for further work, Markdown for a review, HTML with its charts."""
+"""Comparison as tables: Parquet for further work, Markdown for a review."""
 
 import io
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,21 +113,3 @@ def plan_text(plan: ComparisonPlan) -> str:
 def passes_of(plan: ComparisonPlan) -> str:
     """Format the number of passes."""
     return "one pass" if plan.passes == 1 else f"{plan.passes} passes"
-
-
-def write_report(
-    storage: Any, outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan
-) -> dict[str, str]:
-    """Write all three into a comparison's folder; return their places by form."""
-    from pipeline.report.comparison_page import comparison_page  # charts: a second's import
-    from pipeline.report.page import render
-
-    now = datetime.now(UTC)
-    files = {
-        "parquet": ("table.parquet", to_parquet(outcomes)),
-        "markdown": ("table.md", to_markdown(rows, kinds, plan).encode()),
-        "html": ("index.html", render(comparison_page(outcomes, rows, kinds, plan), now)),
-    }
-    for name, data in files.values():
-        storage.write(name, data)
-    return {form: f"{storage.url}/{name}" for form, (name, _) in files.items()}
