@@ -4,6 +4,7 @@ A colour is the name of a CSS variable of the page, as in `var(--series-0)`: the
 light or a dark page. Texts with names of tasks are data of a chart, never part of an expression.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -145,12 +146,14 @@ def results_over_days(title: str, rows: Sequence[Row], note: str = "") -> Chart:
     """
     colours = ["var(--good)", "var(--series-0)", "var(--series-4)", "var(--series-3)", _ALARM, _MUTED]
     scale = alt.Scale(domain=list(_RESULTS), range=colours)
+    totals = Counter(row["day"] for row in rows for _ in range(row["value"]))
+    ticks = list(range(0, max(totals.values()) + 1, max(totals.values()) // 5 + 1))
     drawn = (
         alt.Chart()
         .mark_bar()
         .encode(
             x=_days(rows, binned=True),
-            y=alt.Y("value:Q", title="attempts", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("value:Q", title="attempts", axis=alt.Axis(values=ticks, format="d")),
             color=alt.Color("name:N", scale=scale, legend=alt.Legend(title=None)),
             tooltip=[alt.Tooltip("day:N"), alt.Tooltip("name:N", title="ended"), alt.Tooltip("value:Q", title="times")],
         )

@@ -86,7 +86,10 @@ def _quality_sections(figures: LineFigures, palette: Palette) -> Iterator[Sectio
     for objective, tasks in objectives(figures.tasks).items():
         drawn = (draw(figures, tasks, palette) for draw in (_quality_chart, _calibration_chart, _change_chart))
         charts = [chart for chart in drawn if chart is not None]
-        intro = "Each day, yesterday's model is measured on the new log before it trains on it."
+        intro = (
+            "Each day, yesterday's model is measured on the new log before it trains on it. A click on a name below a "
+            "chart shows it alone."
+        )
         yield Section(
             name=f"next-day-{objective}",
             title=f"Next-day metrics: {objective}",
