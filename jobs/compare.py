@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the missing trainings, write table and page, and show the table on stderr."""
     config = read_config(arguments)
-    from pipeline.report.comparison import to_markdown, write_report
+    from pipeline.report.comparison import to_markdown
+    from pipeline.report.write_comparison import write_report
     from pipeline.studies.comparison import Comparison, ComparisonPlan
     from pipeline.studies.gains import model_rows
     from pipeline.studies.verdicts import verdicts

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +23,9 @@ from pipeline.config.project import Config
 from pipeline.evaluation.evaluate import Measurement, measure_days
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import Published
-from pipeline.report.comparison import table_of, to_html, to_markdown, to_parquet
+from pipeline.report.comparison import table_of, to_markdown, to_parquet
+from pipeline.report.comparison_page import comparison_page
+from pipeline.report.page import render
 from pipeline.studies import trainings
 from pipeline.studies.candidates import (
     _SHAPES,
@@ -178,13 +181,14 @@ def test_the_tables_say_the_same() -> None:
     cells = table_of(rows, kinds)
     assert cells[0] == ["model", "ctr (AUC)", "vcr (MSE)", "gain ctr", "gain vcr", "parameters", "rows/s"]
     assert cells[2][1:5] == ["0.7300 ± 0.0000", "0.1200 ± 0.0141", "+0.0200 ± 0.0141", "-0.0100 ± 0.0000"]
-    markdown, page = to_markdown(rows, kinds, PLAN), to_html(outcomes, rows, kinds, PLAN)
+    markdown = to_markdown(rows, kinds, PLAN)
+    page = render(comparison_page(outcomes, rows, kinds, PLAN), datetime(2026, 1, 4, tzinfo=UTC)).decode()
     for text in cells[2][1:5]:
         assert text in markdown
         assert text in page
     assert "<ple>" not in page
-    assert page.count("seesaw:") == 2
-    assert "Collapsed: gate of task ctr, level 1: shared expert 1 has 0.0050" in page
+    assert page.count("seesaw: ") == 2
+    assert "The shared expert 1 has collapsed in the gate of task ctr, level 1: its weight is 0.0050 of 1." in page
     read = pq.read_table(io.BytesIO(to_parquet(outcomes))).to_pylist()
     assert [row["value"] for row in read if row["task"] == "ctr"] == [0.70, 0.72, 0.73, 0.73]
 

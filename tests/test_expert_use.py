@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 from models.experts import Gates
 from models.network import NetworkConfig, build_network
 from pipeline.config.load import load_config
-from pipeline.report.comparison import to_html
+from pipeline.report.comparison_page import comparison_page
 from pipeline.studies.candidates import tower_names
 from pipeline.studies.comparison import ComparisonPlan, Outcome
-from pipeline.studies.gains import collapsed, gate_use, model_rows
+from pipeline.studies.gains import gate_use, is_collapsed, model_rows
 
 ROOT = Path(__file__).parents[1]
 PLAN = ComparisonPlan(name="test", models=("ple",), train_days=("2026-01-01",), test_days=("2026-01-02",))
@@ -37,15 +37,26 @@ def test_collapsed_experts_are_named() -> None:
     """Catches an expert that nobody uses and no alarm, of exactly 0 too; and one for what a gate may not choose."""
     outcome = _used({"kind": "ple", "levels": [LEVEL, LEVEL]})
     outcome.expert_use["levels.0.gates"]["mean"] = [[0.995, 0.0, 0.005], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]
-    assert collapsed(outcome) == [
-        "gate of task ctr, level 1: shared expert 0 has 0.0050",
-        "gate of task vcr, level 1: shared expert 0 has 0.0000",
+    page = comparison_page([outcome], model_rows([outcome]), {"ctr": "binary", "vcr": "regression"}, PLAN)
+    (section,) = [section for section in page.sections if section.name == "experts-0"]
+    assert list(section.alarms) == [
+        "The shared expert 0 has collapsed in the gate of task ctr, level 1: its weight is 0.0050 of 1.",
+        "The shared expert 0 has collapsed in the gate of task vcr, level 1: its weight is 0.0000 of 1.",
     ]
     used = gate_use(outcome)[1]
     assert (used.experts, used.means) == (("expert 0 of task vcr", "shared expert 0"), (1.0, 0.0))  # both are drawn
-    html = to_html([outcome], model_rows([outcome]), {"ctr": "binary", "vcr": "regression"}, PLAN)
-    assert "Collapsed: gate of task vcr, level 1: shared expert 0 has 0.0000" in html
-    assert "expert 0 of task vcr" in html
+    drawn = [(row["name"], row["mean"], row["collapsed"]) for row in section.charts[1].rows]
+    assert drawn == [("own expert of vcr", 1.0, False), ("shared expert 0", 0.0, True)]
+
+
+def test_each_of_many_experts_has_a_small_share() -> None:
+    """Catches an alarm for every one of 512 experts that a gate uses evenly, and none for those that it leaves out."""
+    assert not is_collapsed(1 / 512, 512)
+    assert is_collapsed(0.05 / 512, 512)
+    assert is_collapsed(0.0, 2)
+    assert is_collapsed(0.0099, 2)
+    assert not is_collapsed(0.01, 2)
+    assert not is_collapsed(1.0, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ The gate reads figures alone, neither a log nor a model.
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from features.figure import figure
@@ -149,24 +149,55 @@ def _judged(config: GateConfig, task: str, metrics: Mapping[str, Any]) -> bool:
     return is_judged(config, task, metrics["kind"], metrics["rows"], metrics.get("positives", 0))
 
 
-def _before(
+@dataclass(frozen=True, slots=True)
+class UsualQuality:
+    """Quality that yesterday's model usually has on its next day.
+
+    Args:
+        middle: Median of the newest days.
+        noise: Part of a drop that chance explains.
+        least: Least quality that the gate lets pass.
+    """
+
+    middle: float
+    noise: float
+    least: float
+
+
+def usual_quality(
     config: GateConfig, task: str, found: Mapping[str, Any], usual: Sequence[Mapping[str, Any]]
-) -> Iterator[Finding]:
+) -> UsualQuality | None:
+    """Return the quality that a task's metrics before training are held to; None if they are not judged.
+
+    Args:
+        config: Limits of the gate.
+        task: The task's name.
+        found: Its metrics before training.
+        usual: The same metrics of the newest entries that have them, at most `window`.
+    """
     known = [value for metrics in usual if (value := quality(metrics)) is not None and _judged(config, task, metrics)]
-    value, limit = quality(found), config.limit(task, "before_drop")
+    value = quality(found)
     if len(known) < config.min_entries or value is None or not _judged(config, task, found):
-        return
+        return None
     middle, noise = statistics.median(known), config.noise * _noise(found)
     if _is_chance(found, value) and value < min(known):
         noise = excused = 0.0
     else:
         excused = config.spread * spread(known)
-    if value < middle - max(limit, excused) - noise:
+    return UsualQuality(middle, noise, middle - max(config.limit(task, "before_drop"), excused) - noise)
+
+
+def _before(
+    config: GateConfig, task: str, found: Mapping[str, Any], usual: Sequence[Mapping[str, Any]]
+) -> Iterator[Finding]:
+    held_to, value = usual_quality(config, task, found, usual), quality(found)
+    if held_to is not None and value is not None and value < held_to.least:
+        limit = config.limit(task, "before_drop")
         text = (
-            f"task {task!r}: yesterday's model reaches {figure(value)} on this day, usual is {figure(middle)} "
+            f"task {task!r}: yesterday's model reaches {figure(value)} on this day, usual is {figure(held_to.middle)} "
             f"(daily.gate.before_drop {limit:g}): look whether the day's labels are right"
         )
-        yield _finding(text, task, "before_drop", middle - value - noise)
+        yield _finding(text, task, "before_drop", held_to.middle - value - held_to.noise)
 
 
 def _is_chance(metrics: Mapping[str, Any], value: float) -> bool:

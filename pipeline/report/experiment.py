@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.ingest.chosen_days import span
-from pipeline.report.comparison import markdown_table, passes_of, signed, table_of, write_report
+from pipeline.report.comparison import markdown_table, passes_of, signed, table_of
+from pipeline.report.write_comparison import write_report
 from pipeline.studies.experiment import CaseResult, ExperimentConfig, mean_gains
 
 

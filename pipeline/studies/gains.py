@@ -13,8 +13,8 @@ from pipeline.evaluation.table import metric_of
 from pipeline.studies.candidates import SINGLE
 from pipeline.studies.comparison import Outcome
 
-_LESS_IS_BETTER = ("mse",)
-COLLAPSED = 0.01  # an expert below this mean weight of a gate counts as unused
+LESS_IS_BETTER = ("mse",)
+_COLLAPSED, _COLLAPSED_SHARE = 0.01, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,18 @@ def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
     if found is None or alone is None:
         return None
     (task,) = [task for task in outcome.tasks if task["task"] == name]
-    return alone - found if metric_of(task["kind"]) in _LESS_IS_BETTER else found - alone
+    return alone - found if metric_of(task["kind"]) in LESS_IS_BETTER else found - alone
 
 
-def collapsed(outcome: Outcome) -> list[str]:
-    """Return experts that a gate may use and does not: their mean weight is under 1 %, or exactly 0."""
-    return [
-        f"{used.gate}: {expert} has {mean:.4f}"
-        for used in gate_use(outcome)
-        for expert, mean in zip(used.experts, used.means, strict=True)
-        if mean < COLLAPSED
-    ]
+def is_collapsed(mean: float, num_experts: int) -> bool:
+    """Return True if a gate may use an expert and does not.
+
+    Args:
+        mean: Mean weight of the expert.
+        num_experts: Number of experts that the gate may choose. Each of very many has a small share of its own, so the
+            limit of 1 % is at most a tenth of an equal share.
+    """
+    return num_experts > 1 and mean < min(_COLLAPSED, _COLLAPSED_SHARE / num_experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +140,26 @@ def gate_use(outcome: Outcome) -> list[UsedExperts]:
     """Return the use of experts by every gate, with the names that the network gives to its parameters."""
     found = []
     for module, use in outcome.expert_use.items():
-        for row, (gate, experts, chosen) in enumerate(_gates(outcome, module)):
+        for row, (gate, experts, chosen) in enumerate(named_gates(outcome.setting, outcome.towers, module)):
             means, deviations = use["mean"][row], use["deviation"][row]
             of_experts = (tuple(means[column] for column in chosen), tuple(deviations[column] for column in chosen))
             found.append(UsedExperts(gate, experts, *of_experts))
     return found
 
 
-def _gates(outcome: Outcome, module: str) -> list[tuple[str, tuple[str, ...], list[int]]]:
-    """Return name, names of experts and their columns for each gate of a module."""
-    config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(outcome.setting)
-    network = build_network(config, 1, outcome.towers)
-    parts = network.parts((("input", "0"),), outcome.towers).parts
+def named_gates(
+    setting: dict[str, Any], towers: Sequence[str], module: str
+) -> list[tuple[str, tuple[str, ...], list[int]]]:
+    """Return name, names of experts and their columns for each gate of a module of gates.
+
+    Args:
+        setting: The network, as a config file has it.
+        towers: Names of the towers, in the order of their gates.
+        module: Name of the module within the network, or a longer name that ends in it.
+    """
+    config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(setting)
+    network = build_network(config, 1, towers)
+    parts = network.parts((("input", "0"),), towers).parts
     gates = next(part for name, part in network.named_modules() if isinstance(part, Gates) and module.endswith(name))
     named = [part for part in parts if part.parameter is gates.logits.weight]
     return [
