@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
+from features.columns import contiguous
 from features.declaration import Declaration, Name
 from features.errors import DataError
 from features.expressions import parse_expression
@@ -100,6 +101,23 @@ class MeasuredColumns:
         of_slices = [name for config in self.slices for name in config.columns]
         return list(dict.fromkeys([*([self.groups] if self.groups else []), *of_slices]))
 
+    def check(self, log: pa.Schema) -> None:
+        """Check a log file's Arrow schema against what is asked for.
+
+        Raises:
+            DataError: A column is missing, or its type has no groups or no slices.
+        """
+        missing = [name for name in self.columns if name not in log.names]
+        if missing:
+            raise DataError(
+                f"no column {missing[0]!r}, which evaluation.by or evaluation.grouped reads; the file has {log.names}"
+            )
+        empty = contiguous({name: pa.array([], log.field(name).type) for name in self.columns})
+        if self.groups:
+            group_hashes(empty[self.groups])
+        for config in self.slices:
+            config.texts(empty)
+
 
 def group_hashes(column: pa.Array) -> np.ndarray:
     """Return a hash of each id, int64 of shape (N,); 0 for rows without one, which is no id's hash in practice.
@@ -128,10 +146,13 @@ def _distinct(values: pa.Array) -> pa.Array:
 
 def _ranges(config: SliceConfig, values: pa.Array, edges: Sequence[float]) -> pa.DictionaryArray:
     """Return the range of each value as text."""
-    if not (pa.types.is_primitive(values.type) or pa.types.is_null(values.type)):
-        raise DataError(f"slices by {config.name!r}: the value is {values.type}, boundaries need a number")
+    found = values.type
+    is_number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
+    if not (is_number or pa.types.is_null(found)):
+        raise DataError(f"slices by {config.name!r}: the value is {found}, boundaries need a number")
     numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    names = [f"< {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(edges)), f">= {edges[-1]:g}"]
+    said = [f"{edge:.15g}" for edge in edges]  # all digits: two ranges have two names
+    names = [f"< {said[0]}", *(f"{low} to {high}" for low, high in pairwise(said)), f">= {said[-1]}"]
     places = np.where(np.isnan(numbers), len(names), np.searchsorted(edges, numbers, side="right"))
     return pa.DictionaryArray.from_arrays(pa.array(places.astype(np.int32)), pa.array([*names, UNKNOWN]))
 

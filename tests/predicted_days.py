@@ -44,7 +44,8 @@ def write_predictions(
     change_record(folder, about)
     for day, files in days.items():
         rows = sum(len(columns["user_id"]) for columns in files)
-        written.complete(PredictedDay(day=day, rows=rows, left_out={}, files={}))
+        names = {f"dt={day}/part-{number:05d}.parquet": "1" for number in range(len(files))}
+        written.complete(PredictedDay(day=day, rows=rows, left_out={}, files=names), names)
 
 
 def change_record(folder: Path, about: AboutPredictions | None = None, **changes: Any) -> None:

@@ -27,6 +27,8 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.row_sample import xauc
 from pipeline.lineage.line import Line
 from pipeline.scoring import predictions
+from pipeline.scoring.prediction_files import files_of as files_of_day
+from pipeline.scoring.prediction_files import num_rows_of, read_predictions
 from pipeline.scoring.predictions import predict, predict_worker
 from pipeline.scoring.written_predictions import PredictionFiles
 from pipeline.storage.files import Storage
@@ -307,3 +309,15 @@ def test_another_checkpoint_or_log_in_the_same_place(
     found, code = call(with_keys(history), tmp_path, "--days", DAYS[0], "--out", out, "--labels")
     assert code == REFUSED
     assert "of another log than there is now" in found["error"]
+    own = tmp_path / "own"
+    shutil.copytree(predicted, own)
+    (own / f"_days/{DAYS[0]}.json").unlink()
+    for file in day.iterdir():  # another system writes the day again under names of its own
+        file.rename(file.with_name(f"other-{file.name}"))
+    predict(with_keys(history), DAYS[:1], str(own), labels=True)
+    assert sorted(path.name for path in (own / day.name).iterdir()) == sorted(path.name for path in day.iterdir())
+    predictions_of = read_predictions(Storage(str(own)))
+    assert (
+        sum(num_rows_of(Storage(str(own)), name) for name in files_of_day(Storage(str(own)), predictions_of, DAYS[0]))
+        == ROWS
+    )

@@ -1,6 +1,6 @@
 """Baselines and intervals of evaluations."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -81,3 +81,13 @@ class EvaluationConfig(Declaration):
             groups=self.grouped.by if self.grouped else None,
             slices=tuple(self.by),
         )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is measured beyond the metrics of each task: without it a measurement is another one."""
+        found = {
+            "bootstrap": self.bootstrap and self.bootstrap.model_dump(mode="json"),
+            "grouped": self.grouped and self.grouped.model_dump(mode="json"),
+            "by": [one.model_dump(mode="json") for one in self.by],
+        }
+        return {name: value for name, value in found.items() if value}

@@ -182,7 +182,7 @@ class DayJob:
         """Measure yesterday's model on today's log, before training on it."""
         if base is None:
             return None
-        inputs = {"checkpoint": base, "files": files}
+        inputs = {"checkpoint": base, "files": files} | self._asked
         measure = lambda: _kept(self.work.measure([base], self.day, "all"))  # noqa: E731
         return self._timed("predict", steps, inputs, measure)["checkpoints"][0]["tasks"]
 
@@ -232,7 +232,7 @@ class DayJob:
         checkpoints = [manifest.checkpoint, *([base] if base else [])]
         measured: list[dict[str, Any]] = []
         if measure_held_out:
-            inputs = {"checkpoints": checkpoints, "files": manifest.files_of_log}
+            inputs = {"checkpoints": checkpoints, "files": manifest.files_of_log} | self._asked
             measure = lambda: _kept(self.work.measure(checkpoints, self.day, "held_out"))  # noqa: E731
             measured = self._timed("gate", steps, inputs, measure)["checkpoints"]
         new, parent = ([one["tasks"] for one in measured] + [None, None])[:2]
@@ -246,6 +246,11 @@ class DayJob:
         decided = self._decide("gate", findings, accepted, then)
         use = measured[0]["expert_use"] if measured else {}
         return {"gate": decided, "holdout": HoldoutMetrics(new=new, parent=parent), "expert_use": use}
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """Groups and slices that are measured: after a change of them a kept measurement is made again."""
+        return {name: value for name, value in self.config.evaluation.asked.items() if name != "bootstrap"}
 
     def _timed(self, name: str, steps: KeptResults, inputs: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         started = time.monotonic()

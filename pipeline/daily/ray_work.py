@@ -68,7 +68,10 @@ class RayWork:
 
     def logs(self, day: str) -> dict[str, DayLog]:
         """Return the units of a day, and of the earlier days whose late labels are trained with it."""
-        return {part.log.day: part.log for part in parts_to_train(self._config, self._line, [day])}
+        return {
+            part.log.day: part.log
+            for part in parts_to_train(self._config, self._line, [day], self._config.evaluation.measured_columns)
+        }
 
     def has_success_marker(self, day: str) -> bool:
         """Return True if the writer of the day's log has marked it complete."""
@@ -91,7 +94,13 @@ class RayWork:
     def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:
         """Return metrics of checkpoints on the same rows of a day."""
         self._need_ray()
-        return measure(self._config, self._line, checkpoints, parts_to_train(self._config, self._line, [day]), rows)
+        return measure(
+            self._config,
+            self._line,
+            checkpoints,
+            parts_to_train(self._config, self._line, [day], self._config.evaluation.measured_columns),
+            rows,
+        )
 
     def train(self, day: str, run: str) -> Manifest:
         """Train a day to its end, from the published checkpoint, or from the interrupted training's."""

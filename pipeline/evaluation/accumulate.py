@@ -52,7 +52,9 @@ class Measured:
         asked = evaluation or EvaluationConfig()
         self._bootstrap = Bootstrap(asked.bootstrap, tasks) if asked.bootstrap else None
         self._slices = SliceMetrics(asked.by, tasks, asked.max_slices) if asked.by else None
-        self._groups = GroupRows(asked.grouped, tasks, num_rows, dist.get_world_size()) if asked.grouped else None
+        binary = any(task.kind == "binary" for task in tasks)
+        groups = asked.grouped if binary else None
+        self._groups = GroupRows(groups, tasks, num_rows, dist.get_world_size()) if groups else None
         self._samples = {place: RowSample() for place, task in enumerate(tasks) if task.kind == "regression"}
         self._tasks = tasks
         self.gates = gates
@@ -64,6 +66,8 @@ class Measured:
 
     def update(self, outputs: Tensor, batch: RankingBatch) -> None:
         """Add a batch with the model's raw outputs, shape (B, sum of outputs)."""
+        if self.problem is not None:
+            return
         try:
             self._update(outputs, batch)
         except (ValueError, DataError) as error:

@@ -145,9 +145,9 @@ def _check(config: Config, asked: AskedCells) -> None:
 
 
 def _listed(config: Config, days: Sequence[str]) -> list[DayLog]:
-    measured = config.evaluation.measured_columns.columns
-    columns = read_columns([*config.log_schema.columns(), *measured], config.holdout)
-    return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
+    columns, measured = read_columns(config.log_schema.columns(), config.holdout), config.evaluation.measured_columns
+    logs, max_rows = Storage(config.logs.path), config.ingest.unit.max_rows
+    return check_days(logs, days, max_rows, config.log_schema, columns, measured)
 
 
 Todo = list[tuple[DayLog, list[tuple[DatedCheckpoint, Cell]]]]

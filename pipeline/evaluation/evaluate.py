@@ -123,8 +123,9 @@ def measure_days(
 def listed_days(config: Config, days: Sequence[str], further: Sequence[str] = ()) -> list[DayLog]:
     """Return the units of days, after a check that their files have the columns to measure, and further columns."""
     read = read_columns(config.log_schema.columns(with_truth=True), config.holdout)
-    columns = list(dict.fromkeys([*read, *config.evaluation.measured_columns.columns, *further]))
-    return check_days(Storage(config.logs.path), days, config.ingest.unit.max_rows, config.log_schema, columns)
+    columns, measured = list(dict.fromkeys([*read, *further])), config.evaluation.measured_columns
+    logs, max_rows = Storage(config.logs.path), config.ingest.unit.max_rows
+    return check_days(logs, days, max_rows, config.log_schema, columns, measured)
 
 
 def in_order(config: Config) -> IngestConfig:

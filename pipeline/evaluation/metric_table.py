@@ -52,8 +52,8 @@ SCHEMA = pa.schema(
     ]
 )
 
-IDENTITY = ("line", "checkpoint", "day", "row_set", "slice", "task", "metric")
-"""Columns that name a figure; of several rows with the same values the one of the newest commit counts."""
+IDENTITY = ("line", "checkpoint", "day", "row_set")
+"""Columns that name a cell; a commit has all figures of a cell, and those of the newest commit count."""
 
 Figures = tuple[Cell, Sequence[Mapping[str, Any]]]
 """A cell, and the entries per task of its `Measurement`."""
@@ -122,7 +122,7 @@ class MetricTable:
         Raises:
             DataError: A file is damaged.
         """
-        wanted = [*dict.fromkeys([*columns, *IDENTITY])]
+        wanted = [*dict.fromkeys([*columns, *IDENTITY, "commit"])]
         found = []
         for day in self.storage.names() if days is None else days:
             commits = list(self._commits(day, wanted))
@@ -136,7 +136,7 @@ class MetricTable:
         Raises:
             DataError: A file is damaged.
         """
-        wanted = [*dict.fromkeys([*columns, *IDENTITY, "key"])]
+        wanted = [*dict.fromkeys([*columns, *IDENTITY, "key", "commit"])]
         commits = [
             table.filter(pc.is_in(table["key"], pa.array(keys, pa.string()))) for table in self._commits(day, wanted)
         ]
@@ -227,8 +227,12 @@ def _slices_of(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
 
 
 def _newest(rows: pa.Table) -> pa.Table:
-    """Keep the last row of each figure, in the order of the rows."""
-    places = pa.array(range(rows.num_rows), pa.int64())
-    names = rows.select(list(IDENTITY)).append_column("place", places)
-    last = names.group_by(list(IDENTITY)).aggregate([("place", "max")])["place_max"]
-    return rows.take(pa.array(sorted(last.to_pylist()), pa.int64()))
+    """Keep the rows of the newest commit of each cell, in the order of the rows."""
+    newest: dict[tuple[Any, ...], int] = {}
+    cells = list(zip(*(rows[name].to_pylist() for name in IDENTITY), strict=True))
+    commits = rows["commit"].to_pylist()
+    for cell, commit in zip(cells, commits, strict=True):
+        newest[cell] = max(commit, newest.get(cell, 0))
+    return rows.filter(
+        pa.array([newest[cell] == commit for cell, commit in zip(cells, commits, strict=True)], pa.bool_())
+    )

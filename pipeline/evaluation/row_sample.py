@@ -15,7 +15,7 @@ from pipeline.evaluation.calibration_curve import CurvePoint, calibration_curve
 SAMPLE_ROWS = 2**16
 """Largest number of rows of a sample."""
 
-_BUCKETS = 2**16  # of the hash's highest bits: the sample ends between two of them
+_BUCKETS = 2**16  # of 16 bits of the hash
 
 
 def row_hashes(cursor: object, num_rows: int) -> np.ndarray:
@@ -72,11 +72,19 @@ class RowSample:
             group: A group that moves CPU tensors (gloo).
         """
         hashes, rows = self._shrink()
-        bucket = (hashes >> np.uint64(48)).astype(np.int64)
-        counts = torch.from_numpy(np.bincount(bucket, minlength=_BUCKETS))
-        dist.all_reduce(counts, group=group)
-        end = int(np.searchsorted(np.cumsum(counts.numpy()), self._size, side="right"))
-        chosen = bucket < end
+        chosen, left = np.zeros(len(hashes), bool), self._size
+        inside = ~chosen  # rows in the bucket in which the sample ends; its next 16 bits tell them apart
+        for shift in (48, 32, 16):
+            bucket = ((hashes >> np.uint64(shift)) & np.uint64(_BUCKETS - 1)).astype(np.int64)
+            counts = torch.from_numpy(np.bincount(bucket[inside], minlength=_BUCKETS))
+            dist.all_reduce(counts, group=group)
+            summed = np.cumsum(counts.numpy())
+            end = int(np.searchsorted(summed, left, side="right"))
+            chosen |= inside & (bucket < end)
+            if end == _BUCKETS:
+                break
+            left -= int(summed[end - 1]) if end else 0
+            inside &= bucket == end
         mine = np.concatenate([hashes[chosen].view(np.float64)[None], rows[:, chosen]])
         found = np.concatenate(_gathered(mine, group), axis=1)
         return found[1:, np.argsort(found[0].copy().view(np.uint64), kind="stable")]

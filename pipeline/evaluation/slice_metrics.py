@@ -1,5 +1,6 @@
 """Metrics of slices: those of each task again, over the rows with each value of the declared columns."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,6 +130,7 @@ def _place(config: SliceConfig, text: str) -> tuple[int, float, str]:
         first = text.removeprefix(">= ").split(" to ")[0]
         return 0, float("-inf") if text.startswith("< ") else float(first), text
     try:
-        return 0, float(text), text
+        number = float(text)
     except ValueError:
         return 1, 0.0, text
+    return (0, number, text) if math.isfinite(number) else (1, 0.0, text)  # "nan" is a text: it has no place

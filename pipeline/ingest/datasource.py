@@ -318,6 +318,21 @@ def read_unit(logs: Storage, unit: Unit, columns: list[str]) -> dict[str, pa.Arr
         return RowGroupReader(OpenFiles(logs).open(unit.file), unit, columns).read(unit)
 
 
+def read_forwards(logs: Storage, units: Sequence[Unit], columns: list[str]) -> Iterator[dict[str, pa.Array]]:
+    """Yield the columns of each of some units in order; a row group is decoded once for all its units.
+
+    Raises:
+        DataError: A unit cannot be read; names file and row group.
+    """
+    files, reader = OpenFiles(logs), None
+    for unit in units:
+        with named_unit(logs, unit):
+            if reader is None or not reader.reaches(unit):
+                reader = RowGroupReader(files.open(unit.file), unit, columns)
+            found = reader.read(unit)
+        yield found
+
+
 @contextlib.contextmanager
 def named_unit(logs: Storage, unit: Unit) -> Iterator[None]:
     """Add the unit's name to an error of reading or encoding; a storage that does not answer is not a bad unit."""

@@ -16,6 +16,7 @@ from features.encoding import check_columns
 from features.errors import ConfigError, DataError
 from features.hashing import mix64, salt_of
 from features.ids import IdType, id_type
+from features.measured_columns import MeasuredColumns
 from features.schema import Schema
 from pipeline.ingest.day_files import Footer, extremes, folder_of, list_files, read_footer
 from pipeline.storage.files import Storage
@@ -137,7 +138,14 @@ def list_days(logs: Storage, days: Sequence[str], max_rows: int) -> list[DayLog]
     return [_list_day(logs, day, max_rows)[0] for day in days]
 
 
-def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema, columns: list[str]) -> list[DayLog]:
+def check_days(
+    logs: Storage,
+    days: Sequence[str],
+    max_rows: int,
+    schema: Schema,
+    columns: list[str],
+    measured: MeasuredColumns | None = None,
+) -> list[DayLog]:
     """List the units of days and check every file's schema against the declaration.
 
     Args:
@@ -146,6 +154,7 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
         max_rows: Larger row groups are cut into ranges of this many rows.
         schema: Declared schema.
         columns: Names of the columns that will be read.
+        measured: Further columns that an evaluation will read; None: none.
 
     Raises:
         DataError: A file does not fit; names the file and the reason.
@@ -160,6 +169,8 @@ def check_days(logs: Storage, days: Sequence[str], max_rows: int, schema: Schema
                 continue
             try:
                 check_columns(schema, footer.schema, columns)
+                if measured is not None:
+                    measured.check(footer.schema)
                 types.add(file, footer.schema)
             except DataError as error:
                 raise DataError(f"{logs.url}/{file}: {error}") from error

@@ -49,7 +49,7 @@ class Palette:
     """Colours and dashes of names, the same in every chart of a page.
 
     Args:
-        places: By name the number of its colour and that of its dashes.
+        places: Number of the colour, and of the dashes, of each name.
     """
 
     places: Mapping[str, tuple[int, int]]

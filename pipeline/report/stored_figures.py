@@ -101,7 +101,7 @@ def measured_cells(root: str, lines: Sequence[str], days: Sequence[str] | None) 
 def slice_changes(cells: Sequence[MeasuredCell]) -> list[SliceChange]:
     """Return the changes of all slices from the mean of the days before to the newest one, the largest drop first.
 
-    Of several checkpoints on a day, the newest that has not trained the day counts; of a day without one, the oldest.
+    If a day has several checkpoints, the newest that has not trained the day counts; without such a one, the oldest.
     """
     series: dict[tuple[str, str, str], dict[str, MeasuredCell]] = {}
     for cell in cells:

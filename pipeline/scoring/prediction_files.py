@@ -97,10 +97,10 @@ def files_of(storage: Storage, predictions: Predictions, day: str) -> list[str]:
     if day not in predictions.days:
         known = ", ".join(sorted(predictions.days)) or "none"
         raise DataError(f"{storage.url} has no finished predictions of {day}, only of: {known}")
-    found = storage.files_below(f"dt={day}", lambda name: name.startswith(("_", ".")))
+    found = [name for name in sorted(predictions.days[day]["files"]) if storage.exists(name)]
     if not found:
         raise DataError(f"{storage.url}/dt={day} has no files, although the day is complete: predict it again")
-    return [f"dt={day}/{name}" for name in found]
+    return found
 
 
 def num_rows_of(storage: Storage, name: str) -> int:

@@ -1,7 +1,7 @@
 """Predictions of a checkpoint for every row of some days, as Parquet in the log's own order and files."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +27,11 @@ from pipeline.evaluation.cells import dated_checkpoint
 from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_days, load, measure_part, passed_over
 from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.cursor import StoredCursor
-from pipeline.ingest.datasource import read_unit
+from pipeline.ingest.datasource import read_forwards
 from pipeline.ingest.parts import Part, whole_days
 from pipeline.ingest.plan import SHARD, ResumePoint, RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
-from pipeline.ingest.units import audit_sum
+from pipeline.ingest.units import Unit, audit_sum
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
@@ -113,6 +113,9 @@ def predict(
         files = PredictionFiles(Storage(out))
         files.begin(_about(line, name, columns, tasks))
         left = whole_days([log for log in listed if not files.is_done(log)])
+        for log in listed:
+            if files.day(log.day) is not None:  # a kill may have come before
+                files.remove_parts(log.day)
         if left:
             _compute(config, line, name, left, columns, files)
     done = [record for day in days if (record := files.day(day)) is not None]
@@ -215,14 +218,28 @@ def _complete(job: PredictJob, groups: Groups, part: Part, unreadable: dict[str,
     if lost and job.reading.config.ingest.on_bad_unit == "fail":
         raise RuntimeError(f"{log.day}: {len(lost)} units have no predictions, e.g. {lost[0]}")
     reasons |= dict.fromkeys(lost, "it could not be read: see the log of the workers")
-    rows = sum(job.out.join(log, file, parts) for file in list(log.files)[rank::num_ranks])
+    by_file: dict[str, list[Unit]] = {}
+    for number in sorted(parts):
+        by_file.setdefault(log.units[number].file, []).append(log.units[number])
+    mine = list(by_file.values())[rank::num_ranks]
+    rows = sum(job.out.join(log, units, _keys_of(job, units)) for units in mine)
 
     def record(counts: Sequence[int]) -> None:
         expected = sum(unit.num_rows for number, unit in enumerate(log.units) if number in parts)
         assert sum(counts) == expected, (counts, expected)
-        job.out.complete(PredictedDay(day=log.day, rows=expected, left_out=reasons, files=dict(log.files)))
+        done = PredictedDay(day=log.day, rows=expected, left_out=reasons, files=dict(log.files))
+        job.out.complete(done, by_file.keys())
 
     groups.on_first(rows, record)
+
+
+def _keys_of(job: PredictJob, units: Sequence[Unit]) -> Iterator[pa.Table]:
+    """Yield the key columns of each unit of a file, which is read once, forwards."""
+    keys = list(job.columns.keys)
+    if keys:
+        yield from (pa.table({name: rows[name] for name in keys}) for rows in read_forwards(job.logs, units, keys))
+    else:
+        yield from (pa.table({}) for _ in units)
 
 
 class UnitWriter:
@@ -294,11 +311,8 @@ class UnitWriter:
             self._note(self._writing.pop(0))
 
     def _commit(self, unit: int, values: dict[str, np.ndarray]) -> None:
-        described = self._log.units[unit]
-        keys = list(self._job.columns.keys)
-        columns = read_unit(self._job.logs, described, keys) if keys else {}
         found = {name: _array(one, is_label=name.startswith("label_")) for name, one in values.items()}
-        self._job.out.write_part(self._log, described, pa.table({name: columns[name] for name in keys} | found))
+        self._job.out.write_part(self._log, self._log.units[unit], pa.table(found))
 
     def _note(self, writing: Future[None]) -> None:
         try:

@@ -11,13 +11,14 @@ were computed from, and a command that was killed goes on with the units that ha
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError, DataError
+from pipeline.ingest.day_files import folder_of, is_hidden
 from pipeline.ingest.units import DayLog, Unit
 from pipeline.storage.files import Storage
 from pipeline.storage.record import Record
@@ -152,18 +153,22 @@ class PredictionFiles:
         """Write the rows of a unit, all or nothing."""
         self.storage.write(f"{_folder(log.day)}/{_part_name(log, unit)}", _parquet([rows]))
 
-    def join(self, log: DayLog, file: str, parts: set[int]) -> int:
+    def join(self, log: DayLog, units: Sequence[Unit], keys: Iterator[pa.Table]) -> int:
         """Write the predictions of a file of the log from its parts; return the number of their rows.
 
         Args:
             log: The day's log.
-            file: Path of the log's file.
-            parts: Numbers of the units that have a part.
+            units: Units of the file that have a part, in order.
+            keys: Key columns of each of these units.
         """
-        units = [log.units[number] for number in sorted(parts) if log.units[number].file == file]
-        tables = [self._read_part(log, unit) for unit in units]
+        tables = []
+        for unit, columns in zip(units, keys, strict=True):
+            table = self._read_part(log, unit)
+            for name in reversed(columns.column_names):
+                table = table.add_column(0, columns.schema.field(name), columns[name])
+            tables.append(table)
         if tables:
-            self.storage.write(file, _parquet(tables))
+            self.storage.write(units[0].file, _parquet(tables))
         return sum(len(table) for table in tables)
 
     def _read_part(self, log: DayLog, unit: Unit) -> pa.Table:
@@ -171,10 +176,23 @@ class PredictionFiles:
         assert len(table) == unit.num_rows, (unit.key, len(table))
         return table
 
-    def complete(self, record: PredictedDay) -> None:
-        """Write the record of a complete day, and remove its parts."""
+    def complete(self, record: PredictedDay, written: Collection[str]) -> None:
+        """Write the record of a complete day, and remove its parts and what an earlier log has left.
+
+        Args:
+            record: The record.
+            written: Paths of the day's files.
+        """
+        folder = folder_of(record.day)
+        for name in self.storage.files_below(folder, is_hidden):
+            if f"{folder}/{name}" not in written:
+                self.storage.remove(f"{folder}/{name}")
         self.storage.write(f"_days/{record.day}.json", record.to_bytes())
-        self.storage.remove(_folder(record.day))
+        self.remove_parts(record.day)
+
+    def remove_parts(self, day: str) -> None:
+        """Remove the parts of a complete day."""
+        self.storage.remove(_folder(day))
         if not self.storage.names("_parts"):
             self.storage.remove("_parts")
 

@@ -110,9 +110,7 @@ class Trainings:
         """Return the line of a variant, named after everything that its result depends on."""
         inputs = {key: part for key, part in declared(variant.config).items() if key not in _ELSEWHERE}
         inputs |= {"days": list(variant.days), "test": list(test_days)}
-        bootstrap = self._config.evaluation.bootstrap
-        if bootstrap is not None:  # a measurement without intervals is another one
-            inputs["bootstrap"] = bootstrap.model_dump(mode="json")
+        inputs |= self._config.evaluation.asked
         if variant.passes > 1:
             inputs["passes"] = variant.passes
         line = f"{variant.name}-{_digest(inputs)}"

@@ -54,7 +54,8 @@ class MLflowTracker:
         """Send one point."""
         from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
-        self._client.log_batch(self._run, [Metric(name, value, int(1000 * at), step) for name, value in values.items()])
+        named = {name.replace("@", "_at_"): value for name, value in values.items()}  # MLflow refuses an @ in a name
+        self._client.log_batch(self._run, [Metric(name, value, int(1000 * at), step) for name, value in named.items()])
 
     def close(self) -> None:
         """Mark the run as finished."""

@@ -210,8 +210,16 @@ def _admission(config: Config, line: Line, start: Manifest | None, run: RunScope
     return admit(config, known, logs)
 
 
-def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Part, ...]:
+def parts_to_train(
+    config: Config, line: Line, days: Sequence[str], measured: MeasuredColumns | None = None
+) -> tuple[Part, ...]:
     """Return the parts to read for days; late labels only of days that the line has trained, or trains now.
+
+    Args:
+        config: The project's configuration.
+        line: The line.
+        days: ISO dates.
+        measured: Further columns that the files need, since the days are measured too; None: none.
 
     Raises:
         DataError: A log is missing, damaged, or lacks declared columns.
@@ -222,7 +230,7 @@ def parts_to_train(config: Config, line: Line, days: Sequence[str]) -> tuple[Par
         known |= {entry.day for entry in Ledger(line).chain() if entry.skipped is None}
     listed = sorted({*(day for day in late if day in known), *days})
     columns = read_columns(schema.columns(), config.holdout)
-    found = check_days(Storage(config.logs.path), listed, config.ingest.unit.max_rows, schema, columns)
+    found = check_days(Storage(config.logs.path), listed, config.ingest.unit.max_rows, schema, columns, measured)
     return parts_of(schema, days, {log.day: log for log in found})
 
 
