@@ -84,7 +84,7 @@ class EvaluationConfig(Declaration):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What is measured beyond the metrics of each task: without it a measurement is another one."""
+        """Groups, slices and resamples that are asked for; a measurement with others is another one."""
         found = {
             "bootstrap": self.bootstrap and self.bootstrap.model_dump(mode="json"),
             "grouped": self.grouped and self.grouped.model_dump(mode="json"),

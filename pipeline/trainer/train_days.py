@@ -10,6 +10,7 @@ import ray
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError, Interrupted
+from features.measured_columns import MeasuredColumns
 from features.statistics import Statistics
 from pipeline.cluster.failures import RunFailed, ending_of
 from pipeline.cluster.live_view import LiveView
