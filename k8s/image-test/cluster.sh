@@ -36,7 +36,7 @@ start_worker() { # NAME ADDRESS CPUS_AFTERWARDS
     for _ in 1 2 3; do
         start_node "$1" --address "127.0.0.1:$port" --node-ip-address "$2" --num-cpus 2 \
             --dashboard-agent-listen-port "$((dashboard + $3))" --labels "counterpoise-group=$1"
-        for _ in $(seq 45); do
+        for _ in $(seq 150); do
             has_cpus "$3" && return 0
             sleep 1
         done
