@@ -23,12 +23,13 @@ from pipeline.evaluation.row_sample import RowSample, row_hashes, sampled_figure
 from pipeline.evaluation.slice_metrics import SliceMetrics
 from pipeline.ingest.cursor import BatchCursor, Span
 
-CTR, RATING, VCR = (
+CTR, RATING, VCR, SHR = (
     TaskConfig(name="ctr", label="click"),
     TaskConfig(name="rating", label="stars", kind="multiclass", num_classes=3),
     TaskConfig(name="vcr", label="share", kind="regression"),
+    TaskConfig(name="shr", label="shared", space="played == 1"),
 )
-TASKS = [CTR, RATING, VCR]
+TASKS = [CTR, RATING, VCR, SHR]
 NUM_ROWS, BATCH = 3000, 256
 TABS = SliceConfig(name="tab")
 RANGES = SliceConfig(name="length", boundaries=[10.0, 30.0])
@@ -60,22 +61,23 @@ class Grouped:
         found = GroupRows(GroupedConfig(by="u", at=[1, 5]), TASKS, NUM_ROWS, num_ranks, self.partition_rows)
         for start in range(rank * BATCH, NUM_ROWS, num_ranks * BATCH):
             part = {name: tensor[start : start + BATCH] for name, tensor in rows().items()}
+            spaces = [part["in_space"]] * 3 + [part["in_space"] & (part["tabs"] == 0)]
             batch = SimpleNamespace(
                 groups=part["groups"],
-                in_space=part["in_space"][:, None].expand(-1, 3),
-                labels=part["labels"][:, None].expand(-1, 3),
-                weight=part["weight"][:, None].expand(-1, 3),
+                in_space=torch.stack(spaces, dim=1),
+                labels=part["labels"].nan_to_num(0)[:, None].expand(-1, 4),
+                weight=part["weight"][:, None].expand(-1, 4),
             )
-            classes = torch.zeros(len(part["scores"]), 3)
-            found.update(batch, [part["scores"], classes, part["scores"]])  # type: ignore[arg-type]
+            scores, classes = part["scores"], torch.zeros(len(part["scores"]), 3)
+            found.update(batch, [scores, classes, scores, scores])  # type: ignore[arg-type]
         assert dist.group.WORLD is not None
         return found.results(dist.group.WORLD)
 
 
-def expected_groups() -> dict[str, float]:
-    """GAUC and NDCG by scikit-learn, group by group."""
+def expected_groups(tabs: tuple[int, ...] = (0, 1, 2)) -> dict[str, float]:
+    """GAUC and NDCG by scikit-learn, group by group, of the rows of some tabs."""
     found = {name: tensor.numpy() for name, tensor in rows().items()}
-    kept = found["in_space"] & (found["groups"] != 0)
+    kept = found["in_space"] & (found["groups"] != 0) & np.isin(found["tabs"], tabs)
     auc, weight, ndcg, one_class = [], [], [], 0
     for group in np.unique(found["groups"][kept]):
         chosen = kept & (found["groups"] == group)
@@ -100,12 +102,13 @@ def expected_groups() -> dict[str, float]:
 @pytest.mark.parametrize("partition_rows", [100, 10**6])
 def test_groups_on_any_number_of_ranks(run_ranks: Any, partition_rows: int) -> None:
     """Catches a group whose rows stay on several ranks or partitions, rows outside the space, rows without a group."""
-    expected = expected_groups()
+    expected, of_a_tab = expected_groups(), expected_groups((0,))
     for num_ranks in (1, 2):
-        for ctr, rating, vcr in run_ranks(Grouped(partition_rows), num_ranks):
+        for ctr, rating, vcr, shr in run_ranks(Grouped(partition_rows), num_ranks):
             assert rating == vcr == {}
             for name, value in expected.items():
                 assert ctr[name] == pytest.approx(value, abs=1e-9), name
+                assert shr[name] == pytest.approx(of_a_tab[name], abs=1e-9), name
 
 
 def test_rows_written_in_pieces(run_ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
