@@ -108,7 +108,8 @@ def test_what_the_ledger_says(three_days: Config, local_training: None) -> None:
     (measured,) = [
         task for task in evaluate(three_days, DAYS[2:3], before.checkpoint, [])["tasks"] if task["task"] == "ctr"
     ]
-    assert newest.before["ctr"] == {"kind": "binary"} | measured["model"]  # yesterday's model on today's log
+    expected = {"kind": "binary"} | measured["model"] | {"calibration_curve": measured["calibration_curve"]}
+    assert newest.before["ctr"] == expected  # yesterday's model on today's log
     held = sum(int(_held(Path(three_days.logs.path), DAYS[2])[file].sum()) for file in range(3))
     assert newest.holdout.new["ctr"]["rows"] == newest.held_out == held > 50
     assert newest.rows == newest.profile["rows"] == ROWS
