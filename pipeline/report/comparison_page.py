@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from features.figure import figure
 from pipeline.report.charts import shares
 from pipeline.report.comparison import plan_text, table_of
 from pipeline.report.expert_use import plain_experts
@@ -69,7 +70,7 @@ def _expert_sections(outcomes: Sequence[Outcome]) -> Iterator[Section]:
 def _collapsed(gate: UsedExperts) -> Iterator[str]:
     for (expert, _), mean in zip(plain_experts(gate.experts), gate.means, strict=True):
         if is_collapsed(mean, len(gate.experts)):
-            yield f"The {expert} has collapsed in the {gate.gate}: its weight is {mean:.4f} of 1."
+            yield f"The {expert} has collapsed in the {gate.gate}: its weight is {figure(mean)} of 1."
 
 
 def _rows(gate: UsedExperts) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 
+from features.figure import figure
 from pipeline.lineage.ledger_entry import LedgerEntry, Verdict
 from pipeline.lineage.records import Attempt
 from pipeline.report.expert_use import ExpertUse
@@ -111,8 +112,8 @@ def _quality(tasks: Sequence[TaskDay], shown: str) -> Iterator[Statement]:
     judged = [one for one in tasks if one.day == shown and one.quality is not None and one.least is not None]
     for one in judged:
         if one.is_low:
-            text = f"Yesterday's model reaches {one.quality:.4f} on {shown} for task {one.task}"
-            yield Statement("alarm", f"{text}, less than the gate's limit {one.least:.4f}.")
+            text = f"Yesterday's model reaches {figure(one.quality)} on {shown} for task {one.task}"
+            yield Statement("alarm", f"{text}, less than the gate's limit {figure(one.least)}.")
     if judged and not any(one.is_low for one in judged):
         text = f"Yesterday's model is within the gate's limits on {shown} for {plural(len(judged), 'task')}."
         yield Statement("good", text)

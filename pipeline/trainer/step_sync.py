@@ -130,8 +130,10 @@ class CountedBatches(Iterator[RankingBatch]):
             raise StopIteration
         current = self._pending or self._start()
         summed = current.wait()
-        self.losses, self.look = summed.losses_two_steps_ago / self._group.size(), summed.look > 0
-        self.stopped = summed.errors > 0 or not bool(torch.isfinite(self.losses).all())
+        losses, self.look = summed.losses_two_steps_ago / self._group.size(), summed.look > 0
+        if bool(losses.any()):  # the first vectors bring none, and the last one may not
+            self.losses = losses
+        self.stopped = summed.errors > 0 or not bool(torch.isfinite(losses).all())
         self.interrupted = summed.stop > 0 and summed.rows > 0
         if summed.rows == 0 or self.stopped or self.interrupted:
             self._dry = True
