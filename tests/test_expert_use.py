@@ -40,8 +40,8 @@ def test_collapsed_experts_are_named() -> None:
     page = comparison_page([outcome], model_rows([outcome]), {"ctr": "binary", "vcr": "regression"}, PLAN)
     (section,) = [section for section in page.sections if section.name == "experts-0"]
     assert list(section.alarms) == [
-        "The shared expert 0 has collapsed in the gate of task ctr, level 1: its weight is 0.0050 of 1.",
-        "The shared expert 0 has collapsed in the gate of task vcr, level 1: its weight is 0.0000 of 1.",
+        "The shared expert 0 has collapsed in the gate of task ctr, level 1: its weight is 0.005000 of 1.",
+        "The shared expert 0 has collapsed in the gate of task vcr, level 1: its weight is 0.000 of 1.",
     ]
     used = gate_use(outcome)[1]
     assert (used.experts, used.means) == (("expert 0 of task vcr", "shared expert 0"), (1.0, 0.0))  # both are drawn
