@@ -188,7 +188,7 @@ def test_the_tables_say_the_same() -> None:
         assert text in page
     assert "<ple>" not in page
     assert page.count("seesaw: ") == 2
-    assert "The shared expert 1 has collapsed in the gate of task ctr, level 1: its weight is 0.0050 of 1." in page
+    assert "The shared expert 1 has collapsed in the gate of task ctr, level 1: its weight is 0.005000 of 1." in page
     read = pq.read_table(io.BytesIO(to_parquet(outcomes))).to_pylist()
     assert [row["value"] for row in read if row["task"] == "ctr"] == [0.70, 0.72, 0.73, 0.73]
 
