@@ -211,7 +211,9 @@ def test_a_real_command(tmp_path: Path) -> None:
     assert result["seconds"] <= took + 0.1
     assert re.search(r" I train 2026-01-01: 300 of 300 rows", done.stderr)
     assert "\x1b" not in done.stderr
-    assert "Traceback" not in done.stderr
+    # Ray itself gives a traceback with this warning, if its coordinator takes more than 5 s on a busy machine.
+    excused = len(re.findall(r"Failed to (?:send|cancel) resource request", done.stderr))
+    assert done.stderr.count("Traceback (most recent call last)") <= excused, done.stderr
 
 
 # --- The command of this file ---
