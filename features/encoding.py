@@ -129,7 +129,7 @@ class Encoder:
             rows=np.arange(first_row, first_row + num_rows, dtype=np.int32),
             truth=self._encode_truth(columns, num_rows) if self.with_truth else None,
             users=user_hashes(self._users, columns[self._users.source]) if self._users else None,
-            groups=group_hashes(columns[measured.groups]) if measured.groups else None,
+            groups=group_hashes(columns[measured.groups], measured.groups) if measured.groups else None,
             slices=slices,
             slice_texts=texts,
         )

@@ -24,6 +24,9 @@ from features.ids import is_id
 UNKNOWN = "null"
 """Value of rows whose expression is null or NaN."""
 
+NO_GROUP = np.int64(0)
+"""Hash of rows without a user or request; no id of a log has it but by a chance of 2^-64."""
+
 _SALT, _GROUPS = salt_of("slices"), salt_of("groups")
 
 
@@ -114,21 +117,28 @@ class MeasuredColumns:
             )
         empty = contiguous({name: pa.array([], log.field(name).type) for name in self.columns})
         if self.groups:
-            group_hashes(empty[self.groups])
+            group_hashes(empty[self.groups], self.groups)
         for config in self.slices:
             config.texts(empty)
 
 
-def group_hashes(column: pa.Array) -> np.ndarray:
-    """Return a hash of each id, int64 of shape (N,); 0 for rows without one, which is no id's hash in practice.
+def group_hashes(column: pa.Array, name: str) -> np.ndarray:
+    """Return the hash of each row's user or request; different integers have different ones.
+
+    Args:
+        column: Integers, text or binary.
+        name: Name of the column, for the error.
+
+    Returns:
+        int64 of shape (N,); `NO_GROUP` for rows without an id.
 
     Raises:
         DataError: The column has no ids.
     """
     found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (is_id(found) or pa.types.is_null(found)):
-        raise DataError(f"the groups of rows are of type {found}, expected integers or texts")
-    hashes = np.zeros(len(column), np.int64)
+        raise DataError(f"column {name!r} is {found}, users and requests have integers or texts")
+    hashes = np.full(len(column), NO_GROUP)
     known = column.is_valid().to_numpy(zero_copy_only=False)
     if known.any():
         hashes[known] = hash_ids(column.drop_null(), _GROUPS).view(np.int64)

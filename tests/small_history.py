@@ -4,10 +4,13 @@ import shutil
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from local_training import on_processes
+from predicted_days import run_command
 from small_runs import make_config
 
 from features.synthetic.logs import SyntheticConfig, write_day
@@ -66,3 +69,10 @@ def history(trained: Config, tmp_path: Path) -> Config:
     shutil.copytree(trained.logs.path, tmp_path / "logs")
     logs = trained.logs.model_copy(update={"path": str(tmp_path / "logs")})
     return trained.model_copy(update={"root": str(tmp_path / "root"), "logs": logs})
+
+
+def call(job: ModuleType, config: Config, folder: Path, *arguments: str) -> tuple[dict[str, Any], int]:
+    """A command in this process: its JSON line, and its exit code."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
+    return run_command(job, "--config", str(path), *arguments)

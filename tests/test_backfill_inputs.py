@@ -1,18 +1,15 @@
 """Bad input of a backfill: one clear line, the right exit code, and nothing half-made."""
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from small_history import ALL_DAYS, TRAINED, history, trained
+from small_history import ALL_DAYS, TRAINED, call, history, trained
 
 from features.errors import ConfigError
 from jobs import backfill as job
-from jobs.command import BAD_ARGUMENTS, DONE, REFUSED, outcome
+from jobs.command import BAD_ARGUMENTS, DONE, REFUSED
 from pipeline.config.project import Config
 from pipeline.evaluation.cells import parse_lag
 from pipeline.lineage.line import Line
@@ -20,15 +17,6 @@ from pipeline.lineage.line import Line
 __all__ = ["history", "trained"]  # fixtures
 
 DAYS = ["--days", ALL_DAYS[3]]
-
-
-def call(config: Config, folder: Path, *arguments: str) -> tuple[dict[str, Any], int]:
-    """The command in this process: its JSON line, and its exit code."""
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
-    parser = argparse.ArgumentParser()
-    job.add_arguments(parser)
-    return outcome(job.run, parser.parse_args(["--config", str(path), *arguments]))
 
 
 def as_it_is(config: Config) -> Config:
@@ -95,7 +83,7 @@ def test_bad_input(
     """Catches bad input that is found by a worker, told in a traceback, or leaves a table or a pin behind."""
     config = spoil(history)
     before = {path for path in tmp_path.rglob("*") if path.is_file()} | {tmp_path / "config.yaml"}
-    result, exit_code = call(config, tmp_path, *DAYS, *arguments)
+    result, exit_code = call(job, config, tmp_path, *DAYS, *arguments)
     assert exit_code == code, result
     assert all(word in result["error"] for word in named), result["error"]
     assert "\n" not in result["error"]
@@ -104,7 +92,7 @@ def test_bad_input(
 
 def test_which_days(history: Config, tmp_path: Path, local_training: None) -> None:
     """Catches a command that measures all of history since nobody said which days."""
-    result, code = call(history, tmp_path)
+    result, code = call(job, history, tmp_path)
     assert code == BAD_ARGUMENTS
     assert "Give --days, or --lag" in result["error"]
 
@@ -113,10 +101,10 @@ def test_missing_days_are_left_out(history: Config, tmp_path: Path, local_traini
     """Catches --skip-missing that leaves out nothing, or a day that it does not name."""
     config = without_a_log(retired(history))
     arguments = ["--checkpoints", "2026-01-01..2026-01-03", "--days", f"{ALL_DAYS[3]}..{ALL_DAYS[4]}", "--skip-missing"]
-    result, code = call(config, tmp_path, *arguments)
+    result, code = call(job, config, tmp_path, *arguments)
     assert code == DONE, result
     assert (result["measured"], result["days"], result["left_out"]) == (2, [ALL_DAYS[4]], [ALL_DAYS[3]])
-    again, code = call(config, tmp_path, *arguments, "--against", "2026-01-01")
+    again, code = call(job, config, tmp_path, *arguments, "--against", "2026-01-01")
     assert (again["result"], again["measured"]) == ("nothing to do", 0)
     assert Path(again["figures"]).exists()
 
@@ -126,7 +114,7 @@ def test_a_damaged_file_of_the_table(history: Config, tmp_path: Path, local_trai
     file = Path(history.root) / "metrics" / ALL_DAYS[3] / "000001.parquet"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PAR1")
-    result, code = call(history, tmp_path, *DAYS)
+    result, code = call(job, history, tmp_path, *DAYS)
     assert code == REFUSED
     assert f"metrics/{ALL_DAYS[3]}/000001.parquet is damaged" in result["error"]
 

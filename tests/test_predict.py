@@ -1,6 +1,5 @@
 """Predictions as Parquet: every row once, in the log's order, equal to what an evaluation measures."""
 
-import argparse
 import os
 import shutil
 import signal
@@ -14,12 +13,11 @@ import pandas as pd
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
-from small_history import ALL_DAYS, ROWS, TRAINED, history, trained, write_history
+from small_history import ALL_DAYS, ROWS, TRAINED, call, history, trained, write_history
 
 from jobs import predict as job
-from jobs.command import BAD_ARGUMENTS, REFUSED, outcome
+from jobs.command import BAD_ARGUMENTS, REFUSED
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.predictions import PredictionsConfig
 from pipeline.config.project import Config
@@ -211,7 +209,7 @@ def test_a_unit_that_cannot_be_read(history: Config, tmp_path: Path, local_train
     data[place.data_page_offset : place.data_page_offset + 60] = b"\xff" * 60
     broken.write_bytes(data)
     config = with_keys(history)
-    refused = call(config, tmp_path, "--days", DAYS[0], "--out", str(tmp_path / "refused"))
+    refused = call(job, config, tmp_path, "--days", DAYS[0], "--out", str(tmp_path / "refused"))
     assert refused[1] == REFUSED
     assert f"{broken.name}, row group 1" in refused[0]["error"]
     ingest = config.ingest.model_copy(update={"on_bad_unit": "quarantine"})
@@ -225,13 +223,24 @@ def test_a_unit_that_cannot_be_read(history: Config, tmp_path: Path, local_train
     assert table.select(KEYS).equals(pq.ParquetFile(broken).read_row_group(0, KEYS))
 
 
-def call(config: Config, folder: Path, *arguments: str) -> tuple[dict[str, Any], int]:
-    """The command in this process: its JSON line, and its exit code."""
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
-    parser = argparse.ArgumentParser()
-    job.add_arguments(parser)
-    return outcome(job.run, parser.parse_args(["--config", str(path), *arguments]))
+def test_a_key_column_that_cannot_be_read(history: Config, tmp_path: Path, local_training: None) -> None:
+    """Catches an error on one rank for which the others wait, and one that is tried again although it stays."""
+    broken = min(Path(history.logs.path).glob(f"dt={DAYS[0]}/*.parquet"))
+    group = pq.ParquetFile(broken).metadata.row_group(1)
+    place = next(
+        column for number in range(group.num_columns) if (column := group.column(number)).path_in_schema == "wish"
+    )
+    data = bytearray(broken.read_bytes())
+    first = place.dictionary_page_offset or place.data_page_offset
+    data[first : first + 20] = b"\xff" * 20
+    broken.write_bytes(data)
+    config = with_keys(history, ["user_id", "wish"])
+    ingest = config.ingest.model_copy(update={"on_bad_unit": "quarantine"})
+    config = config.model_copy(update={"ingest": ingest})
+    found, code = call(job, config, tmp_path, "--days", DAYS[0], "--out", str(tmp_path / "out"))
+    assert code == REFUSED, found
+    assert f"{broken.name}, row group 1" in found["error"]
+    assert PredictionFiles(Storage(str(tmp_path / "out"))).days() == []
 
 
 def as_it_is(config: Config, out: Path) -> Config:
@@ -283,7 +292,7 @@ def test_bad_input(
     out = tmp_path / "out"
     config = spoil(history, out)
     before = sorted(out.rglob("*"))
-    found, exit_code = call(config, tmp_path, "--days", days, "--out", str(out))
+    found, exit_code = call(job, config, tmp_path, "--days", days, "--out", str(out))
     assert exit_code == code, found
     assert all(text in found["error"] for text in named), found
     assert "\n" not in found["error"]
@@ -297,16 +306,18 @@ def test_another_checkpoint_or_log_in_the_same_place(
     """Catches predictions of two checkpoints, of other columns or of two logs that are mixed in one directory."""
     first = next(name for name in Line.of(history.root, "main").checkpoints() if f"/{TRAINED[0]}/" in name)
     out = str(predicted)
-    found, code = call(with_keys(history), tmp_path, "--days", DAYS[0], "--out", out, "--labels", "--checkpoint", first)
+    found, code = call(
+        job, with_keys(history), tmp_path, "--days", DAYS[0], "--out", out, "--labels", "--checkpoint", first
+    )
     assert code == BAD_ARGUMENTS
     assert "has predictions with checkpoint" in found["error"]
-    found, code = call(with_keys(history), tmp_path, "--days", DAYS[0], "--out", out)
+    found, code = call(job, with_keys(history), tmp_path, "--days", DAYS[0], "--out", out)
     assert code == BAD_ARGUMENTS
     assert "with labels True, asked for is False" in found["error"]
     day = Path(history.logs.path) / f"dt={DAYS[0]}"
     shutil.rmtree(day)
     shutil.copytree(write_history(tmp_path / "other", seed=9) / day.name, day)
-    found, code = call(with_keys(history), tmp_path, "--days", DAYS[0], "--out", out, "--labels")
+    found, code = call(job, with_keys(history), tmp_path, "--days", DAYS[0], "--out", out, "--labels")
     assert code == REFUSED
     assert "of another log than there is now" in found["error"]
     own = tmp_path / "own"

@@ -202,7 +202,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 def test_absent_data_name_their_command(tmp_path: Path) -> None:
     """Catches an empty chart, or a heading with nothing below it."""
     page = line_page(line_figures(write_line(tmp_path, 1, tasks=("ctr",)), None), _now(1))
-    absent = {section.name: section.absent for section in page.sections if section.absent}
+    absent = {section.name: section.absent for section in page.sections if section.is_empty}
     commands = {name: set(re.findall(r"jobs\.\w+", text)) for name, text in absent.items()}
     assert commands == {
         "next-day-satisfaction": {"jobs.daily"},

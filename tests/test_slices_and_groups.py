@@ -276,7 +276,7 @@ def test_refused_types_of_columns() -> None:
     MeasuredColumns(groups="scene", slices=(SliceConfig(name="scene"), SliceConfig(name="user"))).check(log)
     for measured, said in (
         (MeasuredColumns(groups="request"), "no column 'request', which evaluation.by or evaluation.grouped reads"),
-        (MeasuredColumns(groups="user"), "groups of rows are of type double"),
+        (MeasuredColumns(groups="user"), "column 'user' is double, users and requests"),
         (MeasuredColumns(slices=(SliceConfig(name="tags"),)), "slices by 'tags': the value is list"),
         (MeasuredColumns(slices=(SliceConfig(name="scene", boundaries=[1.0]),)), "boundaries need a number"),
     ):

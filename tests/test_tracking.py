@@ -188,12 +188,6 @@ def test_credentials_are_refused(tmp_path: Path) -> None:
     assert "planted" not in str(raised.value)
 
 
-needs_mlflow = pytest.mark.skipif(
-    importlib.util.find_spec("mlflow") is None, reason="mlflow is absent: pip install -r requirements/mlflow.txt"
-)
-
-
-@needs_mlflow
 def test_mlflow_keeps_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a name that MLflow refuses, wrong steps or times, and a publication in a run of its own."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -216,7 +210,6 @@ def test_mlflow_keeps_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "tracking").exists()
 
 
-@needs_mlflow
 def test_a_server_that_never_answers_stops_nothing(
     silent_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,7 +223,6 @@ def test_a_server_that_never_answers_stops_nothing(
     assert "the run goes on" in caplog.text
 
 
-@needs_mlflow
 def test_a_silent_server_is_given_up(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches time-outs that are set after MLflow has read them, or not at all."""
     impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}

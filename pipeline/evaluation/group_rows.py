@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from features.hashing import mix64, rows_of
+from features.measured_columns import NO_GROUP
 from features.tasks import TaskConfig
 from models.batch import RankingBatch
 from pipeline.config.evaluation import GroupedConfig
@@ -27,7 +28,6 @@ PARTITION_ROWS = 2**20
 
 _ROWS_AT_ONCE = 2**18  # number of rows that a rank holds before it writes them
 _VALUES = ("score", "label", "weight")
-_UNKNOWN = 0  # hash of rows without a group
 
 
 class GroupRows:
@@ -69,7 +69,7 @@ class GroupRows:
         if batch.groups is None:
             return
         in_space = batch.in_space[:, self._places]
-        chosen = (batch.groups != _UNKNOWN) & in_space.any(1)
+        chosen = (batch.groups != int(NO_GROUP)) & in_space.any(1)
         records = np.empty(int(chosen.sum()), self._record)
         records["group"] = batch.groups[chosen].numpy()
         labels = torch.where(in_space, batch.labels[:, self._places], torch.nan)

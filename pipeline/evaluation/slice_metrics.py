@@ -32,7 +32,6 @@ class SliceMetrics:
     def __init__(self, slices: Sequence[SliceConfig], tasks: Sequence[TaskConfig], max_slices: int) -> None:
         self._slices, self._tasks, self._max_slices = slices, tasks, max_slices
         self._texts: list[dict[int, str]] = [{} for _ in slices]
-        self._packed: set[bytes] = set()
         self._metrics: list[dict[int, list[TaskMetrics]]] = [{} for _ in slices]
         self._waiting: list[list[Known]] = [[] for _ in tasks]
 
@@ -46,9 +45,6 @@ class SliceMetrics:
             DataError: A slice has too many values.
         """
         for one in packed:
-            if (content := one.tobytes()) in self._packed:
-                continue
-            self._packed.add(content)
             for known, texts in zip(self._texts, unpack_texts(one), strict=True):
                 known.update(zip(text_hash(texts).tolist(), texts, strict=True))
             self._check()

@@ -47,9 +47,9 @@ def _seesaw(rows: Sequence[ModelRow]) -> Section:
     return Section(
         name="seesaw",
         title="The seesaw",
-        intro=intro if charts else "",
+        intro=intro,
         charts=charts,
-        absent="" if charts else absent,
+        absent=absent,
     )
 
 

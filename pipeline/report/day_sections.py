@@ -25,7 +25,7 @@ def weight_section(days: Sequence[TaskDay], palette: Palette) -> Section:
     note = "Weight of each task in the loss at the end of the day."
     chart = over_days("Loss weights", rows, palette, "weight (times the task's loss)", note=note, zero=True)
     absent = "No day has loss weights: jobs.daily and jobs.train write them."
-    return Section(name="weights", title="Loss weights", charts=[chart] if rows else [], absent="" if rows else absent)
+    return Section(name="weights", title="Loss weights", charts=[chart] if rows else [], absent=absent)
 
 
 def rows_section(entries: Sequence[LedgerEntry]) -> Section:
@@ -53,7 +53,7 @@ def rows_section(entries: Sequence[LedgerEntry]) -> Section:
         title="Rows and new ids",
         notes=notes,
         charts=charts,
-        absent="" if charts else "No day has rows: jobs.daily and jobs.train write them.",
+        absent="No day has rows: jobs.daily and jobs.train write them.",
     )
 
 

@@ -93,9 +93,9 @@ def _quality_sections(figures: LineFigures, palette: Palette) -> Iterator[Sectio
         yield Section(
             name=f"next-day-{objective}",
             title=f"Next-day metrics: {objective}",
-            intro=intro if charts else "",
+            intro=intro,
             charts=charts,
-            absent="" if charts else "No day has metrics of these tasks: jobs.daily makes them from its second day on.",
+            absent="No day has metrics of these tasks: jobs.daily makes them from its second day on.",
         )
 
 

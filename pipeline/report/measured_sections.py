@@ -41,14 +41,14 @@ def heat_map_section(stored: StoredFigures, tasks: Sequence[ReportedTask]) -> Se
     return Section(
         name="heat-map",
         title="Checkpoints on days",
-        intro=intro if of_task else "",
+        intro=intro,
         notes=notes,
         charts=[
             heat_map(task, _cell_rows(of_task[task]), kinds.get(task, "quality"))
             for task in dict.fromkeys([*kinds, *of_task])
             if task in of_task
         ],
-        absent="" if of_task else f"No checkpoint of this line is measured on these days: {_BACKFILL} measures them.",
+        absent=f"No checkpoint of this line is measured on these days: {_BACKFILL} measures them.",
     )
 
 
@@ -137,9 +137,9 @@ def calibration_section(curves: Sequence[CalibrationCurve], tasks: Sequence[Repo
     return Section(
         name="calibration",
         title="Calibration curves",
-        intro=intro if charts else "",
+        intro=intro,
         charts=charts,
-        absent="" if charts else absent,
+        absent=absent,
     )
 
 
@@ -159,10 +159,10 @@ def seesaw_section(stored: StoredFigures) -> Section:
     return Section(
         name="seesaw",
         title="The seesaw",
-        intro=intro if charts else "",
+        intro=intro,
         notes=notes,
         charts=charts,
-        absent="" if charts else absent,
+        absent=absent,
     )
 
 

@@ -64,7 +64,7 @@ class Section:
         alarms: Sentences that are alarms.
         charts: Charts, wide ones one below the other, others side by side.
         tables: Tables below the charts.
-        absent: Sentence that says what makes the data; empty: there are data.
+        absent: Sentence that says what makes the data; shown, in place of the introduction, if there are none.
     """
 
     name: str
@@ -75,6 +75,11 @@ class Section:
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
     absent: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there are no data to show."""
+        return not self.charts and not self.tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

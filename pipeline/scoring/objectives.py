@@ -10,6 +10,7 @@ import numpy as np
 
 from features.errors import ConfigError, DataError
 from features.hashing import mix64, salt_of
+from features.measured_columns import NO_GROUP, group_hashes
 from models.ranking_score import ProductConfig
 from pipeline.config.ranking import nearest
 from pipeline.evaluation.grouped import grouped_auc, grouped_ranking
@@ -18,7 +19,6 @@ from pipeline.scoring.prediction_files import (
     batches_of,
     columns_to_score,
     files_of,
-    groups_of,
     names_of,
     num_rows_of,
     numbers,
@@ -204,8 +204,9 @@ def read_past_days(
     for day, name in files:
         weights = [f"weight_{task}" for task in tasks if f"weight_{task}" in names_of(storage, name)]
         for batch in batches_of(storage, name, list(dict.fromkeys([by, *read, *labels, *weights]))):
-            groups = groups_of(batch[by], by)
+            groups = group_hashes(batch[by], by)
             kept = mix64(groups, _SAMPLE) <= np.uint64(math.floor(share * (2**64 - 2**11)))
+            kept &= groups != NO_GROUP
             columns = {column: numbers(batch[column], column)[kept] for column in [*read, *labels, *weights]}
             ones = {f"weight_{task}": np.ones(kept.sum()) for task in tasks}
             found.add(ones | columns | {"": mix64(groups[kept], salt_of(day)).view(np.int64)})

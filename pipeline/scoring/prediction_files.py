@@ -12,15 +12,12 @@ import pyarrow.parquet as pq
 import torch
 
 from features.errors import ConfigError, DataError
-from features.hashing import hash_ids, salt_of
 from models.ranking_score import LexicographicConfig, ProductConfig, ranking_score
 from pipeline.config.ranking import nearest
 from pipeline.scoring.written_predictions import PredictionFiles
 from pipeline.storage.files import Storage
 
 ROWS_OF_A_BATCH = 2**16
-_SALT = salt_of("ranking")
-_NO_GROUP = np.uint64(salt_of("ranking/null"))  # rows without a value are one group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,26 +139,6 @@ def _opened(file: Any, storage: Storage, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
         raise DataError(f"{storage.url}/{name} is no Parquet file ({error}): predict the day again") from error
-
-
-def groups_of(column: pa.Array, name: str) -> np.ndarray:
-    """Return the number of each row's request or user: a 64-bit hash, without collisions for integers.
-
-    Args:
-        column: Integers, text or binary; null rows are one group.
-        name: Name of the column, for the error.
-
-    Returns:
-        uint64 of shape (N,).
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    groups = np.full(len(column), _NO_GROUP)
-    try:
-        groups[column.is_valid().to_numpy(zero_copy_only=False)] = hash_ids(column.drop_null(), _SALT)
-    except TypeError as error:
-        raise DataError(f"column {name!r}: {error}") from error
-    return groups
 
 
 def columns_to_score(ranking: ProductConfig | LexicographicConfig) -> list[str]:

@@ -198,15 +198,20 @@ def predict_worker(settings: dict[str, PredictJob]) -> dict[str, Any]:
                 refused = next((reason for reason in groups.gather(writer.finish()) if reason), None)
         if refused is not None:
             return {"refused": refused}
-        _complete(job, groups, part, writer.unreadable)
+        refused = _complete(job, groups, part, writer.unreadable)
+        if refused is not None:
+            return {"refused": refused}
         asked = dist.get_rank() == 0 and bool(ray.get(reading.board.is_stopping.remote()))
         if any(groups.gather(asked)) and part is not reading.parts[-1]:
             return {"stopped": True}
     return {}
 
 
-def _complete(job: PredictJob, groups: Groups, part: Part, unreadable: dict[str, str]) -> None:
+def _complete(job: PredictJob, groups: Groups, part: Part, unreadable: dict[str, str]) -> str | None:
     """Join the parts of a day, each rank some files, and record the day as complete; collective.
+
+    Returns:
+        The error of reading a key column, the same text on every rank; None without one.
 
     Raises:
         RuntimeError: A unit has no part although it could be read.
@@ -222,7 +227,14 @@ def _complete(job: PredictJob, groups: Groups, part: Part, unreadable: dict[str,
     for number in sorted(parts):
         by_file.setdefault(log.units[number].file, []).append(log.units[number])
     mine = list(by_file.values())[rank::num_ranks]
-    rows = sum(job.out.join(log, units, _keys_of(job, units)) for units in mine)
+    rows, problem = 0, None
+    try:
+        rows = sum(job.out.join(log, units, _keys_of(job, units)) for units in mine)
+    except DataError as error:
+        problem = str(error)
+    refused = next((text for text in groups.gather(problem) if text), None)
+    if refused is not None:
+        return refused
 
     def record(counts: Sequence[int]) -> None:
         expected = sum(unit.num_rows for number, unit in enumerate(log.units) if number in parts)
@@ -231,6 +243,7 @@ def _complete(job: PredictJob, groups: Groups, part: Part, unreadable: dict[str,
         job.out.complete(done, by_file.keys())
 
     groups.on_first(rows, record)
+    return None
 
 
 def _keys_of(job: PredictJob, units: Sequence[Unit]) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 ROWS_AT_ONCE = 2**22  # rows of a partition, about; a group is never divided
-_ROW = np.dtype([("group", np.uint64), ("score", np.float64), ("row", np.int64)])
+_ROW = np.dtype([("group", np.int64), ("score", np.float64), ("row", np.int64)])
 
 
 def ranks_within(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -50,14 +50,14 @@ class DayRanks:
         """Add the next rows.
 
         Args:
-            groups: Hash of each row's group, uint64, shape (N,).
+            groups: Hash of each row's group, int64, shape (N,).
             scores: float64, shape (N,).
         """
         rows = np.empty(len(groups), _ROW)
         rows["group"], rows["score"] = groups, scores
         rows["row"] = np.arange(self._added, self._added + len(groups))
         self._added += len(groups)
-        parts = (groups % np.uint64(len(self._parts))).astype(np.int64)
+        parts = groups % len(self._parts)
         for number in np.unique(parts):
             with self._parts[number].open("ab") as file:
                 file.write(rows[parts == number].tobytes())

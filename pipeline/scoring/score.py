@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ConfigError, DataError
+from features.measured_columns import group_hashes
 from models.ranking_score import LexicographicConfig, ProductConfig, TopConfig
 from pipeline.config.project import Config
 from pipeline.scoring.prediction_files import (
@@ -20,7 +21,6 @@ from pipeline.scoring.prediction_files import (
     check_columns,
     columns_to_score,
     files_of,
-    groups_of,
     num_rows_of,
     numbers,
     read_predictions,
@@ -168,36 +168,38 @@ def _write_day(scoring: _Scoring, record: Scores, day: str, files: Sequence[str]
     out, k = scoring.out, scoring.ranking.top.k
     staging = f"{_WRITING}/" if out.is_local else ""  # S3 has no rename: there the record alone tells
     with tempfile.TemporaryDirectory(prefix="counterpoise-scores-") as folder:
-        scores, ranks = _ranked(scoring, files, Path(folder))
+        sizes = {name: num_rows_of(scoring.source, name) for name in files}
+        scores, ranks = _ranked(scoring, sizes, Path(folder))
         out.write(RECORD, record.to_bytes())  # from here on a command that was cut off can go on
         for leftover in (_WRITING, f"dt={day}"):
             out.remove(leftover)
-        kept = begin = 0
-        for name in files:
-            end = begin + num_rows_of(scoring.source, name)
-            data, written = _file(scoring, name, scores[begin:end], ranks[begin:end], k)
+        begin, counted = 0, dict.fromkeys(("kept", "groups", "zeros"), 0)
+        for name, size in sizes.items():
+            of_file = scores[begin : begin + size], ranks[begin : begin + size]
+            data, written = _file(scoring, name, *of_file, k)
             out.write(staging + name, data)
-            kept, begin = kept + written, end
-        counted = {"groups": int((ranks == 1).sum()), "zeros": int(np.isneginf(scores).sum())}
+            found = (written, int((of_file[1] == 1).sum()), int(np.isneginf(of_file[0]).sum()))
+            counted = {key: counted[key] + more for key, more in zip(counted, found, strict=True)}
+            begin += size
     if staging:
         os.rename(out.path(f"{_WRITING}/dt={day}"), out.path(f"dt={day}"))
         out.remove(_WRITING)
         out.sync()
-    entry = ScoredDay(predictions=scoring.predictions.digest(day), rows=begin, kept=kept, **counted)
+    entry = ScoredDay(predictions=scoring.predictions.digest(day), rows=begin, **counted)
     record = record.model_copy(update={"days": record.days | {day: entry}})
     out.write(RECORD, record.to_bytes())
     return record
 
 
-def _ranked(scoring: _Scoring, files: Sequence[str], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return score and rank of each row of a day."""
+def _ranked(scoring: _Scoring, sizes: Mapping[str, int], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return score and rank of each row of a day, whose files have these numbers of rows."""
     by, read = scoring.ranking.top.by, columns_to_score(scoring.ranking)
-    found = DayRanks(folder, sum(num_rows_of(scoring.source, name) for name in files))
-    for name in files:
+    found = DayRanks(folder, sum(sizes.values()))
+    for name in sizes:
         for batch in batches_of(scoring.source, name, list(dict.fromkeys([by, *read]))):
             columns = {column: numbers(batch[column], column) for column in read}
             scores = scores_of(scoring.ranking, columns, f"{scoring.source.url}/{name}")
-            found.add(groups_of(batch[by], by), scores)
+            found.add(group_hashes(batch[by], by), scores)
     return found.results()
 
 
