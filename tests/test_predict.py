@@ -1,5 +1,6 @@
 """Predictions as Parquet: every row once, in the log's order, equal to what an evaluation measures."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -150,7 +151,7 @@ class Cut:
 
         def noting(files: PredictionFiles, log: Any, unit: Any, rows: Any) -> None:
             write(files, log, unit, rows)
-            name = unit.key.replace("/", "-")
+            name = hashlib.sha256(unit.key.encode()).hexdigest()  # a key has brackets, which a pattern would read
             (self.noted / f"{name}-{len(list(self.noted.glob(f'{name}-*')))}").touch()
 
         PredictionFiles.write_part = noting
