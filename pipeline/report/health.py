@@ -109,12 +109,16 @@ def _verdicts(entry: LedgerEntry) -> Iterator[Statement]:
 
 
 def _quality(tasks: Sequence[TaskDay], shown: str) -> Iterator[Statement]:
-    judged = [one for one in tasks if one.day == shown and one.quality is not None and one.least is not None]
-    for one in judged:
-        if one.is_low:
-            text = f"Yesterday's model reaches {figure(one.quality)} on {shown} for task {one.task}"
-            yield Statement("alarm", f"{text}, less than the gate's limit {figure(one.least)}.")
-    if judged and not any(one.is_low for one in judged):
+    judged = [
+        (one.task, one.quality, one.least, one.is_low)
+        for one in tasks
+        if one.day == shown and one.quality is not None and one.least is not None
+    ]
+    for task, quality, least, is_low in judged:
+        if is_low:
+            text = f"Yesterday's model reaches {figure(quality)} on {shown} for task {task}"
+            yield Statement("alarm", f"{text}, less than the gate's limit {figure(least)}.")
+    if judged and not any(is_low for *_, is_low in judged):
         text = f"Yesterday's model is within the gate's limits on {shown} for {plural(len(judged), 'task')}."
         yield Statement("good", text)
 

@@ -173,7 +173,8 @@ def _write_day(scoring: _Scoring, record: Scores, day: str, files: Sequence[str]
         out.write(RECORD, record.to_bytes())  # from here on a command that was cut off can go on
         for leftover in (_WRITING, f"dt={day}"):
             out.remove(leftover)
-        begin, counted = 0, dict.fromkeys(("kept", "groups", "zeros"), 0)
+        counted: dict[str, int] = {"kept": 0, "groups": 0, "zeros": 0}
+        begin = 0
         for name, size in sizes.items():
             of_file = scores[begin : begin + size], ranks[begin : begin + size]
             data, written = _file(scoring, name, *of_file, k)
