@@ -23,6 +23,7 @@ NAMES = (
     "paced_loop",
     "startup_cpu",
     "small_units",
+    "plan_scale",
     "backfill",
 )
 

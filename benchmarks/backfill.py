@@ -130,7 +130,7 @@ def _reading_s(config: Config, asked: AskedCells) -> float:
     segments = plan.segments([StreamStart()], WORKERS)
     read, blank = plan.read_plan(segments), plan.encoder.empty()
     began = time.process_time()
-    for task in group_bundles(read, plan.bundles(segments, WORKERS), plan.block_rows):
+    for task in group_bundles(plan.bundles(segments, WORKERS), plan.block_rows):
         for _ in read_bundles(read, task, blank):
             pass
     return time.process_time() - began

@@ -65,8 +65,8 @@ def _measure(batches: list[RankingBatch], folder: Any, steps: int) -> dict[bool,
 
 def _batches(folder: Any) -> list[RankingBatch]:
     config, encoder, day = load(folder, model=PAPER_HEAD)
-    plan = ReadPlan(Storage(config.logs.path), encoder, (day.units,), (0,), config.seed, shuffle_rows=True)
-    parcels = read_parcels(plan, [PlannedParcel("unit", 0, unit=index) for index in range(len(day.units))])
+    plan = ReadPlan(Storage(config.logs.path), encoder, (0,), config.seed, shuffle_rows=True)
+    parcels = read_parcels(plan, [PlannedParcel("unit", 0, index, unit) for index, unit in enumerate(day.units)])
     size = config.ingest.batch_size
     batcher = Batcher(config.log_schema, day.units, parcels, size, interleave=1)
     batches = [batcher.next_batch(step) for step in range(day.num_rows // size)]

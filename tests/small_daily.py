@@ -23,7 +23,7 @@ from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import Measurement
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.parts import before
-from pipeline.ingest.units import DayLog, Unit
+from pipeline.ingest.units import DayLog, Unit, Units
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
 from pipeline.lineage.records import FileMark, Manifest, RunScope
@@ -97,7 +97,7 @@ class SmallWork:
 
     def logs(self, day: str) -> dict[str, DayLog]:
         unit = Unit(day, f"dt={day}/a.parquet", 0, 0, 100, whole=True)
-        return {day: DayLog(day, (unit,), {unit.file: self.world.mark(day)})}
+        return {day: DayLog(day, Units([unit]), {unit.file: self.world.mark(day)})}
 
     def has_success_marker(self, day: str) -> bool:
         return True

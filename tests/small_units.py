@@ -1,8 +1,10 @@
 """Plans of reading the units of a small log, for tests of the data source."""
 
+from collections.abc import Sequence
+
 from features.encoding import Encoder
 from pipeline.ingest.datasource import Bundle, Parcel, PlannedParcel, ReadPlan
-from pipeline.ingest.units import list_days
+from pipeline.ingest.units import Unit, Units, list_days
 from pipeline.storage.files import Storage
 
 DAY = "2026-03-01"
@@ -10,17 +12,16 @@ DAY = "2026-03-01"
 
 def read_plan_of(
     logs: Storage, encoder: Encoder, *, max_rows: int = 1000, passes: int = 1, shuffle: bool = False
-) -> ReadPlan:
-    """Return a plan that reads the units of the log's first day."""
+) -> tuple[ReadPlan, Units]:
+    """Return a plan for reading the log's first day, and the units of the day."""
     (day,) = list_days(logs, [DAY], max_rows)
-    return ReadPlan(logs, encoder, (day.units,) * passes, tuple(range(passes)), seed=5, shuffle_rows=shuffle)
+    return ReadPlan(logs, encoder, tuple(range(passes)), seed=5, shuffle_rows=shuffle), day.units
 
 
-def unit_entries(plan: ReadPlan, units: list[int] | None = None, segment: int = 0) -> list[PlannedParcel]:
-    """Return the plan of a parcel for each unit."""
-    return [
-        PlannedParcel("unit", segment, unit=index) for index in (range(len(plan.units[0])) if units is None else units)
-    ]
+def unit_entries(units: Sequence[Unit], chosen: Sequence[int] | None = None, segment: int = 0) -> list[PlannedParcel]:
+    """Return the plan of a parcel for each unit, or for the chosen ones."""
+    places = range(len(units)) if chosen is None else chosen
+    return [PlannedParcel("unit", segment, place, units[place]) for place in places]
 
 
 def numbers_of(parcel: Parcel) -> list[int]:

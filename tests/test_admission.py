@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from features.encoding import Encoder
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
-from features.vocabulary import RowIndex, Vocabulary
+from features.vocabulary import RowIndex, Vocabulary, merge_counts
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
 from pipeline.ingest.datasource import ReadPlan, UnitDatasource, group_bundles, unpack
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, list_days
-from pipeline.log_passes.admission import _Runs, admit, count_ids
+from pipeline.log_passes.admission import admit, count_ids
+from pipeline.log_passes.reduce_units import MergedRuns
 from pipeline.storage.files import Storage
 
 DAYS = ["2026-03-01", "2026-03-02"]
@@ -171,13 +172,13 @@ def test_a_bad_unit_is_not_counted(write_log: Callable[..., Storage], ray_cluste
 @given(parts=st.lists(st.dictionaries(st.integers(0, 30), st.integers(1, 3), max_size=20), max_size=20))
 def test_parts_are_summed_in_little_memory(parts: list[dict[int, int]]) -> None:
     """Catches a part that is lost, and a driver that holds all parts of a day at once."""
-    runs, expected = _Runs(), Counter()
+    runs, expected = MergedRuns(merge_counts, lambda found: len(found[0])), Counter()
     for part in parts:
         keys = sorted(part)
         runs.add((np.array(keys, np.uint64), np.array([part[key] for key in keys], np.int64)))
         expected.update(part)
         assert sum(len(keys) for keys, _ in runs._runs) <= 2 * len(expected)
-    keys, counts = runs.total()
+    keys, counts = runs.total() or (np.empty(0), np.empty(0))
     assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == expected
 
 
@@ -220,7 +221,7 @@ def _mapping(address: int) -> str:
 def test_data_tasks_share_one_copy(logs: Storage, ray_cluster: None) -> None:
     """Catches a vocabulary that is copied into every data task: of 10 million ids, 180 MB for each of a node's."""
     config = make_config(logs, num_rows=60_000)
-    plan = ReadPlan(logs, _encoder(config, 50_000), (), (), 1, False)
+    plan = ReadPlan(logs, _encoder(config, 50_000), (), 1, False)
     reference = ray.put(plan)
     look: Any = ray.remote(lambda wrapped: _where_arrays_are(ray.get(wrapped[0])))
     for found in ray.get([look.remote([reference]) for _ in range(2)]):
@@ -240,7 +241,7 @@ def test_the_stream_is_encoded_with_it(logs: Storage, ray_cluster: None) -> None
     plan = RunPlan(logs, whole_days(listed), 1, encoder, config.ingest, 1, (StreamStart,))
     segments = plan.segments(plan.begin_attempts(), 1)
     read_plan = plan.read_plan(segments)
-    dataset = ray.data.read_datasource(UnitDatasource(read_plan, group_bundles(read_plan, plan.bundles(segments, 1))))
+    dataset = ray.data.read_datasource(UnitDatasource(read_plan, group_bundles(plan.bundles(segments, 1))))
     blocks = dataset.iter_batches(batch_size=1, batch_format="pyarrow")
     parcels = [parcel for block in blocks for parcel in unpack(block)]
     found = np.sort(np.concatenate([parcel.rows.ids[0] for parcel in parcels if parcel.rows is not None]))

@@ -9,14 +9,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from features.errors import DataError
-from pipeline.ingest.cursor import BatchCursor, DayCursor, Span, StoredCursor, audit, union
-from pipeline.ingest.plan import Header
+from pipeline.ingest.cursor import BatchCursor, DayCursor, Span, StoredCursor, audit, expected_sums, joined_sums, union
 from pipeline.ingest.units import Unit
 
 _UNITS = [
     Unit("2026-03-01", "dt=2026-03-01/part-0.parquet", group, 0, rows, whole=True)
     for group, rows in enumerate((5, 1, 300, 8))
 ]
+_SUMS = expected_sums(_UNITS)
 _ALL = [(index, list(range(unit.num_rows))) for index, unit in enumerate(_UNITS)]
 
 
@@ -34,8 +34,11 @@ def _stepped(spans: list[tuple[int, list[int]]]) -> DayCursor:
 
 def test_an_audit_in_order():
     """A day that was trained exactly once is called wrong."""
-    assert audit(_stepped(_ALL), _UNITS) == []
-    assert audit(_stepped([(index, [row]) for index, rows in reversed(_ALL) for row in reversed(rows)]), _UNITS) == []
+    assert audit(_stepped(_ALL), _UNITS, _SUMS) == []
+    assert (
+        audit(_stepped([(index, [row]) for index, rows in reversed(_ALL) for row in reversed(rows)]), _UNITS, _SUMS)
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_an_audit_names_the_unit(unit: int, rows: list[int], count: int):
     """A row is trained twice or lost, and the count alone is right."""
     wrong = _ALL.copy()
     wrong[unit] = (unit, rows)
-    problems = audit(_stepped(wrong), _UNITS)
+    problems = audit(_stepped(wrong), _UNITS, _SUMS)
     size = _UNITS[unit].num_rows
     assert problems == [f"{_UNITS[unit].key}: {count} rows stepped of {size}, or not each of them once"]
 
@@ -61,16 +64,26 @@ def test_an_audit_names_the_unit(unit: int, rows: list[int], count: int):
 def test_an_audit_names_both_units_of_a_swap():
     """Rows of one unit are counted as another's."""
     swapped = [*_ALL[:2], (3, list(range(8))), (2, list(range(292))), (3, list(range(292, 300)))]
-    problems = audit(_stepped(swapped), _UNITS)
+    problems = audit(_stepped(swapped), _UNITS, _SUMS)
     assert [line.partition(": ")[0] for line in problems] == [_UNITS[2].key, _UNITS[3].key]
     exchanged = [*_ALL[:2], (2, _ALL[3][1]), (3, _ALL[2][1])]
-    assert len(audit(_stepped(exchanged), _UNITS)) == 2
+    assert len(audit(_stepped(exchanged), _UNITS, _SUMS)) == 2
+
+
+@given(num_ranks=st.integers(1, 7), units=st.integers(0, 4))
+def test_the_ranks_share_the_sums_of_an_audit(num_ranks: int, units: int):
+    """A unit is in no rank's share, in two, or comes back as another unit's; more ranks than units."""
+    shares = [expected_sums(_UNITS[:units], rank, num_ranks) for rank in range(num_ranks)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    np.testing.assert_array_equal(joined_sums(shares), _SUMS[:units])
+    if units and num_ranks in (2, 4) and units % num_ranks == 0:  # the control
+        assert joined_sums(shares[::-1]).tolist() != _SUMS[:units].tolist()
 
 
 @given(rows=st.lists(st.integers(0, 4), min_size=4, max_size=6))
 def test_an_audit_is_empty_for_every_row_once_and_only_then(rows: list[int]):
     """The sums of different rows agree; the negative control, the count alone, is content with five of any rows."""
-    problems = audit(_stepped([(0, rows), *_ALL[1:]]), _UNITS)
+    problems = audit(_stepped([(0, rows), *_ALL[1:]]), _UNITS, _SUMS)
     assert (problems == []) == (Counter(rows) == Counter(range(5)))
     assume(len(rows) == 5)
     assert _stepped([(0, rows)]).seen[0] == _UNITS[0].num_rows
@@ -135,9 +148,6 @@ def test_a_cursor_is_written_and_read(num_rows: int):
     cursor = _stepped([(2, list(range(num_rows)))] if num_rows else [])
     before = _written_and_read(cursor)
     assert before == cursor
-    header = Header(0, "2026-03-01", "2026-03-01", [[0]], cursor.to_stored(_UNITS))
-    travelled = Header.from_json(header.to_json())  # to the ranks
-    assert DayCursor.from_stored(travelled.seen, _UNITS) == cursor
     left = {0: 5, 1: 1, 2: 300 - num_rows, 3: 8}
     assert cursor.missing(_UNITS) == {index: rows for index, rows in left.items() if rows}
     cursor.advance(_batch([(2, [0])]))

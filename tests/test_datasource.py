@@ -61,17 +61,17 @@ def test_a_task_reads_forwards_and_skips(
 ):
     """Ranges that a resumed day no longer needs are read as those that it does, or a reader cannot go back."""
     root = None if where == "local" else f"{request.getfixturevalue('s3_root')}/ranges"
-    plan = read_plan_of(write_log([[[23, 9], [5]]], root), tiny_encoder, max_rows=4)
-    units = [1, 2, 5, 8, 7, 0, 3, 9, 6]  # forwards, backwards, and into other row groups and files
-    parcels = list(read_parcels(plan, unit_entries(plan, units)))
+    plan, units = read_plan_of(write_log([[[23, 9], [5]]], root), tiny_encoder, max_rows=4)
+    order = [1, 2, 5, 8, 7, 0, 3, 9, 6]  # forwards, backwards, and into other row groups and files
+    parcels = list(read_parcels(plan, unit_entries(units, order)))
     first = [0, 4, 8, 12, 16, 20, 23, 27, 31, 32, 36]
-    assert [numbers_of(parcel)[0] for parcel in parcels] == [first[index] for index in units]
+    assert [numbers_of(parcel)[0] for parcel in parcels] == [first[index] for index in order]
     assert [len(numbers_of(parcel)) for parcel in parcels] == [4, 4, 3, 1, 4, 4, 4, 4, 4]
 
 
 def test_the_end_of_a_large_row_group(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     """A resume that needs a last range of one row skips all before it one row at a time."""
-    plan = read_plan_of(write_log([[[30_001]]]), tiny_encoder, max_rows=15_000)
+    plan, units = read_plan_of(write_log([[[30_001]]]), tiny_encoder, max_rows=15_000)
     read = 0
     iterate = pq.ParquetFile.iter_batches
 
@@ -82,7 +82,7 @@ def test_the_end_of_a_large_row_group(write_log: WriteLog, tiny_encoder: Encoder
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    (parcel,) = read_parcels(plan, unit_entries(plan, [2]))
+    (parcel,) = read_parcels(plan, unit_entries(units, [2]))
     assert numbers_of(parcel) == [30_000]
     assert read < 10
 
@@ -92,10 +92,10 @@ def test_rows_that_were_seen_are_skipped_in_row_order(
     skip: int, max_rows: int, shuffle: bool, segment: int, write_log: WriteLog, tiny_encoder: Encoder
 ):
     """A resume skips the first rows of the file, not the first of the order in which they were trained."""
-    plan = read_plan_of(write_log([[[12]]]), tiny_encoder, max_rows=max_rows, passes=2, shuffle=shuffle)
-    unit = plan.units[0][-1]
+    plan, units = read_plan_of(write_log([[[12]]]), tiny_encoder, max_rows=max_rows, passes=2, shuffle=shuffle)
+    unit = units[-1]
     skip = min(skip, unit.num_rows)
-    (parcel,) = read_parcels(plan, [PlannedParcel("unit", segment, unit=len(plan.units[0]) - 1, skip=skip)])
+    (parcel,) = read_parcels(plan, [PlannedParcel("unit", segment, len(units) - 1, unit, skip=skip)])
     order = row_order(unit, seed=5, pass_index=segment, shuffle=shuffle)
     assert numbers_of(parcel) == [unit.first_row + row for row in order[skip:]]
     assert parcel.rows is not None
@@ -106,13 +106,13 @@ def test_rows_that_were_seen_are_skipped_in_row_order(
 
 def test_a_parcel_travels_as_one_row(write_log: WriteLog, tiny_encoder: Encoder):
     """Ray joins or splits blocks: starts, blanks, units and bad units differ in their columns or types."""
-    plan = read_plan_of(write_log([[[6], [4]]]), tiny_encoder, shuffle=True)
-    plan.logs.write(plan.units[0][1].file, b"")
+    plan, units = read_plan_of(write_log([[[6], [4]]]), tiny_encoder, shuffle=True)
+    plan.logs.write(units[1].file, b"")
     entries = [
         PlannedParcel("start", 0, text='{"day": "ü"}'),
-        *unit_entries(plan),
+        *unit_entries(units),
         PlannedParcel("blank", 0),
-        PlannedParcel("unit", 0, 0, skip=6),
+        PlannedParcel("unit", 0, 0, units[0], skip=6),
     ]
     parcels = list(read_parcels(plan, entries))
     assert [parcel.kind for parcel in parcels] == ["start", "unit", "bad", "blank", "unit"]
@@ -182,9 +182,9 @@ def test_a_bad_unit_is_named(
 ):
     """A bad unit is trained, or ends the data task with a traceback, or takes good ones along."""
     logs = write_log([[[5], [6, 6], [5]]])
-    plan = read_plan_of(logs, tiny_encoder, max_rows=max_rows)
+    plan, units = read_plan_of(logs, tiny_encoder, max_rows=max_rows)
     file = f"dt={DAY}/part-1.parquet"
-    before = list(read_parcels(plan, unit_entries(plan)))
+    before = list(read_parcels(plan, unit_entries(units)))
     assert {parcel.kind for parcel in before} == {"unit"}  # negative control
     if change is None:
         logs.remove(file)
@@ -192,7 +192,7 @@ def test_a_bad_unit_is_named(
         _spoilt(logs, file, change)
     after = [
         parcel
-        for task in group_bundles(plan, alone(unit_entries(plan)))
+        for task in group_bundles(alone(unit_entries(units)))
         for block in read_bundles(plan, task, tiny_encoder.empty())
         for parcel in unpack(block)
     ]
@@ -202,23 +202,23 @@ def test_a_bad_unit_is_named(
         if now.kind == "unit":
             assert numbers_of(now) == numbers_of(then)
             continue
-        unit = plan.units[0][now.unit]
+        unit = units[now.unit]
         bad.append((unit.row_group, unit.first_row))
         assert re.match(rf"{logs.url}/{file}, row group {bad[-1][0]}, rows from {bad[-1][1]}: {message}", now.text)
         assert "\n" not in now.text
     if message.startswith("task"):
         assert bad == [(1, 0)]
     elif change is not _flip_middle:
-        assert bad == [(unit.row_group, unit.first_row) for unit in plan.units[0] if unit.file == file]
+        assert bad == [(unit.row_group, unit.first_row) for unit in units if unit.file == file]
     assert bad
 
 
 def test_one_bad_range_says_why_in_each_range_after_it(write_log: WriteLog, tiny_encoder: Encoder):
     """After a broken page, the ranges behind it blame the footer, or end the task."""
     logs = write_log([[[40]]])
-    plan = read_plan_of(logs, tiny_encoder, max_rows=10)
-    _spoilt(logs, plan.units[0][0].file, _flip_middle)
-    texts = [parcel.text for parcel in read_parcels(plan, unit_entries(plan))]
+    plan, units = read_plan_of(logs, tiny_encoder, max_rows=10)
+    _spoilt(logs, units[0].file, _flip_middle)
+    texts = [parcel.text for parcel in read_parcels(plan, unit_entries(units))]
     assert all("CRC checksum verification failed" in text for text in texts)
     assert len(texts) == 4
 
@@ -227,13 +227,13 @@ def test_one_bad_range_says_why_in_each_range_after_it(write_log: WriteLog, tiny
 def test_a_flipped_bit_is_found_or_does_no_harm(where: int, bit: int, write_log: WriteLog, tiny_encoder: Encoder):
     """A flipped bit is another id or label: three of four were read without a word, without the pages' checksums."""
     logs = write_log([[[50]]])
-    plan = read_plan_of(logs, tiny_encoder)
-    (before,) = read_parcels(plan, unit_entries(plan))
-    data = bytearray(logs.read(plan.units[0][0].file))
+    plan, units = read_plan_of(logs, tiny_encoder)
+    (before,) = read_parcels(plan, unit_entries(units))
+    data = bytearray(logs.read(units[0].file))
     where = 4 + where % (len(data) - 12 - int.from_bytes(data[-8:-4], "little"))
     data[where] ^= 1 << bit
-    Path(logs.path(plan.units[0][0].file)).write_bytes(data)
-    (after,) = read_parcels(plan, unit_entries(plan))
+    Path(logs.path(units[0].file)).write_bytes(data)
+    (after,) = read_parcels(plan, unit_entries(units))
     assert before.rows is not None
     if after.rows is not None:
         assert numbers_of(after) == numbers_of(before)
@@ -245,18 +245,18 @@ def test_a_flipped_bit_is_found_or_does_no_harm(where: int, bit: int, write_log:
 def test_a_file_that_was_written_again(write_log: WriteLog, tiny_encoder: Encoder):
     """The file that is read is not the one whose footer was: rows or columns are missing, hours into the day."""
     logs = write_log([[[6]]])
-    plan = read_plan_of(logs, tiny_encoder)
+    plan, units = read_plan_of(logs, tiny_encoder)
     other = write_log([[[5]]])
-    logs.write(plan.units[0][0].file, other.read(plan.units[0][0].file))
-    (parcel,) = read_parcels(plan, unit_entries(plan))
+    logs.write(units[0].file, other.read(units[0].file))
+    (parcel,) = read_parcels(plan, unit_entries(units))
     assert parcel.text.endswith(": 5 rows where the footer said 6: write the file again")
     data = io.BytesIO()
     pq.write_table(pa.table({"number": range(6)}), data)
-    logs.write(plan.units[0][0].file, data.getvalue())
-    (parcel,) = read_parcels(plan, unit_entries(plan))
+    logs.write(units[0].file, data.getvalue())
+    (parcel,) = read_parcels(plan, unit_entries(units))
     assert re.search(r": no column '\w+', which was there when the day was listed", parcel.text)
     with pytest.raises(DataError, match="no column"):
-        read_unit(logs, plan.units[0][0], tiny_encoder.columns)
+        read_unit(logs, units[0], tiny_encoder.columns)
 
 
 @pytest.mark.parametrize("error", [PermissionError("no"), TimeoutError(), OSError(5, "disk")])
@@ -264,14 +264,14 @@ def test_a_storage_that_does_not_answer_makes_no_bad_unit(
     error: Exception, write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ):
     """An outage puts every unit of the day into quarantine."""
-    plan = read_plan_of(write_log([[[6]]]), tiny_encoder)
+    plan, units = read_plan_of(write_log([[[6]]]), tiny_encoder)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(type(error)):
-        list(read_parcels(plan, unit_entries(plan)))
+        list(read_parcels(plan, unit_entries(units)))
 
 
 def test_a_day_on_s3(s3_root: str, write_log: WriteLog, tiny_encoder: Encoder):
@@ -279,13 +279,13 @@ def test_a_day_on_s3(s3_root: str, write_log: WriteLog, tiny_encoder: Encoder):
     sizes = [[[10, 3], [8]]]
     read = []
     for logs in (write_log(sizes), write_log(sizes, f"{s3_root}/day")):
-        plan = read_plan_of(logs, tiny_encoder, max_rows=4, shuffle=True)
-        read.append([numbers_of(parcel) for parcel in read_parcels(plan, unit_entries(plan))])
+        plan, units = read_plan_of(logs, tiny_encoder, max_rows=4, shuffle=True)
+        read.append([numbers_of(parcel) for parcel in read_parcels(plan, unit_entries(units))])
     assert read[0] == read[1]
     assert sorted(itertools.chain(*read[0])) == list(range(21))
     file = f"dt={DAY}/part-0.parquet"
     _spoilt(logs, file, lambda data: data[: len(data) // 2])
-    assert [parcel.kind for parcel in read_parcels(plan, unit_entries(plan))] == ["bad"] * 4 + ["unit"] * 2
+    assert [parcel.kind for parcel in read_parcels(plan, unit_entries(units))] == ["bad"] * 4 + ["unit"] * 2
     logs.remove(file)
-    text = next(read_parcels(plan, unit_entries(plan))).text
+    text = next(read_parcels(plan, unit_entries(units))).text
     assert text.startswith(f"{s3_root}/day/{file}, row group 0, rows from 0: ")

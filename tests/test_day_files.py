@@ -18,7 +18,7 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.schema import Schema
 from pipeline.ingest.datasource import read_unit
-from pipeline.ingest.units import DayLog, Unit, check_days
+from pipeline.ingest.units import DayLog, Unit, Units, check_days
 from pipeline.storage.files import Storage
 from pipeline.trainer.train_days import warn_of_small_units
 
@@ -223,9 +223,9 @@ def test_one_type_of_ids_on_all_days(tmp_path: Path) -> None:
 
 def test_many_small_row_groups_are_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a day that takes an hour because of its writer, and nobody says so; and a warning about a usual log."""
-    small = tuple(Unit(DAY, "a", group, 0, 2, whole=True) for group in range(20_000))
-    large = tuple(Unit(DAY, "a", group, 0, 65_536, whole=True) for group in range(1000))
-    warn_of_small_units([DayLog(DAY, large, {}), DayLog(DAY, small[:1000], {})])
+    small = Units(Unit(DAY, "a", group, 0, 2, whole=True) for group in range(20_000))
+    large = Units(Unit(DAY, "a", group, 0, 65_536, whole=True) for group in range(1000))
+    warn_of_small_units([DayLog(DAY, large, {}), DayLog(DAY, Units(small[:1000]), {})])
     assert not caplog.messages
     warn_of_small_units([DayLog(DAY, small, {})])
     assert caplog.messages == [

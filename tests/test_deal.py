@@ -10,24 +10,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.ingest.deal import Lanes, bundled, deal, rounds, row_order, unit_order
-from pipeline.ingest.units import Unit
+from pipeline.ingest.units import Unit, Units
 
 DAY = "2026-03-01"
 
 
-def _units(row_groups: list[int], max_rows: int = 10**9) -> list[Unit]:
+def _units(row_groups: list[int], max_rows: int = 10**9) -> Units:
     """Units of row groups of the given sizes, two row groups a file."""
-    return [
+    return Units(
         Unit(
             DAY, f"dt={DAY}/part-{group // 2}.parquet", group % 2, first, min(max_rows, rows - first), rows <= max_rows
         )
         for group, rows in enumerate(row_groups)
         for first in range(0, rows, max_rows)
-    ]
+    )
 
 
 @st.composite
-def _days(draw: st.DrawFn) -> list[Unit]:
+def _days(draw: st.DrawFn) -> Units:
     """A day's units: sizes alike or far apart, now and then cut into ranges, now and then one row in all."""
     sizes = draw(st.lists(st.integers(1, 9) | st.integers(1, 100_000), min_size=1, max_size=10))
     return _units(sizes, -(-max(sizes) // draw(st.integers(1, 4))))
@@ -37,11 +37,11 @@ _RANKS = st.integers(1, 5)
 _ONE_ROW = _units([1])
 
 
-def _rows(units: list[Unit], lanes: Lanes, missing: dict[int, int] | None = None) -> list[int]:
+def _rows(units: Units, lanes: Lanes, missing: dict[int, int] | None = None) -> list[int]:
     return [sum(missing[index] if missing else units[index].num_rows for index in lane) for lane in lanes]
 
 
-def _check_deal(units: list[Unit], lanes: Lanes, num_ranks: int) -> None:
+def _check_deal(units: Units, lanes: Lanes, num_ranks: int) -> None:
     assert len(lanes) == num_ranks
     assert Counter(itertools.chain(*lanes)) == Counter(range(len(units)))
     rows = _rows(units, lanes)
@@ -51,7 +51,7 @@ def _check_deal(units: list[Unit], lanes: Lanes, num_ranks: int) -> None:
 @given(units=_days(), num_ranks=_RANKS, seed=st.integers(0, 99), shuffle=st.booleans())
 @example(units=_ONE_ROW, num_ranks=5, seed=0, shuffle=True)
 @example(units=_units([7, 7]), num_ranks=3, seed=0, shuffle=False)
-def test_every_unit_is_dealt_once_and_evenly(units: list[Unit], num_ranks: int, seed: int, shuffle: bool):
+def test_every_unit_is_dealt_once_and_evenly(units: Units, num_ranks: int, seed: int, shuffle: bool):
     """A unit is dealt twice or to nobody, or one rank gets more than a unit more than another."""
     order = unit_order(units, seed=seed, pass_index=0, day=DAY, shuffle=shuffle)
     _check_deal(units, deal(units, num_ranks, order), num_ranks)
@@ -75,8 +75,21 @@ def test_a_deal_by_hand():
     assert deal(units, 4, range(2)) == [[0], [1], [], []]
 
 
+@given(units=_days(), num_ranks=st.integers(1, 12), seed=st.integers(0, 99))
+def test_the_deal_is_to_the_rank_with_the_fewest_rows(units: Units, num_ranks: int, seed: int):
+    """The heap gives a tie to another rank than a scan over all ranks, which checkpoints of earlier versions have."""
+    order = unit_order(units, seed=seed, pass_index=0, day=DAY, shuffle=True)
+    lanes: Lanes = [[] for _ in range(num_ranks)]
+    rows = [0] * num_ranks
+    for index in order:
+        rank = rows.index(min(rows))
+        lanes[rank].append(index)
+        rows[rank] += units[index].num_rows
+    assert deal(units, num_ranks, order) == lanes
+
+
 @given(units=_days(), num_ranks=_RANKS, data=st.data())
-def test_what_is_missing_is_dealt_once_and_evenly(units: list[Unit], num_ranks: int, data: st.DataObject):
+def test_what_is_missing_is_dealt_once_and_evenly(units: Units, num_ranks: int, data: st.DataObject):
     """A resume with another number of ranks loses a half-read unit, or deals units that were finished."""
     left = {index: data.draw(st.integers(0, unit.num_rows)) for index, unit in enumerate(units)}
     missing = {index: rows for index, rows in left.items() if rows}
@@ -87,10 +100,10 @@ def test_what_is_missing_is_dealt_once_and_evenly(units: list[Unit], num_ranks: 
 
 
 @given(units=_days(), num_ranks=_RANKS, seed=st.integers(0, 99), shuffle=st.booleans())
-def test_the_deal_is_a_function_of_its_arguments(units: list[Unit], num_ranks: int, seed: int, shuffle: bool):
+def test_the_deal_is_a_function_of_its_arguments(units: Units, num_ranks: int, seed: int, shuffle: bool):
     """A rank that plans again, or another process, gets other lanes: from a global generator, `hash` or a set."""
     orders = [unit_order(units, seed=seed, pass_index=1, day=DAY, shuffle=shuffle) for _ in range(2)]
-    copies = [replace(unit, file="".join(unit.file)) for unit in units]
+    copies = Units(replace(unit, file="".join(unit.file)) for unit in units)
     assert orders[0] == orders[1] == unit_order(copies, seed=seed, pass_index=1, day=DAY, shuffle=shuffle)
     np.random.seed(seed)
     assert deal(units, num_ranks, orders[0]) == deal(copies, num_ranks, orders[1])
@@ -102,7 +115,7 @@ def test_the_deal_is_a_function_of_its_arguments(units: list[Unit], num_ranks: i
 
 
 @given(units=_days(), seed=st.integers(0, 99), shuffle=st.booleans())
-def test_ranges_of_a_row_group_stay_together(units: list[Unit], seed: int, shuffle: bool):
+def test_ranges_of_a_row_group_stay_together(units: Units, seed: int, shuffle: bool):
     """A row group is decoded once for each of its ranges."""
     order = unit_order(units, seed=seed, pass_index=0, day=DAY, shuffle=shuffle)
     assert sorted(order) == list(range(len(units)))
@@ -179,7 +192,7 @@ def _check_turns(lanes: Lanes, rows: dict[int, int], slack: int, turns: list[lis
 
 
 @given(units=_days(), num_ranks=_RANKS, slack=st.integers(0, 150_000), data=st.data())
-def test_turns_repeat_the_lanes(units: list[Unit], num_ranks: int, slack: int, data: st.DataObject):
+def test_turns_repeat_the_lanes(units: Units, num_ranks: int, slack: int, data: st.DataObject):
     """A unit comes twice, not at all or to another rank, or a lane runs away and piles up in the object store."""
     lanes: Lanes = [[] for _ in range(num_ranks)]
     for index in range(len(units)):  # any lanes, also those of a resume, which no longer are even
@@ -212,7 +225,7 @@ def test_turns_without_slack_are_seen_to_fail():
 
 
 @given(units=_days(), data=st.data(), most=st.integers(0, 200_000))
-def test_blocks_of_units(units: list[Unit], data: st.DataObject, most: int):
+def test_blocks_of_units(units: Units, data: st.DataObject, most: int):
     """A small unit of a lane is left out or comes before its turn, or a block of many units is too large."""
     lane = data.draw(st.permutations(range(len(units))))
     rows = [unit.num_rows for unit in units]

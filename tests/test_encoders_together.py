@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from small_units import read_plan_of
+from small_units import read_plan_of, unit_entries
 
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
@@ -17,7 +17,7 @@ from features.schema import Schema
 from features.vocabulary import Vocabulary
 from pipeline.evaluation.resident_models import by_encoder
 from pipeline.ingest import datasource
-from pipeline.ingest.datasource import Parcel, PlannedParcel, read_parcels
+from pipeline.ingest.datasource import Parcel, read_parcels
 from pipeline.ingest.parts import Part
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import list_days
@@ -48,16 +48,16 @@ def test_a_unit_is_decoded_once(write_log: Callable[..., Storage], monkeypatch: 
     """Catches a second decoding for the second encoder, and rows that the wrong encoder has encoded."""
     logs, encoders = write_log(SIZES), [encoder_of("a"), encoder_of("b")]
     monkeypatch.setattr(ray, "get", lambda kept: kept)
-    plan = replace(read_plan_of(logs, encoders[0], max_rows=10), further=(encoders[1],))
+    plan, units = read_plan_of(logs, encoders[0], max_rows=10)
+    plan = replace(plan, further=(encoders[1],))
     decoded = []
     read = datasource.RowGroupReader.read
     monkeypatch.setattr(datasource.RowGroupReader, "read", lambda self, unit: decoded.append(unit) or read(self, unit))
-    units = range(len(plan.units[0]))
-    entries = [PlannedParcel("unit", 0, unit, encoder=number) for unit in units for number in (0, 1)]
+    entries = [replace(entry, encoder=number) for entry in unit_entries(units) for number in (0, 1)]
     found = list(read_parcels(plan, entries))
-    assert decoded == list(plan.units[0])
+    assert decoded == list(units)
     for number, encoder in enumerate(encoders):
-        alone = read_parcels(read_plan_of(logs, encoder, max_rows=10), [PlannedParcel("unit", 0, u) for u in units])
+        alone = read_parcels(read_plan_of(logs, encoder, max_rows=10)[0], unit_entries(units))
         for parcel, expected in zip(found[number::2], alone, strict=True):
             assert parcel.rows is not None
             assert expected.rows is not None
@@ -74,9 +74,9 @@ def test_the_plan_has_the_encoders_of_each_part(write_log: Callable[..., Storage
     plan = RunPlan(logs, parts, 1, encoder_of("a"), ingest, 1, (StreamStart,), further=("b", "c"))
     for done in (0, 1):
         segments = plan.segments([StreamStart(done=done)], 2)
-        assert [header.place for _, header in segments] == [0, 1][done:]
+        assert [segment.header.place for segment in segments] == [0, 1][done:]
         planned = [entry for bundle in plan.bundles(segments, 2) for entry in bundle if entry.kind == "unit"]
-        for number, (part, _) in enumerate(segments):
+        for number, part in enumerate(segment.part for segment in segments):
             own = [(entry.unit, entry.encoder) for entry in planned if entry.segment == number]
             assert sorted(own) == [(unit, code) for unit in range(len(log.units)) for code in part.encoders]
             firsts = own[:: len(part.encoders)]

@@ -31,6 +31,8 @@ from models.ranker import StepOutput
 from pipeline.cluster.failures import RunFailed
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
+from pipeline.ingest.lanes import deal_log
+from pipeline.ingest.units import list_days
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
@@ -192,6 +194,31 @@ def test_the_reader_s_own_position_is_seen_to_fail(
         lost = once - runs.counted()
         assert bool(lost) is bool(mistake)
         assert not runs.counted() - once
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_a_checkpoint_has_the_lanes_of_the_stream(
+    num_ranks: int, write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path: Path
+) -> None:
+    """Catches lanes that rank 0 deals again otherwise than the planner: the next resume then reads other batches."""
+    runs = Runs(
+        replace(SORTED, days=[[[9, 5], [7, 1], [8, 3, 9]]]),
+        write_log([[[9, 5], [7, 1], [8, 3, 9]]]),
+        tmp_path,
+        tiny_encoder,
+    )
+    config = runs.start(2, 2)
+    line = Line.of(config.root, config.line)
+    first = line.newest()
+    assert first is not None
+    (log,) = list_days(runs.logs, DAYS[:1], runs.shape.max_rows)
+    expected = deal_log(log, num_ranks, 0, config.ingest, config.seed, line.resume_point(first))
+    runs.start(num_ranks, 1)
+    second = line.newest()
+    assert second is not None
+    assert second.step > first.step
+    assert line.lanes(second) == tuple(tuple(log.units[index].key for index in lane) for lane in expected.lanes)
+    assert set(map(len, line.lanes(first))) != set(map(len, line.lanes(second)))  # the control: other lanes
 
 
 def test_lanes_drawn_anew_are_seen_to_fail(

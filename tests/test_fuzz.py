@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from records import manifest_of, write_manifest, write_position
+from small_units import unit_entries
 
 from features.encoding import Encoder
 from features.errors import DataError
@@ -29,7 +30,7 @@ from jobs.command import BAD_ARGUMENTS, DONE, outcome
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.load import load_config
 from pipeline.ingest.cursor import StoredCursor
-from pipeline.ingest.datasource import PlannedParcel, ReadPlan, read_parcels
+from pipeline.ingest.datasource import ReadPlan, read_parcels
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, check_days
@@ -183,9 +184,9 @@ def read_day(root: str, encoder: Encoder, cut_to: int | None = None) -> dict[str
     """
     logs = Storage(root)
     (day,) = check_days(logs, [DAY], 8 if cut_to is None else 8192, encoder.schema, encoder.columns)
-    plan = ReadPlan(logs, encoder, (day.units,), (0,), seed=1, shuffle_rows=False)
+    plan = ReadPlan(logs, encoder, (0,), seed=1, shuffle_rows=False)
     found = {}
-    for parcel in read_parcels(plan, [PlannedParcel("unit", 0, unit) for unit in range(len(day.units))]):
+    for parcel in read_parcels(plan, unit_entries(day.units)):
         if parcel.kind == "bad":
             raise DataError(parcel.text)
         assert parcel.rows is not None

@@ -16,7 +16,7 @@ from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
 from pipeline.daily.run_days import run_days
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.ingest.units import DayLog, Unit
+from pipeline.ingest.units import DayLog, Unit, Units
 from pipeline.lineage.audit import audit_line
 from pipeline.lineage.ledger import Ledger
 from pipeline.lineage.line import Line
@@ -112,7 +112,7 @@ def test_a_measurement_of_other_files_is_named(old: Config, caplog: pytest.LogCa
 
 
 def _log(day: str, **form: Any) -> DayLog:
-    return DayLog(day, (Unit(day, f"dt={day}/a", 0, 0, 1, whole=True),), {f"dt={day}/a": "1-0"}, **form)
+    return DayLog(day, Units([Unit(day, f"dt={day}/a", 0, 0, 1, whole=True)]), {f"dt={day}/a": "1-0"}, **form)
 
 
 @pytest.mark.parametrize(

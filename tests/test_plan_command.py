@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -17,23 +18,26 @@ import yaml
 from plan_runs import plan_config
 from small_runs import ROWS_PER_DAY, logs, make_config  # noqa: F401 - a fixture
 
+from features.errors import DataError
 from features.statistics import Statistics
 from jobs import plan
 from jobs.command import outcome
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
+from pipeline.ingest.units import DayLog, Unit, Units
 from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.line import Line
 from pipeline.storage.sealed_json import seal
 from pipeline.trainer.plan_inputs import (
     check_newest_day,
+    check_room_for_units,
     colliding_share,
     daily_cost,
     ids_of_tables,
     read_statistics,
     warn_of_inputs,
 )
-from pipeline.trainer.row_memory import RowMemory
+from pipeline.trainer.row_memory import RowMemory, encoded_row_bytes, measure_rows
 
 ROOT = Path(__file__).parents[1]
 CUDA = ["--device", "cuda", "--hbm-gb", "80", "--workers", "2"]
@@ -232,10 +236,34 @@ def test_expected_collisions(ids: int, rows: int) -> None:
 def test_the_object_store() -> None:
     """Catches a store that cannot hold the units of its workers and is not mentioned."""
     row, config = RowMemory(encoded=1000, batch=1, activations=1), plan_config()
-    assert len(warn_of_inputs(config, [], row, 1)) == 0  # 3 units of 62.5 MiB, and 512 MiB, in 1,024
-    (text,) = warn_of_inputs(config, [], row, 3)
+    assert len(warn_of_inputs(config, [], row, 2, 1)) == 0  # 3 units of 62.5 MiB, and 512 MiB, in 1,024
+    (text,) = warn_of_inputs(config, [], row, 2, 3)
     assert text.startswith("object store: 3 workers with 3 units of up to 62 MiB each")
-    assert len(warn_of_inputs(config, [], row, 9)) == 2  # there is no unit for each of 9 workers in 512 MiB
+    (text,) = warn_of_inputs(config, [], row, 9, 1)
+    assert text == (
+        "ingest.object_store_mb is 512, and 9 workers with 3 units of up to 65,536 rows each, 1,000 bytes a row, need "
+        "1,688: set it to 1688, or lower ingest.unit.max_rows or ingest.prefetch_units"
+    )
+
+
+def test_a_training_without_room_for_its_units() -> None:
+    """Catches 512 workers that share the room of 40 units, so that most of them wait all day."""
+    config = plan_config()
+    row_bytes = encoded_row_bytes(config.log_schema)
+    assert row_bytes == pytest.approx(measure_rows(config).encoded)
+    log = DayLog("2026-03-01", Units(Unit("2026-03-01", "file", n, 0, 50_000, whole=True) for n in range(900)), {})
+    check_room_for_units(config, [log])
+    workers = config.workers.model_copy(update={"num": 512})
+    many = config.model_copy(update={"workers": workers})
+    needed = math.ceil(512 * 3 * 50_000 * row_bytes / 2**20)
+    with pytest.raises(
+        DataError, match=rf"^2026-03-01: ingest\.object_store_mb is 512, .* set it to {needed}, or"
+    ) as caught:
+        check_room_for_units(many, [log])
+    assert "\n" not in str(caught.value)
+    enough = config.ingest.model_copy(update={"object_store_mb": needed})
+    check_room_for_units(many.model_copy(update={"ingest": enough}), [log])
+    check_room_for_units(many, [DayLog("2026-03-01", Units(log.units[:3]), {})])  # all of it has room
 
 
 def test_the_cost_of_a_day() -> None:

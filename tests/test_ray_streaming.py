@@ -61,7 +61,8 @@ def test_ray_deals_the_lanes(logs: Path, tmp_path: Path, ray_cluster: None, num_
     """Catches a Ray whose splitter no longer deals one-row blocks round and round, or that splits or merges blocks."""
     config = without_statistics(make_config(logs, tmp_path))
     plan = replace(plan_of(config, DAYS), block_rows=400)
-    expected = [(header.day, header.lanes) for _, header in plan.segments(plan.begin_attempts(), num_ranks)]
+    segments = plan.segments(plan.begin_attempts(), num_ranks)
+    expected = [(segment.header.day, segment.dealt.lanes) for segment in segments]
     splits = plan.begin_stream(num_ranks).streaming_split(num_ranks, equal=False)
     # One slow consumer: who gets what must not depend on who is fast.
     delays = [0.02 if rank == 0 else 0.0 for rank in range(num_ranks)]

@@ -16,16 +16,17 @@ from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from pipeline.ingest.datasource import (
+    MANY_BUNDLES,
+    MOST_BUNDLES,
     Bundle,
     PlannedParcel,
-    ReadPlan,
     group_bundles,
     read_bundles,
     read_parcels,
     unpack,
 )
 from pipeline.ingest.deal import bundled, deal
-from pipeline.ingest.units import Unit
+from pipeline.ingest.units import Unit, Units
 from pipeline.storage.files import Storage
 
 WriteLog = Callable[..., Storage]
@@ -34,21 +35,19 @@ WriteLog = Callable[..., Storage]
 # --- Tasks ---
 
 
-def _day(groups: list[int]) -> ReadPlan:
-    """A plan of two passes over ranges of 10 rows: as many for each row group as are given."""
-    units = tuple(
+def _day(groups: list[int]) -> Units:
+    """Ranges of 10 rows: as many for each row group as are given."""
+    return Units(
         Unit(DAY, "file", group, 10 * place, 10, whole=count == 1)
         for group, count in enumerate(groups)
         for place in range(count)
     )
-    encoder: Any = None
-    return ReadPlan(Storage("nowhere"), encoder, (units, units), (0, 1), seed=0, shuffle_rows=True)
 
 
-def _check_tasks(plan: ReadPlan, bundles: list[Bundle], tasks: list[list[Bundle]]) -> None:
+def _check_tasks(bundles: list[Bundle], tasks: list[list[Bundle]]) -> None:
     """Order is kept, and a task is one row group, read forwards."""
     assert list(itertools.chain(*tasks)) == bundles
-    named = [[plan.unit_of(entry) for (entry,) in task if entry.kind == "unit"] for task in tasks]
+    named = [[entry.source for (entry,) in task if entry.source is not None] for task in tasks]
     for units in named:
         assert len({(unit.file, unit.row_group) for unit in units}) <= 1
         assert [unit.first_row for unit in units] == sorted({unit.first_row for unit in units})
@@ -62,49 +61,56 @@ def _check_tasks(plan: ReadPlan, bundles: list[Bundle], tasks: list[list[Bundle]
 @given(data=st.data(), groups=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[int]):
     """A row group is decoded once for each of its ranges; or a task has so many units that it is read at once."""
-    plan = _day(groups)
-    units = range(len(plan.units[0]))
+    units = _day(groups)
     entries = [
         PlannedParcel("start", 0),
         *itertools.chain(
-            *(
-                [PlannedParcel("unit", 0, unit=n)] + [PlannedParcel("blank", 0)] * data.draw(st.integers(0, 2))
-                for n in units
-            )
+            *([entry] + [PlannedParcel("blank", 0)] * data.draw(st.integers(0, 2)) for entry in unit_entries(units))
         ),
         PlannedParcel("start", 1),
-        *unit_entries(plan, data.draw(st.permutations(units)), segment=1),
+        *unit_entries(units, data.draw(st.permutations(range(len(units)))), segment=1),
     ]
-    tasks = group_bundles(plan, alone(entries), task_rows=0)
-    _check_tasks(plan, alone(entries), tasks)
+    tasks = group_bundles(alone(entries), task_rows=0)
+    _check_tasks(alone(entries), tasks)
     two, apart = alone(unit_entries(_day([2]))), alone(unit_entries(_day([1, 1])))
     with pytest.raises(AssertionError):  # negative control: a task a unit
-        _check_tasks(_day([2]), two, [[bundle] for bundle in two])
+        _check_tasks(two, [[bundle] for bundle in two])
     with pytest.raises(AssertionError):  # and one task for all
-        _check_tasks(_day([1, 1]), apart, [apart])
+        _check_tasks(apart, [apart])
 
 
 def test_tasks_by_hand():
     """Starts and blanks have no task of their own, the next pass begins a new one."""
-    plan = _day([2, 1])
+    units = _day([2, 1])
     start, blank = (PlannedParcel("start", 0),), (PlannedParcel("blank", 0),)
-    a, b, c = alone(unit_entries(plan))
+    a, b, c = alone(unit_entries(units))
     again_a, again_b = ((replace(entry, segment=1),) for (entry,) in (a, b))
     bundles = [start, start, a, blank, b, c, blank]
-    assert group_bundles(plan, bundles, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
-    assert group_bundles(plan, [b, a, again_a, again_b], task_rows=19) == [[b], [a], [again_a, again_b]]
-    assert group_bundles(plan, [start, blank]) == [[start, blank]]
-    assert group_bundles(plan, []) == []
+    assert group_bundles(bundles, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
+    assert group_bundles([b, a, again_a, again_b], task_rows=19) == [[b], [a], [again_a, again_b]]
+    assert group_bundles([start, blank]) == [[start, blank]]
+    assert group_bundles([]) == []
+
+
+def test_bundles_of_a_large_day_share_tasks():
+    """Ray Data stores 150,000 read tasks before the first row, or a task has thousands of units and memory for none."""
+    units = Units(Unit(DAY, "file", n, 0, 65_536, whole=True) for n in range(3 * MANY_BUNDLES // 2))
+    for num, each in ((MANY_BUNDLES, 1), (MANY_BUNDLES + 1, 2), (len(units), 2)):
+        bundles = alone(unit_entries(units, range(num)))
+        tasks = group_bundles(bundles)
+        assert list(itertools.chain(*tasks)) == bundles
+        assert {len(task) for task in tasks[:-1]} == {each}
+    assert max(map(len, group_bundles(alone(unit_entries(units)) * 40))) == MOST_BUNDLES
 
 
 def test_small_units_share_a_task():
     """A row group of two rows costs a task of its own: an hour for a day's rows in ten thousand of them."""
-    plan = _day([1] * 7)
-    bundles = alone([PlannedParcel("start", 0), *unit_entries(plan), PlannedParcel("blank", 0)])
-    tasks = group_bundles(plan, bundles, task_rows=30)
+    units = _day([1] * 7)
+    bundles = alone([PlannedParcel("start", 0), *unit_entries(units), PlannedParcel("blank", 0)])
+    tasks = group_bundles(bundles, task_rows=30)
     assert [len(task) for task in tasks] == [4, 3, 2]  # three units of ten rows, with starts and blanks
     assert list(itertools.chain(*tasks)) == bundles
-    assert len(group_bundles(plan, bundles)) == 1
+    assert len(group_bundles(bundles)) == 1
 
 
 @given(
@@ -114,11 +120,10 @@ def test_units_that_share_a_block(
     sizes: list[int], cuts: set[int], skip: int, write_log: WriteLog, tiny_encoder: Encoder
 ):
     """A unit's rows come with another unit's number or another's ids, or a bad unit takes others along."""
-    plan = read_plan_of(write_log([[sizes]]), tiny_encoder, shuffle=True)
+    plan, units = read_plan_of(write_log([[sizes]]), tiny_encoder, shuffle=True)
     plan.logs.write("dt=2026-03-01/part-1.parquet", b"")
     gone = Unit(DAY, "dt=2026-03-01/part-1.parquet", 0, 0, 5, whole=True)
-    plan = replace(plan, units=((*plan.units[0], gone),))
-    entries = unit_entries(plan)
+    entries = unit_entries([*units, gone])
     entries[0] = replace(entries[0], skip=min(skip, sizes[0]))
     ends = [0, *sorted(cut for cut in cuts if cut < len(entries)), len(entries)]
     bundles = [tuple(entries[start:stop]) for start, stop in itertools.pairwise(ends)]
@@ -147,7 +152,7 @@ def _assert_same_rows(left: EncodedRows, right: EncodedRows) -> None:
 
 def test_a_file_is_opened_once_a_task(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     """The footer of a file with a thousand row groups is read a thousand times."""
-    plan = read_plan_of(write_log([[[2] * 5, [2] * 5]]), tiny_encoder)
+    plan, units = read_plan_of(write_log([[[2] * 5, [2] * 5]]), tiny_encoder)
     opened = []
     opens = pq.ParquetFile.__init__
 
@@ -156,14 +161,14 @@ def test_a_file_is_opened_once_a_task(write_log: WriteLog, tiny_encoder: Encoder
         opens(self, source, **settings)
 
     monkeypatch.setattr(pq.ParquetFile, "__init__", counted)
-    parcels = read_parcels(plan, unit_entries(plan, [0, 5, 1, 6, 4, 9, 2, 7, 3, 8]))
+    parcels = read_parcels(plan, unit_entries(units, [0, 5, 1, 6, 4, 9, 2, 7, 3, 8]))
     assert sorted(number for parcel in parcels for number in numbers_of(parcel)) == list(range(20))
     assert len(opened) == len(set(opened)) == 2
 
 
 def test_a_task_holds_few_files_open(write_log: WriteLog, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     """Small units of a hundred files hold a hundred footers in memory, megabytes each."""
-    plan = read_plan_of(write_log([[[2, 2]] * 12]), tiny_encoder)
+    plan, units = read_plan_of(write_log([[[2, 2]] * 12]), tiny_encoder)
     open_now, most = set(), 0
     opens, closes = pq.ParquetFile.__init__, pq.ParquetFile.close
 
@@ -180,18 +185,17 @@ def test_a_task_holds_few_files_open(write_log: WriteLog, tiny_encoder: Encoder,
     monkeypatch.setattr(pq.ParquetFile, "__init__", opened)
     monkeypatch.setattr(pq.ParquetFile, "close", closed)
     order = [*range(0, 24, 2), *range(1, 24, 2)]
-    numbers = [number for parcel in read_parcels(plan, unit_entries(plan, order)) for number in numbers_of(parcel)]
+    numbers = [number for parcel in read_parcels(plan, unit_entries(units, order)) for number in numbers_of(parcel)]
     assert sorted(numbers) == list(range(48))
     assert 1 < most <= 5
 
 
 def test_ranges_of_a_row_group_are_decoded_once_on_any_number_of_ranks():
     """Ranges of one lane share a block, behind which the other lane's ranges decode the row group once more."""
-    plan = _day([4] * 5)
-    units = plan.units[0]
+    units = _day([4] * 5)
     for num_ranks in (1, 2, 3):
         lanes = deal(units, num_ranks, range(len(units)))
         blocks = [bundled(lane, units, [unit.num_rows for unit in units], 4096) for lane in lanes]
         turns = itertools.zip_longest(*blocks, fillvalue=[])
-        bundles = [tuple(unit_entries(plan, block)) for turn in turns for block in turn if block]
-        assert [len(task) for task in group_bundles(plan, bundles)] == [4] * 5
+        bundles = [tuple(unit_entries(units, block)) for turn in turns for block in turn if block]
+        assert [len(task) for task in group_bundles(bundles)] == [4] * 5

@@ -14,7 +14,7 @@ from features.errors import DataError
 from features.schema import Schema
 from models.slot_bias import SlotBias, SlotBiasConfig
 from pipeline.config.project import Config
-from pipeline.ingest.units import DayLog, check_days
+from pipeline.ingest.units import DayLog, Units, check_days
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.manifest import declared
 from pipeline.storage.files import Storage
@@ -102,7 +102,7 @@ def _config(folder: Any, **bias: Any) -> Config:
 )
 def test_slots_outside_of_the_range(tmp_path: Any, bias: Any, slots: tuple[int, int] | None, is_refused: bool) -> None:
     """Catches `num_slots: 3` on a log that counts from 1, whose slots 2 and 3 get one logit in silence."""
-    config, day = _config(tmp_path, **bias), DayLog(DAY, (), {}, slots=slots)
+    config, day = _config(tmp_path, **bias), DayLog(DAY, Units(()), {}, slots=slots)
     if not is_refused:
         check_slots(config, [day])
         return

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_units import unit_entries
 
 from features.encoding import Encoder
 from models.batch import LogBatch
 from pipeline.cluster.signals import Signals
 from pipeline.ingest.batcher import collate
 from pipeline.ingest.cursor import BatchCursor, Span
-from pipeline.ingest.datasource import PlannedParcel, ReadPlan, read_parcels
+from pipeline.ingest.datasource import ReadPlan, read_parcels
 from pipeline.ingest.units import list_days
 from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.worker_setup import Groups
@@ -21,8 +22,8 @@ from pipeline.trainer.worker_setup import Groups
 def _hear(rank: int, num_ranks: int, encoder: Encoder, logs: Any, stop_at: int, look_at: int) -> dict[str, Any]:
     """Batches until the end; rank 0 asks to look with its `look_at`th batch and to stop with its `stop_at`th."""
     (day,) = list_days(logs, ["2026-03-01"], 100)
-    plan = ReadPlan(logs, encoder, (day.units,), (0,), seed=1, shuffle_rows=False)
-    (parcel,) = read_parcels(plan, [PlannedParcel("unit", 0, unit=0)])
+    plan = ReadPlan(logs, encoder, (0,), seed=1, shuffle_rows=False)
+    (parcel,) = read_parcels(plan, unit_entries(day.units[:1]))
     assert parcel.rows is not None
     rows, made = parcel.rows, [0]
 

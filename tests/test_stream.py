@@ -5,6 +5,8 @@ resumes are those of the real trainer, in test_exactly_once.py.
 """
 
 import itertools
+import json
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_streams import DAYS, SHAPES, SORTED, Shape
@@ -21,12 +24,13 @@ from features.errors import DataError
 from models.batch import LogBatch
 from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.cursor import DayCursor, StoredCursor, audit
+from pipeline.ingest.cursor import DayCursor, StoredCursor, audit, expected_sums
 from pipeline.ingest.datasource import PlannedParcel, group_bundles, read_bundles
+from pipeline.ingest.lanes import ResumePoint
 from pipeline.ingest.parts import whole_days
-from pipeline.ingest.plan import Header, ResumePoint, RunPlan, StreamStart
+from pipeline.ingest.plan import Header, RunPlan, StreamStart
 from pipeline.ingest.receive import Segment, read_segments
-from pipeline.ingest.units import DayLog, list_days
+from pipeline.ingest.units import DayLog, Unit, Units, list_days
 from pipeline.storage.files import Storage
 
 WriteLog = Callable[..., Storage]
@@ -49,7 +53,7 @@ def _split(plan: RunPlan, num_ranks: int) -> list[list[pa.Table]]:
     """The blocks of each rank. Least rows, ties by rank: of blocks of one row each, that is round and round."""
     segments = plan.segments(plan.begin_attempts(), num_ranks)
     read_plan = plan.read_plan(segments)
-    tasks = group_bundles(read_plan, plan.bundles(segments, num_ranks), task_rows=20)
+    tasks = group_bundles(plan.bundles(segments, num_ranks), task_rows=20)
     blank = plan.encoder.empty()
     blocks = [block for task in tasks for block in read_bundles(read_plan, task, blank)]
     return [blocks[rank::num_ranks] for rank in range(num_ranks)]
@@ -78,19 +82,18 @@ def _resume_point(plan: RunPlan, num_ranks: int, num_steps: int | None = None) -
                 cursor.advance(batch.cursor)
             if num_steps is not None:
                 break
-    header, cursor = list(found.values())[-1]
-    return _checkpoint(plan, header, _log_of(plan, header), cursor, complete=num_steps is None)
-
-
-def _checkpoint(plan: RunPlan, header: Header, day: DayLog, cursor: DayCursor, *, complete: bool) -> ResumePoint:
+    (place, (header, cursor)) = list(found.items())[-1]
+    planned = plan.segments(plan.begin_attempts(), num_ranks)
+    (lanes,) = [one.dealt.lanes for one in planned if (one.header.pass_index, one.header.day) == place]
+    day = _log_of(plan, header)
     return ResumePoint(
         checkpoint="checkpoints/somewhere",
         pass_index=header.pass_index,
         day=day.day,
         log_day=day.day,
         seen=StoredCursor.from_arrow(cursor.to_stored(day.units).to_arrow()),
-        lanes=[[day.units[index].key for index in lane] for lane in header.lanes],
-        complete=complete,
+        lanes=[[day.units[index].key for index in lane] for lane in lanes],
+        complete=num_steps is None,
         seed=plan.seed,
         shuffle_rows=plan.ingest.shuffle.rows,
         files=day.files,
@@ -115,7 +118,7 @@ def _first_numbers(plan: RunPlan) -> dict[tuple[str, int, int], int]:
     return result
 
 
-def _rows(units: tuple[Any, ...], batch: LogBatch, first: dict[tuple[str, int, int], int]) -> list[int]:
+def _rows(units: Units, batch: LogBatch, first: dict[tuple[str, int, int], int]) -> list[int]:
     """The numbers of a batch's rows; what a batch holds is what its cursor says."""
     said = []
     for span in batch.cursor.spans:
@@ -170,7 +173,7 @@ def test_every_row_is_in_one_batch(shape: Shape, num_ranks: int, write_log: Writ
     assert found == _once(plan)
     for (_, day), cursor in cursors.items():
         (log,) = [log for log in _logs(plan) if log.day == day]
-        assert audit(cursor, log.units) == []
+        assert audit(cursor, log.units, expected_sums(log.units)) == []
     assert all(len(ranks) == num_ranks and max(ranks) - min(ranks) <= shape.max_rows for ranks in counts.values())
 
 
@@ -182,7 +185,7 @@ def test_dropped_and_doubled_blocks_are_seen_to_fail(write_log: WriteLog, tiny_e
         segment = next(read_segments(iter(lane)))
         cursor = DayCursor()
         cursor.advance(Batcher(tiny_encoder.schema, day.units, segment.parcels, 100, 1).next_batch(0).cursor)
-        assert len(audit(cursor, day.units)) == expected
+        assert len(audit(cursor, day.units, expected_sums(day.units))) == expected
 
 
 @settings(max_examples=20)
@@ -234,10 +237,10 @@ def test_a_checkpoint_travels_in_the_first_segment_only(write_log: WriteLog, tin
         (replace(earlier, pass_index=1, day=DAYS[1]), []),
     ]:
         segments = plan.segments([StreamStart(None, point)], 2)
-        assert [(header.pass_index, header.day) for _, header in segments] == left
-        assert [day.day for day, _ in segments] == [day for _, day in left]
+        assert [(one.header.pass_index, one.header.day) for one in segments] == left
+        assert [one.part.day for one in segments] == [day for _, day in left]
         name = point.checkpoint if point else None
-        assert [header.checkpoint for _, header in segments] == [name, None, None, None][: len(left)]
+        assert [one.header.checkpoint for one in segments] == [name, None, None, None][: len(left)]
 
 
 def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Encoder):
@@ -246,14 +249,16 @@ def test_models_come_one_after_the_other(write_log: WriteLog, tiny_encoder: Enco
     within, end = _resume_point(plan, 2, 1), _resume_point(plan, 2)
     starts = [StreamStart("0007", end), StreamStart("0002", within), StreamStart("0001")]
     segments = plan.segments(starts, 2)
-    found = [(header.model, header.day, header.attempt, header.checkpoint) for _, header in segments]
+    headers = [one.header for one in segments]
+    found = [(header.model, header.day, header.attempt, header.checkpoint) for header in headers]
     assert found == [
         (1, DAYS[0], "0002", within.checkpoint),
         (1, DAYS[1], "0002", None),
         (2, DAYS[0], "0001", None),
         (2, DAYS[1], "0001", None),
     ]
-    assert [bool(header.seen.units) for _, header in segments] == [True, False, False, False]
+    assert [header.within for header in headers] == [True, False, False, False]
+    assert [header.rows_before > 0 for header in headers] == [True, False, False, False]
 
 
 @settings(max_examples=20)
@@ -262,19 +267,42 @@ def test_blocks_come_in_turns(shape: Shape, num_ranks: int, write_log: WriteLog,
     """One blank too few, and every unit after it goes to the next rank."""
     plan = _plan(shape, write_log, tiny_encoder)
     segments = plan.segments(plan.begin_attempts(), num_ranks)
-    read_plan, bundles = plan.read_plan(segments), plan.bundles(segments, num_ranks)
+    bundles = plan.bundles(segments, num_ranks)
     assert len(bundles) % num_ranks == 0
-    rows = [sum(read_plan.unit_of(entry).num_rows for entry in bundle if entry.kind == "unit") for bundle in bundles]
+    rows = [sum(entry.source.num_rows for entry in bundle if entry.source is not None) for bundle in bundles]
     assert all(len(bundle) == 1 or size <= shape.block_rows for bundle, size in zip(bundles, rows, strict=True))
     for rank in range(num_ranks):
         own = [entry for bundle in bundles[rank::num_ranks] for entry in bundle]
         assert [entry.segment for entry in own if entry.kind == "start"] == list(range(len(segments)))
-        for segment, (_, header) in enumerate(segments):
+        for segment, planned in enumerate(segments):
             assert own[0] == PlannedParcel("start", 0, text=own[0].text)
             units = [entry.unit for entry in own if entry.kind == "unit" and entry.segment == segment]
-            assert units == header.lanes[rank]
+            assert units == planned.dealt.lanes[rank]
             text = next(entry.text for entry in own if entry.kind == "start" and entry.segment == segment)
-            assert Header.from_json(text).to_json() == header.to_json() == text
+            assert Header.from_json(text).to_json() == planned.header.to_json() == text
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_travels_does_not_grow_with_the_day(resumed: bool, tiny_encoder: Encoder):
+    """All units of a day, its cursor or its lanes are in what every read task, or every rank's header, gets."""
+    sizes = []
+    for num_units in (40, 4000):
+        units = Units(Unit(DAYS[0], f"file-{n // 8}", n % 8, 0, 9000, whole=True) for n in range(num_units))
+        log = DayLog(DAYS[0], units, {})
+        plan = RunPlan(Storage("nowhere"), whole_days([log]), 1, tiny_encoder, IngestConfig(), 1, (StreamStart,))
+        start = StreamStart()
+        if resumed:
+            seen = StoredCursor({unit.key: (5, 2**63) for unit in units[: num_units // 2]}, [2**40, 7])
+            lanes = [[unit.key for unit in units[rank::2]] for rank in range(2)]
+            start = StreamStart("1", ResumePoint("checkpoint", 0, log.day, log.day, seen, lanes, False, 1, True, {}))
+        segments = plan.segments([start], 2)
+        tasks = group_bundles(plan.bundles(segments, 2))
+        header = segments[0].header.to_json()
+        assert json.loads(header)["rows_before"] == (5 * (num_units // 2) if resumed else 0)
+        sizes.append((len(header), len(pickle.dumps(tasks[1])), len(ray.cloudpickle.dumps(plan.read_plan(segments)))))
+    few, many = sizes
+    assert all(more <= less + 16 for less, more in zip(few, many, strict=True))  # more digits
+    assert many[0] < 400
 
 
 @pytest.mark.parametrize(
@@ -330,8 +358,8 @@ def test_a_day_with_a_quarantined_unit_is_resumed_again(num_ranks: int, write_lo
     (key, *_) = [unit.key for unit in _logs(plan)[0].units if unit.key not in checkpoint.seen.units]
     bad = replace(checkpoint, seen=replace(checkpoint.seen, quarantined={key: "a reason"}))
     for _ in range(2):
-        _, header = plan.segments([StreamStart(None, bad)], num_ranks)[0]
-        lanes = [[_logs(plan)[0].units[index].key for index in lane] for lane in header.lanes]
+        dealt = plan.segments([StreamStart(None, bad)], num_ranks)[0].dealt
+        lanes = [[_logs(plan)[0].units[index].key for index in lane] for lane in dealt.lanes]
         assert key not in [unit for lane in lanes for unit in lane]
         bad = replace(bad, lanes=lanes)
 

@@ -1,8 +1,11 @@
 """Units: the pieces of a day's log, read from footers, and what is said about days that cannot be trained."""
 
 import io
+import pickle
+import pickletools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
-from pipeline.ingest.units import audit_sum, check_days, list_days, parse_days
+from pipeline.ingest.units import Unit, Units, audit_sum, check_days, list_days, parse_days
 from pipeline.storage.files import Storage
 
 DAY = "2026-03-01"
@@ -87,7 +90,7 @@ def test_the_units_of_days(where: str, write_log: WriteLog, request: pytest.Fixt
     assert {unit.day for unit in second.units} == {"2026-03-02"}
     sizes = {file: int(mark.partition("-")[0]) for file, mark in first.files.items()}
     assert sizes == {f"dt={DAY}/part-{n}.parquet": len(logs.read(f"dt={DAY}/part-{n}.parquet")) for n in range(3)}
-    keys = [unit.key for unit in first.units + second.units]
+    keys = [unit.key for unit in [*first.units, *second.units]]
     assert len(set(keys)) == len(keys)
     assert keys[1] == f"dt={DAY}/part-0.parquet#0[4:8]"
 
@@ -100,6 +103,49 @@ def test_ranges_cover_a_row_group(rows: int, max_rows: int, write_log: WriteLog)
     assert covered == list(range(rows))
     assert all(0 < unit.num_rows <= max_rows for unit in day.units)
     assert all(unit.whole == (len(day.units) == 1) for unit in day.units)
+
+
+_SOME = [Unit(DAY, f"file-{n // 4}", n // 2 % 2, n % 2 * 7, 7 + n, whole=n == 8) for n in range(9)]
+
+
+@given(units=st.lists(st.sampled_from(_SOME), max_size=9), data=st.data())
+def test_units_are_what_they_were_made_of(units: list[Unit], data: st.DataObject):
+    """A field of a unit comes back as another one, or rounded, after its way to a worker."""
+    stored = pickle.loads(pickle.dumps(Units(units)))
+    assert list(stored) == units == stored[:]
+    assert stored == Units(units)
+    assert (stored.num_rows.tolist(), stored.whole.tolist()) == ([u.num_rows for u in units], [u.whole for u in units])
+    if units:
+        place = data.draw(st.integers(-len(units), len(units) - 1))
+        assert stored[place] == units[place]
+        assert stored[place:] == units[place:]
+        assert stored != Units(units[1:])
+        with pytest.raises(IndexError):
+            stored[len(units)]
+
+
+def test_units_of_two_days():
+    """Rows of one day are trained as another's."""
+    with pytest.raises(ValueError, match="units of several days"):
+        Units([_SOME[0], replace(_SOME[1], day="2026-03-02")])
+
+
+def test_units_of_a_row_group_are_together():
+    """A row group is dealt in pieces, and decoded once for each."""
+    assert Units(_SOME).row_groups() == [range(0, 2), range(2, 4), range(4, 6), range(6, 8), range(8, 9)]
+    assert Units([]).row_groups() == []
+
+
+def test_units_travel_as_one_array():
+    """A day's units reach every worker as objects, which take microseconds each to read: seconds a day."""
+
+    def instructions(units: Any) -> int:
+        return sum(1 for _ in pickletools.genops(pickle.dumps(units)))
+
+    few, many = ([Unit(DAY, "file", n, 0, 65_536, whole=True) for n in range(size)] for size in (20, 2000))
+    assert instructions(Units(few)) == instructions(Units(many))
+    assert len(pickle.dumps(Units(many))) < 24 * len(many)
+    assert instructions(few) * 20 < instructions(many)  # the control
 
 
 def test_an_audit_sum_is_one_of_sets():

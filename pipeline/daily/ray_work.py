@@ -14,8 +14,8 @@ from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.units import DayLog
 from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import Manifest
-from pipeline.log_passes.map_units import map_units
-from pipeline.log_passes.unit_work import ProfileUnit
+from pipeline.log_passes.reduce_units import reduce_units
+from pipeline.log_passes.unit_work import ProfileUnit, merge_into
 from pipeline.storage.files import Storage
 from pipeline.trainer.train_days import HeldLine, parts_to_train, train_days
 
@@ -84,11 +84,11 @@ class RayWork:
         total, pass_over_bad = DayProfile(), self._config.ingest.on_bad_unit != "fail"
         columns = tuple(read_columns(schema.columns(), holdout))
         work = ProfileUnit(self._logs, schema, columns, pass_over_bad, holdout)
-        for part in map_units([log], work, self._config.ingest.label_selector):
-            if isinstance(part, str):
-                logger.warning("not looked at: %s", part)
-            else:
-                total.merge(part)
+        for part in reduce_units([log], work, merge_into, self._config.ingest.label_selector):
+            for error in part.errors:
+                logger.warning("not looked at: %s", error)
+            if part.merged is not None:
+                total.merge(part.merged)
         return total
 
     def measure(self, checkpoints: Sequence[str], day: str, rows: Rows) -> list[Measurement]:

@@ -12,7 +12,7 @@ from features.schema import Schema
 from models.batch import LogBatch
 from pipeline.ingest.cursor import BatchCursor, Span
 from pipeline.ingest.datasource import Parcel
-from pipeline.ingest.units import Unit
+from pipeline.ingest.units import Units
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Batcher:
     def __init__(
         self,
         schema: Schema,
-        units: tuple[Unit, ...],
+        units: Units,
         parcels: Iterator[Parcel],
         batch_size: int,
         interleave: int,

@@ -34,6 +34,9 @@ from pipeline.storage.files import Storage
 SMALL_ROWS = 4096
 """Units of together at most so many rows share a block, if they are of one rank, and a read task."""
 
+MANY_BUNDLES, MOST_BUNDLES = 16_384, 16
+"""Bundles from which on several share a read task, whatever their rows; and the largest number of those."""
+
 Kind = Literal["start", "unit", "blank", "bad"]
 
 
@@ -98,7 +101,8 @@ class PlannedParcel:
     Args:
         kind: `start`, `unit`, `blank`, or a `bad` plan.
         segment: Index of the segment.
-        unit: Index into the segment's units.
+        unit: Index of the unit among those of its log; -1 for other kinds.
+        source: The unit; None for other kinds.
         skip: Number of rows of the unit, in its row order, that the model has seen.
         text: The header of a `start`, or the error.
         encoder: Index of the encoder of a unit's rows.
@@ -107,6 +111,7 @@ class PlannedParcel:
     kind: Kind
     segment: int
     unit: int = -1
+    source: Unit | None = None
     skip: int = 0
     text: str = ""
     encoder: int = 0
@@ -114,12 +119,11 @@ class PlannedParcel:
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """Common knowledge of all data tasks; put into the object store once.
+    """Common knowledge of all data tasks; put into the object store once. Units are not in it: a task has its own.
 
     Args:
         logs: Storage of the files.
         encoder: Encoder of rows.
-        units: The units of each segment.
         passes: The pass of each segment.
         seed: The run's seed.
         shuffle_rows: True to shuffle rows within their unit.
@@ -131,7 +135,6 @@ class ReadPlan:
 
     logs: Storage
     encoder: Encoder
-    units: tuple[tuple[Unit, ...], ...]
     passes: tuple[int, ...]
     seed: int
     shuffle_rows: bool
@@ -144,10 +147,6 @@ class ReadPlan:
     def columns(self) -> list[str]:
         """Names of the log's columns that are read."""
         return read_columns(self.encoder.columns, self.holdout)
-
-    def unit_of(self, entry: PlannedParcel) -> Unit:
-        """Return the unit of an entry of kind `unit`."""
-        return self.units[entry.segment][entry.unit]
 
     def encoder_at(self, index: int) -> Encoder:
         """Return the encoder of an index."""
@@ -219,25 +218,27 @@ class UnitDatasource(Datasource):
         ]
 
 
-def group_bundles(plan: ReadPlan, bundles: Sequence[Bundle], task_rows: int = SMALL_ROWS) -> list[list[Bundle]]:
+def group_bundles(bundles: Sequence[Bundle], task_rows: int = SMALL_ROWS) -> list[list[Bundle]]:
     """Group bundles into tasks, in order.
 
     Successive ranges of one row group share a task, and its decoding. So do whole row groups of few rows, and the
-    opening of their file: it costs more than reading them.
+    opening of their file: it costs more than reading them. Where there are many bundles, successive ones share a task
+    whatever their rows, since Ray Data stores every task as an object before the first row is read.
 
     Args:
-        plan: Plan with the units.
         bundles: Bundles in order.
         task_rows: Units share a task if they have no more rows than this together.
     """
     tasks: list[list[Bundle]] = []
     last: Unit | None = None
     rows = 0  # of the units of the newest task
+    share = min(MOST_BUNDLES, -(-len(bundles) // MANY_BUNDLES))
     for bundle in bundles:
-        units = [plan.unit_of(entry) for entry in bundle if entry.kind == "unit"]
+        units = [entry.source for entry in bundle if entry.source is not None]
         more = sum(unit.num_rows for unit in units)
         is_small = last is not None and last.whole and bool(units) and units[0].whole and rows + more <= task_rows
-        follows = not units or last is None or is_small or _is_next_range(last, units[0])
+        has_room = bool(tasks) and len(tasks[-1]) < share
+        follows = not units or last is None or is_small or has_room or _is_next_range(last, units[0])
         if tasks and follows:
             tasks[-1].append(bundle)
         else:
@@ -264,7 +265,7 @@ def read_bundles(plan: ReadPlan, bundles: Sequence[Bundle], blank: EncodedRows) 
     """Yield the blocks of a task, one for each bundle, in order.
 
     Args:
-        plan: Plan with the units.
+        plan: Common knowledge of all tasks.
         bundles: Bundles of the task.
         blank: Zero rows, which give the columns of a parcel without rows.
     """
@@ -283,10 +284,10 @@ def read_parcels(plan: ReadPlan, entries: Sequence[PlannedParcel]) -> Iterator[P
     encoder_at = functools.cache(plan.encoder_at)
     decoded: tuple[Unit | None, dict[str, pa.Array]] = (None, {})
     for entry in entries:
-        if entry.kind != "unit":
+        if entry.source is None:
             yield Parcel(entry.kind, entry.segment, text=entry.text)
             continue
-        unit = plan.unit_of(entry)
+        unit = entry.source
         try:
             with named_unit(plan.logs, unit):
                 if decoded[0] != unit:

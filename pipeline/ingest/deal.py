@@ -5,12 +5,13 @@ speed. Ray Data's splitter then has to reproduce them. It gives each row to the 
 is one row, it deals round and round, and a lane without a block for its turn gets a blank.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from features.hashing import salt_of
-from pipeline.ingest.units import Unit
+from pipeline.ingest.units import Unit, Units
 
 Lanes = list[list[int]]
 
@@ -20,9 +21,7 @@ def generator(seed: int, *parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=salt_of("/".join(map(str, (seed, *parts))))))
 
 
-def deal(
-    units: Sequence[Unit], num_ranks: int, order: Sequence[int], missing: Mapping[int, int] | None = None
-) -> Lanes:
+def deal(units: Units, num_ranks: int, order: Sequence[int], missing: Mapping[int, int] | None = None) -> Lanes:
     """Deal units to ranks: in the given order, each to the rank with the fewest rows so far, ties by rank.
 
     Args:
@@ -36,26 +35,23 @@ def deal(
         W lanes of indices into `units`.
     """
     lanes: Lanes = [[] for _ in range(num_ranks)]
-    rows = [0] * num_ranks
+    least = [(0, rank) for rank in range(num_ranks)]  # a heap of (rows so far, rank)
+    of_unit = units.num_rows.tolist()
     for index in order:
-        left = units[index].num_rows if missing is None else missing.get(index, 0)
-        if left == 0:
-            continue
-        rank = min(range(num_ranks), key=lambda candidate: (rows[candidate], candidate))
-        lanes[rank].append(index)
-        rows[rank] += left
+        left = of_unit[index] if missing is None else missing.get(index, 0)
+        if left:
+            rows, rank = least[0]
+            lanes[rank].append(index)
+            heapq.heapreplace(least, (rows + left, rank))
     return lanes
 
 
-def unit_order(units: Sequence[Unit], *, seed: int, pass_index: int, day: str, shuffle: bool) -> list[int]:
+def unit_order(units: Units, *, seed: int, pass_index: int, day: str, shuffle: bool) -> list[int]:
     """Return the order in which a day's units are dealt.
 
     Row groups are shuffled; the ranges of one row group stay together so that it is decoded once.
     """
-    groups: dict[tuple[str, int], list[int]] = {}
-    for index, unit in enumerate(units):
-        groups.setdefault((unit.file, unit.row_group), []).append(index)
-    listed = list(groups.values())
+    listed = units.row_groups()
     if shuffle:
         permutation = generator(seed, "units", pass_index, day).permutation(len(listed))
         listed = [listed[place] for place in permutation]
@@ -73,7 +69,7 @@ def row_order(unit: Unit, *, seed: int, pass_index: int, shuffle: bool) -> np.nd
     return generator(seed, "rows", pass_index, unit.day, unit.key).permutation(unit.num_rows)
 
 
-def bundled(lane: Sequence[int], units: Sequence[Unit], rows: Sequence[int], most_rows: int) -> list[list[int]]:
+def bundled(lane: Sequence[int], units: Units, rows: Sequence[int], most_rows: int) -> list[list[int]]:
     """Group successive whole row groups of a lane that travel as one block.
 
     A range of a row group travels alone. The next range is another lane's, and is decoded with it in one go.
@@ -89,13 +85,13 @@ def bundled(lane: Sequence[int], units: Sequence[Unit], rows: Sequence[int], mos
     """
     bundles: list[list[int]] = []
     room = 0
-    for index in lane:
-        if bundles and units[index].whole and rows[index] <= room:
+    for index, whole in zip(lane, units.whole[np.array(lane, np.int64)].tolist(), strict=True):
+        if bundles and whole and rows[index] <= room:
             bundles[-1].append(index)
             room -= rows[index]
         else:
             bundles.append([index])
-            room = most_rows - rows[index] if units[index].whole else 0
+            room = most_rows - rows[index] if whole else 0
     return bundles
 
 
@@ -119,9 +115,10 @@ def rounds(lanes: Lanes, rows: Mapping[int, int], slack_rows: int) -> list[list[
         behind = [fed[rank] for rank, lane in enumerate(lanes) if place[rank] < len(lane)]
         if not behind:
             return turns
+        most = min(behind) + slack_rows
         turn: list[int | None] = []
         for rank, lane in enumerate(lanes):
-            if place[rank] == len(lane) or fed[rank] > min(behind) + slack_rows:
+            if place[rank] == len(lane) or fed[rank] > most:
                 turn.append(None)
                 continue
             index = lane[place[rank]]

@@ -7,8 +7,8 @@ from different checkpoints, and two starts never write into one directory.
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.data
@@ -19,46 +19,17 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingest.cursor import DayCursor, StoredCursor
 from pipeline.ingest.datasource import SMALL_ROWS, Bundle, PlannedParcel, ReadPlan, UnitDatasource, group_bundles
-from pipeline.ingest.deal import Lanes, bundled, deal, rounds, unit_order
+from pipeline.ingest.deal import Lanes, bundled, rounds
+from pipeline.ingest.lanes import DealtLog, ResumePoint, deal_log
 from pipeline.ingest.pacing import PacedLoop
 from pipeline.ingest.parts import Part
-from pipeline.ingest.units import DayLog, Unit
+from pipeline.ingest.units import Units
 from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
 
 SHARD = "log"
-
-
-@dataclass(frozen=True, slots=True)
-class ResumePoint:
-    """Position of the model in a checkpoint.
-
-    Args:
-        checkpoint: Its name below the line's checkpoints.
-        pass_index: Pass that was being trained.
-        day: Day that was being trained.
-        log_day: Day whose log was being read for it.
-        seen: Rows that the model had seen of the log.
-        lanes: The day's lanes, as unit keys per rank.
-        complete: True if all rows of the log have been stepped.
-        seed: Seed of the run that wrote it.
-        shuffle_rows: True if that run shuffled rows within their unit.
-        files: Sizes and fingerprints of the log's files at the time of reading.
-    """
-
-    checkpoint: str
-    pass_index: int
-    day: str
-    log_day: str
-    seen: StoredCursor
-    lanes: Sequence[Sequence[str]]
-    complete: bool
-    seed: int
-    shuffle_rows: bool
-    files: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +49,15 @@ class StreamStart:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Content of the first parcel of a segment.
+    """Content of the first parcel of a segment; every rank gets it, so its size does not depend on the day's.
 
     Args:
         pass_index: The pass over the days.
         day: ISO date of the day that is trained.
         log_day: ISO date of the log that is read.
-        lanes: Indices of units per rank.
-        seen: Rows that the model had seen when the stream was planned.
+        rows_before: Rows of the log that the model had seen when the stream was planned.
+        in_space_before: Those in each task's sample space, in task order; empty without any.
+        within: True if the model's checkpoint is within this log; its cursor and lanes are continued.
         checkpoint: Checkpoint to restore before the first batch; only in a model's first segment.
         attempt: The fencing number of this start of the workers.
         model: Index of the segment's model, among the models that a run trains one after the other.
@@ -95,8 +67,9 @@ class Header:
     pass_index: int
     day: str
     log_day: str
-    lanes: Lanes
-    seen: StoredCursor = field(default_factory=StoredCursor)
+    rows_before: int = 0
+    in_space_before: Sequence[int] = ()
+    within: bool = False
     checkpoint: str | None = None
     attempt: str | None = None
     model: int = 0
@@ -109,8 +82,22 @@ class Header:
     @classmethod
     def from_json(cls, text: str) -> "Header":
         """Read what `to_json` wrote."""
-        content = json.loads(text)
-        return cls(**content | {"seen": StoredCursor(**content["seen"])})
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSegment:
+    """A log to read in one pass.
+
+    Args:
+        part: The part.
+        header: Header that every rank gets.
+        dealt: The log's units, dealt to the ranks.
+    """
+
+    part: Part
+    header: Header
+    dealt: DealtLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +140,7 @@ class RunPlan:
         """
         return [begin() for begin in self.starts]
 
-    def segments(self, starts: Sequence[StreamStart], num_ranks: int) -> list[tuple[Part, Header]]:
+    def segments(self, starts: Sequence[StreamStart], num_ranks: int) -> list[PlannedSegment]:
         """Plan the segments that are left to read, each dealt to the ranks; a pure function.
 
         Args:
@@ -166,94 +153,65 @@ class RunPlan:
         begun = enumerate(starts)
         return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
 
-    def _of_model(self, model: int, start: StreamStart, num_ranks: int) -> list[tuple[Part, Header]]:
-        left = self._left(start.resume, num_ranks)[start.done :]
-        checkpoint = start.resume.checkpoint if start.resume and left else None
-        first = [(part, replace(header, checkpoint=checkpoint)) for part, header in left[:1]]
-        places = enumerate(first + left[1:], start.done)
-        return [
-            (part, replace(header, attempt=start.attempt, model=model, place=place)) for place, (part, header) in places
-        ]
+    def _of_model(self, model: int, start: StreamStart, num_ranks: int) -> list[PlannedSegment]:
+        todo = self._left(start.resume)[start.done :]
+        segments = []
+        for place, (pass_index, part, resume) in enumerate(todo, start.done):
+            dealt = deal_log(part.log, num_ranks, pass_index, self.ingest, self.seed, resume)
+            header = Header(
+                pass_index,
+                part.day,
+                part.log.day,
+                rows_before=dealt.before.num_rows,
+                in_space_before=dealt.before.in_space,
+                within=resume is not None,
+                checkpoint=start.resume.checkpoint if start.resume and not segments else None,
+                attempt=start.attempt,
+                model=model,
+                place=place,
+            )
+            segments.append(PlannedSegment(part, header, dealt))
+        return segments
 
-    def _left(self, resume: ResumePoint | None, num_ranks: int) -> list[tuple[Part, Header]]:
-        todo = [(pass_index, part) for pass_index in range(self.passes) for part in self.parts]
+    def _left(self, resume: ResumePoint | None) -> list[tuple[int, Part, ResumePoint | None]]:
+        """Return passes and parts that are left, the first of them with the checkpoint if that is within it."""
+        every = [(pass_index, part) for pass_index in range(self.passes) for part in self.parts]
+        todo: list[tuple[int, Part, ResumePoint | None]] = [(pass_index, part, None) for pass_index, part in every]
         reached = (resume.pass_index, (resume.day, resume.log_day)) if resume else None
-        places = [place for place, (pass_index, part) in enumerate(todo) if (pass_index, part.key) == reached]
+        places = [place for place, (pass_index, part) in enumerate(every) if (pass_index, part.key) == reached]
         if resume is None or not places:  # no checkpoint, or one of an earlier day: all segments are left
-            return [(part, self._fresh(pass_index, part, num_ranks)) for pass_index, part in todo]
-        left = [(part, self._fresh(pass_index, part, num_ranks)) for pass_index, part in todo[places[0] + 1 :]]
-        if not resume.complete:
-            left.insert(0, (todo[places[0]][1], self._resumed(resume, todo[places[0]][1], num_ranks)))
-        return left
+            return todo
+        begun = [] if resume.complete else [(*every[places[0]], resume)]
+        return [*begun, *todo[places[0] + 1 :]]
 
-    def _fresh(self, pass_index: int, part: Part, num_ranks: int) -> Header:
-        lanes = deal(part.log.units, num_ranks, self._order(pass_index, part.log))
-        return Header(pass_index, part.day, part.log.day, lanes)
-
-    def _order(self, pass_index: int, day: DayLog) -> list[int]:
-        shuffle = self.ingest.shuffle.units
-        return unit_order(day.units, seed=self.seed, pass_index=pass_index, day=day.day, shuffle=shuffle)
-
-    def _resumed(self, resume: ResumePoint, part: Part, num_ranks: int) -> Header:
-        day = part.log
-        self._check_unchanged(resume, day)
-        missing = DayCursor.from_stored(resume.seen, day.units).missing(day.units)
-        if len(resume.lanes) == num_ranks:
-            places = {unit.key: index for index, unit in enumerate(day.units)}
-            lanes = [[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes]
-        else:
-            lanes = deal(day.units, num_ranks, self._order(resume.pass_index, day), missing)
-        return Header(resume.pass_index, part.day, day.day, lanes, resume.seen)
-
-    def _check_unchanged(self, resume: ResumePoint, day: DayLog) -> None:
-        """Refuse to continue within a day if "the first n rows of a unit" are no longer the trained ones."""
-        if (resume.seed, resume.shuffle_rows) != (self.seed, self.ingest.shuffle.rows):
-            raise DataError(
-                f"{resume.checkpoint} is within {day.day}, trained with seed {resume.seed} and shuffle.rows "
-                f"{resume.shuffle_rows}, the config has {self.seed} and {self.ingest.shuffle.rows}: restore them until "
-                "the day is done"
-            )
-        then = {key for lane in resume.lanes for key in lane} | set(resume.seen.units) | set(resume.seen.quarantined)
-        changed = sorted(then ^ {unit.key for unit in day.units})
-        what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
-        rewritten = sorted(file for file, mark in resume.files.items() if day.files.get(file, mark) != mark)
-        if rewritten and not changed:
-            file = rewritten[0]
-            what = f"{file} was {resume.files[file]} (bytes and fingerprint) and is {day.files[file]}"
-        if what:
-            raise DataError(
-                f"{resume.checkpoint} is within {day.day}, whose log or ingest.unit.max_rows has changed since "
-                f"({what}): restore them, or train the day on a new line"
-            )
-
-    def bundles(self, segments: Sequence[tuple[Part, Header]], num_ranks: int) -> list[Bundle]:
+    def bundles(self, segments: Sequence[PlannedSegment], num_ranks: int) -> list[Bundle]:
         """Return the parcels of all ranks, as blocks in the splitter's order of dealing."""
         bundles: list[Bundle] = []
         if not segments:  # Ray Data wants something to read
             bundles += [(PlannedParcel("blank", 0),)] * num_ranks
-        for segment, (part, header) in enumerate(segments):
-            bundles += [(PlannedParcel("start", segment, text=header.to_json()),)] * num_ranks
-            seen = DayCursor.from_stored(header.seen, part.log.units).seen
-            rows = [unit.num_rows - seen.get(index, 0) for index, unit in enumerate(part.log.units)]
-            for units in _in_turns(header.lanes, part.log.units, rows, self.block_rows):
+        for number, segment in enumerate(segments):
+            log, seen = segment.part.log, segment.dealt.before.seen
+            bundles += [(PlannedParcel("start", number, text=segment.header.to_json()),)] * num_ranks
+            units = list(log.units)
+            rows = [unit.num_rows - seen.get(index, 0) for index, unit in enumerate(units)]
+            for block in _in_turns(segment.dealt.lanes, log.units, rows, self.block_rows):
                 bundle = tuple(
-                    PlannedParcel("unit", segment, unit=index, skip=seen.get(index, 0), encoder=encoder)
-                    for index in units
-                    for encoder in part.encoders
+                    PlannedParcel("unit", number, index, units[index], skip=seen.get(index, 0), encoder=encoder)
+                    for index in block
+                    for encoder in segment.part.encoders
                 )
-                bundles.append(bundle or (PlannedParcel("blank", segment),))
+                bundles.append(bundle or (PlannedParcel("blank", number),))
         return bundles
 
-    def read_plan(self, segments: Sequence[tuple[Part, Header]]) -> ReadPlan:
+    def read_plan(self, segments: Sequence[PlannedSegment]) -> ReadPlan:
         """Return the input of the data tasks for reading segments."""
         return ReadPlan(
             logs=self.logs,
             encoder=self.encoder,
-            units=tuple(part.log.units for part, _ in segments),
-            passes=tuple(header.pass_index for _, header in segments),
+            passes=tuple(segment.header.pass_index for segment in segments),
             seed=self.seed,
             shuffle_rows=self.ingest.shuffle.rows,
-            tasks=tuple(part.tasks for part, _ in segments),
+            tasks=tuple(segment.part.tasks for segment in segments),
             holdout=self.holdout,
             rows=self.rows,
             further=self.further,
@@ -267,7 +225,7 @@ class RunPlan:
         except DataError as error:  # Ray Train would start the workers again and again: they say it and end
             segments, bundles = [], [(PlannedParcel("bad", 0, text=str(error)),)] * num_ranks
         plan = self.read_plan(segments)
-        tasks = group_bundles(plan, bundles, self.block_rows)
+        tasks = group_bundles(bundles, self.block_rows)
         context = DataContext.get_current().copy()  # the process's own stays as it is
         context.execution_options.preserve_order = True
         context.execution_options.label_selector = self.ingest.label_selector or None
@@ -286,7 +244,7 @@ class RunPlan:
             )
 
 
-def _in_turns(lanes: Lanes, units: Sequence[Unit], rows: Sequence[int], block_rows: int) -> list[list[int]]:
+def _in_turns(lanes: Lanes, units: Units, rows: Sequence[int], block_rows: int) -> list[list[int]]:
     """Return the units of each block, in the splitter's order of dealing; a blank has none."""
     blocks: list[list[int]] = []
     numbered: Lanes = []

@@ -2,11 +2,11 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,81 @@ def audit_sum(salt: int, rows: np.ndarray) -> int:
     return int(mix64(rows, salt).sum(dtype=np.uint64)) & _MASK
 
 
+_UNIT_FIELDS = np.dtype(
+    [("file", np.int32), ("row_group", np.int32), ("first_row", np.int64), ("num_rows", np.int32), ("whole", np.bool_)]
+)
+
+
+class Units(Sequence[Unit]):
+    """The units of one day, in file order, as one array.
+
+    A day may have 150,000 units, and every worker gets them. The array takes 21 bytes a unit and is read at once. The
+    same units as objects took seconds to read.
+
+    Args:
+        units: Units of one day.
+
+    Raises:
+        ValueError: They are of several days.
+    """
+
+    __slots__ = ("_day", "_files", "_units")
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        listed = list(units)
+        days = {unit.day for unit in listed}
+        if len(days) > 1:
+            raise ValueError(f"units of several days: {sorted(days)}")
+        self._day = next(iter(days), "")
+        self._files = tuple(dict.fromkeys(unit.file for unit in listed))
+        places = {file: place for place, file in enumerate(self._files)}
+        rows = [(places[unit.file], unit.row_group, unit.first_row, unit.num_rows, unit.whole) for unit in listed]
+        self._units = np.array(rows, _UNIT_FIELDS)
+
+    def _unit(self, file: int, row_group: int, first_row: int, num_rows: int, whole: bool) -> Unit:
+        return Unit(self._day, self._files[file], row_group, first_row, num_rows, whole)
+
+    @overload
+    def __getitem__(self, place: int) -> Unit: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Unit]: ...
+    def __getitem__(self, place: int | slice) -> Unit | list[Unit]:
+        found = self._units[place].tolist()
+        return [self._unit(*fields) for fields in found] if isinstance(place, slice) else self._unit(*found)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __iter__(self) -> Iterator[Unit]:
+        return (self._unit(*fields) for fields in self._units.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Units) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Units({list(self)!r})"
+
+    @property
+    def num_rows(self) -> np.ndarray:
+        """Number of rows of each unit, int64 of shape (N,)."""
+        return self._units["num_rows"].astype(np.int64)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """True for a unit that is all of its row group, bool of shape (N,)."""
+        return self._units["whole"]
+
+    def row_groups(self) -> list[range]:
+        """Return the units of each row group, as ranges of indices in order."""
+        file, row_group = self._units["file"], self._units["row_group"]
+        is_new = (np.diff(file, prepend=-1) != 0) | (np.diff(row_group, prepend=-1) != 0)
+        begins = [*np.flatnonzero(is_new).tolist(), len(self)]
+        return [range(begin, end) for begin, end in itertools.pairwise(begins)]
+
+
 @dataclass(frozen=True, slots=True)
 class DayLog:
     """The units of one day, in file order.
@@ -83,7 +158,7 @@ class DayLog:
     """
 
     day: str
-    units: tuple[Unit, ...]
+    units: Units
     files: dict[str, str]
     id_types: dict[str, IdType] = field(default_factory=dict)
     read_otherwise: tuple[str, ...] = ()
@@ -93,7 +168,7 @@ class DayLog:
     @property
     def num_rows(self) -> int:
         """Number of rows of the day."""
-        return sum(unit.num_rows for unit in self.units)
+        return int(self.units.num_rows.sum())
 
 
 def parse_days(text: str) -> list[str]:
@@ -223,7 +298,7 @@ def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str,
     found = list_files(logs, day)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda file: read_footer(logs, file), found.read))
-    units = tuple(
+    units = Units(
         unit
         for file, footer in zip(found.read, footers, strict=True)
         for unit in _units_of(day, file, footer.metadata, max_rows)

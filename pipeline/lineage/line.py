@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from features.errors import ConfigError, DataError
 from pipeline.ingest.cursor import StoredCursor
-from pipeline.ingest.plan import ResumePoint
+from pipeline.ingest.lanes import ResumePoint
 from pipeline.lineage.line_state import LATEST, read_attempts, read_latest, write_attempt
 from pipeline.lineage.newest_checkpoint import choose_newest
 from pipeline.lineage.records import Attempt, AttemptResult, EntryReference, Latest, Manifest, Published

@@ -5,7 +5,8 @@ from typing import Any
 
 from features.statistics import Statistics
 from pipeline.config.project import Config
-from pipeline.ingest.cursor import DayCursor, lanes_to_arrow
+from pipeline.ingest.cursor import StoredCursor, lanes_to_arrow
+from pipeline.ingest.deal import Lanes
 from pipeline.ingest.parts import Part
 from pipeline.ingest.plan import Header
 from pipeline.lineage.records import AuditFigures
@@ -25,7 +26,7 @@ def library_versions() -> dict[str, str]:
 
 
 def trained_fields(
-    config: Config, statistics: Statistics | None, header: Header, part: Part, cursor: DayCursor
+    config: Config, statistics: Statistics | None, header: Header, part: Part, cursor: StoredCursor
 ) -> dict[str, Any]:
     """Return the fields of a `Manifest` that follow from the trained rows.
 
@@ -36,16 +37,16 @@ def trained_fields(
         part: Part that the segment reads.
         cursor: Rows of the part that the model has seen.
     """
-    schema = config.log_schema
+    schema, audit = config.log_schema, AuditFigures.of(cursor)
     return {
         "day": part.day,
         "log_day": part.log.day,
         "tasks": None if part.tasks is None else tuple(sorted(part.tasks)),
         "pass_index": header.pass_index,
-        "rows": cursor.num_rows,
+        "rows": audit.rows,
         "held_out": cursor.held_out,
         "rows_in_space": dict(zip(schema.task_names, cursor.in_space, strict=bool(cursor.in_space))),
-        "audit": AuditFigures.of(cursor.to_stored(part.log.units)),
+        "audit": audit,
         "files_of_log": dict(part.log.files),
         "day_files": "all",
         "config": declared(config),
@@ -55,8 +56,13 @@ def trained_fields(
     }
 
 
-def position_files(header: Header, part: Part, cursor: DayCursor) -> dict[str, bytes]:
-    """Return cursor and lanes as the files of a checkpoint, by name; arguments as for `trained_fields`."""
-    units = part.log.units
-    lanes = [[units[index].key for index in lane] for lane in header.lanes]
-    return {CURSOR: cursor.to_stored(units).to_arrow(), LANES: lanes_to_arrow(lanes)}
+def position_files(part: Part, lanes: Lanes, cursor: StoredCursor) -> dict[str, bytes]:
+    """Return cursor and lanes as the files of a checkpoint, by name.
+
+    Args:
+        part: Part that is being trained.
+        lanes: Indices of its units, per rank.
+        cursor: Rows of the part that the model has seen.
+    """
+    keys = [unit.key for unit in part.log.units]
+    return {CURSOR: cursor.to_arrow(), LANES: lanes_to_arrow([[keys[index] for index in lane] for lane in lanes])}

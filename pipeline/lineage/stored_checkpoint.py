@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from features.errors import DataError
 from pipeline.ingest.cursor import StoredCursor, lanes_from_arrow
-from pipeline.ingest.plan import ResumePoint
+from pipeline.ingest.lanes import ResumePoint
 from pipeline.lineage.records import FileMark, Manifest, Pin
 from pipeline.storage.files import Storage
 from pipeline.storage.record import LaterVersion

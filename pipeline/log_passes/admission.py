@@ -11,8 +11,8 @@ from features.schema import Schema
 from features.vocabulary import Vocabulary, merge_counts
 from pipeline.config.project import Config
 from pipeline.ingest.units import DayLog
-from pipeline.log_passes.map_units import map_units
-from pipeline.log_passes.unit_work import CountIds, Counts
+from pipeline.log_passes.reduce_units import MergedRuns, reduce_units
+from pipeline.log_passes.unit_work import CountIds, Counts, merge_counts_by_table
 from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
@@ -128,33 +128,11 @@ def count_ids(config: Config, day_logs: Sequence[DayLog]) -> dict[str, Counts]:
     Raises:
         DataError: A unit could not be read, unless `ingest.on_bad_unit` is `quarantine`: then its ids do not count.
     """
-    runs = {name: _Runs() for name in config.log_schema.vocabularies}
+    runs = {name: MergedRuns(merge_counts, lambda found: len(found[0])) for name in config.log_schema.vocabularies}
     work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
-    for part in map_units(day_logs, work, config.ingest.label_selector):
-        if isinstance(part, str):
-            logger.warning("not counted: %s", part)
-            continue
-        for name, counts in part.items():
+    for part in reduce_units(day_logs, work, merge_counts_by_table, config.ingest.label_selector):
+        for error in part.errors:
+            logger.warning("not counted: %s", error)
+        for name, counts in (part.merged or {}).items():
             runs[name].add(counts)
-    return {name: found.total() for name, found in runs.items()}
-
-
-class _Runs:
-    """Sums of counts, each more than twice as long as the next: few merges, and little memory beside the longest."""
-
-    def __init__(self) -> None:
-        self._runs: list[Counts] = []
-
-    def add(self, counts: Counts) -> None:
-        self._runs.append(counts)
-        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
-            self._merge_last()
-
-    def total(self) -> Counts:
-        while len(self._runs) > 1:
-            self._merge_last()
-        return self._runs[0] if self._runs else (np.empty(0, np.uint64), np.empty(0, np.int64))
-
-    def _merge_last(self) -> None:
-        last = self._runs.pop()
-        self._runs[-1] = merge_counts(self._runs[-1], last)
+    return {name: found.total() or (np.empty(0, np.uint64), np.empty(0, np.int64)) for name, found in runs.items()}

@@ -8,8 +8,8 @@ import numpy as np
 from features.encoding import Encoder
 from pipeline.config.project import Config
 from pipeline.ingest.units import DayLog
-from pipeline.log_passes.map_units import map_units
-from pipeline.log_passes.unit_work import SumLabels
+from pipeline.log_passes.reduce_units import MergedRuns, reduce_units
+from pipeline.log_passes.unit_work import SumLabels, merge_sums
 from pipeline.storage.files import Storage
 
 
@@ -58,10 +58,13 @@ def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], fea
     """
     place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
     work = SumLabels(Storage(config.logs.path), encoder, place)
-    parts = list(map_units(days, work, config.ingest.label_selector))
-    ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
-    sums = np.zeros((len(ids), 2, len(config.log_schema.tasks)))
-    np.add.at(sums, inverse, np.concatenate([part[1] for part in parts]))
+    runs = MergedRuns(merge_sums, lambda found: len(found[0]))
+    for part in reduce_units(days, work, merge_sums, config.ingest.label_selector):
+        assert part.merged is not None
+        runs.add(part.merged)
+    found = runs.total()
+    assert found is not None
+    ids, sums = found
     totals = sums.sum(0)
     overall = totals[0] / np.maximum(totals[1], 1)
     prior = config.evaluation.prior_rows

@@ -13,8 +13,8 @@ from pipeline.config.project import Config
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.frozen_statistics import STATISTICS
 from pipeline.lineage.line import Line
-from pipeline.log_passes.map_units import map_units
-from pipeline.log_passes.unit_work import ObserveUnit
+from pipeline.log_passes.reduce_units import reduce_units
+from pipeline.log_passes.unit_work import ObserveUnit, merge_into
 from pipeline.storage.files import Storage
 from pipeline.storage.sealed_json import seal
 
@@ -69,11 +69,12 @@ def collect_statistics(
         DataError: A unit could not be read.
     """
     total, display = StatisticsAccumulator(schema), ProgressDisplay()
-    units, num_rows, done = [unit for day in days for unit in day.units], sum(day.num_rows for day in days), 0
-    observed = map_units(days, ObserveUnit(logs, schema, tuple(columns)), label_selector)
-    for unit, part in zip(units, observed, strict=True):
-        total.merge(part)
-        done += unit.num_rows
+    num_rows, done = sum(day.num_rows for day in days), 0
+    work = ObserveUnit(logs, schema, tuple(columns))
+    for part in reduce_units(days, work, merge_into, label_selector):
+        assert part.merged is not None
+        total.merge(part.merged)
+        done += part.rows
         display.show(Progress("fit statistics", done, num_rows))
     display.close()
     return total.finish([day.day for day in days])

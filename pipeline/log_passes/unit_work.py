@@ -1,6 +1,7 @@
 """Computations on a unit in data tasks, beside encoding it for training; no torch, which costs each process 4 s."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,33 @@ from features.holdout import HoldoutConfig
 from features.profile import DayProfile
 from features.schema import BucketFeature, IdFeature, Schema, SequenceFeature
 from features.statistics import StatisticsAccumulator
+from features.vocabulary import merge_counts
 from pipeline.ingest.datasource import named_unit, read_unit
 from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
 Counts = tuple[np.ndarray, np.ndarray]
+Sums = tuple[np.ndarray, np.ndarray]
+
+
+def merge_into(one: Any, other: Any) -> Any:
+    """Merge an accumulator of figures into another by its own `merge`, and return that."""
+    one.merge(other)
+    return one
+
+
+def merge_sums(one: Sums, other: Sums) -> Sums:
+    """Merge results of `SumLabels`."""
+    ids, inverse = np.unique(np.concatenate([one[0], other[0]]), return_inverse=True)
+    sums = np.zeros((len(ids), *one[1].shape[1:]))
+    sums[inverse[: len(one[0])]] = one[1]
+    sums[inverse[len(one[0]) :]] += other[1]
+    return ids, sums
+
+
+def merge_counts_by_table(one: dict[str, Counts], other: dict[str, Counts]) -> dict[str, Counts]:
+    """Merge results of `CountIds`."""
+    return {name: merge_counts(counts, other[name]) for name, counts in one.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +68,7 @@ class SumLabels:
     encoder: Encoder
     place: int
 
-    def __call__(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, unit: Unit) -> Sums:
         """Return the ids of a unit with the sums of their labels and their rows in space, shape (n, 2, K)."""
         columns = read_unit(self.logs, unit, self.encoder.columns)
         with named_unit(self.logs, unit):

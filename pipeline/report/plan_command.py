@@ -107,7 +107,7 @@ def plan_command(config: Config, asked: Asked, show: Callable[[str], None]) -> d
     plan, smallest = run.plan(workers), run.smallest(workers)
     cost = _cost(asked, workers.num, newest)
     tables = ids_of_tables(config, statistics)
-    warnings = warn_of_inputs(config, tables, run.row, workers.on_a_host)
+    warnings = warn_of_inputs(config, tables, run.row, workers.num, workers.on_a_host)
     ids = (
         "ids per row are those of the line's statistics, and max_length for sequences"
         if statistics

@@ -28,8 +28,9 @@ from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_
 from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.datasource import read_forwards
+from pipeline.ingest.lanes import ResumePoint
 from pipeline.ingest.parts import Part, whole_days
-from pipeline.ingest.plan import SHARD, ResumePoint, RunPlan, StreamStart
+from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import Unit, audit_sum
 from pipeline.lineage.compatible import check_same_schema

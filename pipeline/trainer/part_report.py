@@ -46,20 +46,20 @@ class PartReport:
             return
         names, losses = self._job.config.log_schema.task_names, self._batches.losses
         named = {} if losses is None else dict(zip(names, losses.tolist(), strict=True))
-        rows = self._position.before.num_rows + self._batches.num_rows
+        rows = self._position.header.rows_before + self._batches.num_rows
         self._reporter.post(self._position.part.log.num_rows if final else rows, named, self._figures(), final=final)
 
     def _figures(self) -> TrainingFigures:
-        names, header, before = self._job.config.log_schema.task_names, self._position.header, self._position.before
+        names, header = self._job.config.log_schema.task_names, self._position.header
         counted, saved = self._batches.in_space, self._saver.newest
         now = [0.0] * len(names) if counted is None else counted.tolist()
-        so_far = before.in_space or [0] * len(names)
+        so_far = header.in_space_before or [0] * len(names)
         return TrainingFigures(
             line=self._job.line.name,
             day=header.day,
             attempt=header.attempt or "",
             part=header.place,
-            rows_before=before.num_rows,
+            rows_before=header.rows_before,
             rows_in_space={name: int(a + b) for name, a, b in zip(names, so_far, now, strict=True)},
             seconds=time.monotonic() - self._began,
             waited_s=self._waited_s,

@@ -1,16 +1,19 @@
 """Checks of a training's inputs before it has workers: the newest day, ids against rows, the object store."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from features.errors import DataError
 from features.statistics import Statistics
+from pipeline.config.ingest import IngestConfig
 from pipeline.config.project import Config
-from pipeline.ingest.units import check_days
+from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.frozen_statistics import STATISTICS, load_statistics
 from pipeline.lineage.line import Line
 from pipeline.storage.files import Storage
-from pipeline.trainer.row_memory import RowMemory
+from pipeline.trainer.row_memory import RowMemory, encoded_row_bytes
 
 _MANY_COLLISIONS = 0.2
 _MIB = 2**20
@@ -117,14 +120,15 @@ def colliding_share(ids: int, rows: int) -> float:
     return -math.expm1((ids - 1) * math.log1p(-1 / rows))
 
 
-def warn_of_inputs(config: Config, tables: list[IdsOfTable], row: RowMemory, workers: int) -> list[str]:
+def warn_of_inputs(config: Config, tables: list[IdsOfTable], row: RowMemory, workers: int, on_a_host: int) -> list[str]:
     """Return what a start would not refuse, but a person should know.
 
     Args:
         config: The project's configuration.
         tables: Result of `ids_of_tables`.
         row: Bytes per row.
-        workers: Number of workers whose units are in one object store.
+        workers: Number of workers.
+        on_a_host: Number of those whose units are in one object store.
     """
     crowded = [
         f"table {found.table}: {found.ids:,} ids over {found.rows:,} rows, {found.colliding:.0%} of the ids are "
@@ -132,22 +136,59 @@ def warn_of_inputs(config: Config, tables: list[IdsOfTable], row: RowMemory, wor
         for found in tables
         if found.colliding > _MANY_COLLISIONS
     ]
-    ingest, unit = config.ingest, row.encoded * config.ingest.unit.max_rows
+    ingest, rows = config.ingest, config.ingest.unit.max_rows
+    unit = row.encoded * rows
     open_units = ingest.prefetch_units + ingest.shuffle.interleave
     store = config.ray.object_store_mb * _MIB
-    needed = workers * open_units * unit + ingest.object_store_mb * _MIB
+    needed = on_a_host * open_units * unit + ingest.object_store_mb * _MIB
     if config.ray.address == "local" and needed > store:
         crowded.append(
-            f"object store: {workers} workers with {open_units} units of up to {unit / _MIB:,.0f} MiB each, and "
+            f"object store: {on_a_host} workers with {open_units} units of up to {unit / _MIB:,.0f} MiB each, and "
             f"ingest.object_store_mb, need up to {needed / _MIB:,.0f} MiB, ray.object_store_mb is "
             f"{config.ray.object_store_mb:,}: raise it, or lower ingest.unit.max_rows"
         )
-    if workers * unit > ingest.object_store_mb * _MIB:
-        crowded.append(
-            f"ingest.object_store_mb is {ingest.object_store_mb:,}, less than one unit of up to {unit / _MIB:,.0f} MiB "
-            f"for each of {workers} workers: raise it, or lower ingest.unit.max_rows"
-        )
-    return crowded
+    problem = waiting_problem(ingest, workers, rows, row.encoded)
+    return [*crowded, problem] if problem else crowded
+
+
+def waiting_problem(ingest: IngestConfig, workers: int, rows: int, row_bytes: float) -> str | None:
+    """Return why the units that wait for the workers do not have the room that they need; None if they have.
+
+    Each worker needs a unit to read from and those that it fetches ahead. With less room, some workers always wait.
+
+    Args:
+        ingest: Reading of the log.
+        workers: Number of workers.
+        rows: Rows of the largest unit.
+        row_bytes: Bytes of an encoded row.
+    """
+    units = 1 + ingest.prefetch_units
+    needed = math.ceil(workers * units * rows * row_bytes / _MIB)
+    if needed <= ingest.object_store_mb:
+        return None
+    return (
+        f"ingest.object_store_mb is {ingest.object_store_mb:,}, and {workers} workers with {units} units of up to "
+        f"{rows:,} rows each, {row_bytes:,.0f} bytes a row, need {needed:,}: set it to {needed}, or lower "
+        "ingest.unit.max_rows or ingest.prefetch_units"
+    )
+
+
+def check_room_for_units(config: Config, logs: Sequence[DayLog]) -> None:
+    """Refuse a training whose workers would wait for units for which there is no room in the object store.
+
+    Args:
+        config: The project's configuration.
+        logs: Logs to read.
+
+    Raises:
+        DataError: Gives the room that is needed.
+    """
+    row_bytes = encoded_row_bytes(config.log_schema)
+    for log in logs:
+        if log.num_rows * row_bytes > config.ingest.object_store_mb * _MIB:  # else the whole log has room
+            problem = waiting_problem(config.ingest, config.workers.most, int(log.units.num_rows.max()), row_bytes)
+            if problem:
+                raise DataError(f"{log.day}: {problem}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,8 +81,17 @@ def _measure(model: RankerTrain, schema: Schema, num_rows: int) -> tuple[int, in
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outcome = model(batch)
     del outcome
-    encoded = sum(array.nbytes for array in rows.arrays().values())
-    return encoded, _batch_bytes(batch), sum(kept.values())
+    return _encoded_bytes(schema, num_rows), _batch_bytes(batch), sum(kept.values())
+
+
+def encoded_row_bytes(schema: Schema) -> float:
+    """Return the bytes of an encoded row in the object store, with every sequence at its full length."""
+    few, more = (_encoded_bytes(schema, num_rows) for num_rows in (_FEW, _MORE))
+    return (more - few) / (_MORE - _FEW)
+
+
+def _encoded_bytes(schema: Schema, num_rows: int) -> int:
+    return sum(array.nbytes for array in _full_rows(schema, num_rows).arrays().values())
 
 
 def _batch_bytes(batch: RankingBatch) -> int:

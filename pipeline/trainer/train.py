@@ -20,13 +20,12 @@ from models.ranker import StepOutput
 from pipeline.checkpoint.saver import Saver
 from pipeline.cluster.signals import PreemptionNotice, SignalReader, asked_to_stop
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.cursor import DayCursor
 from pipeline.ingest.plan import SHARD, Header
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
-from pipeline.ingest.units import Unit
+from pipeline.ingest.units import Units
 from pipeline.log_passes.admission import Admission, vocabulary_files
 from pipeline.trainer.line_progress import LineProgress
-from pipeline.trainer.part_position import PartPosition
+from pipeline.trainer.part_position import PartPosition, deal_again
 from pipeline.trainer.part_report import PartReport
 from pipeline.trainer.sharding import reset_rows, table_shardings
 from pipeline.trainer.step_sync import CountedBatches
@@ -112,7 +111,7 @@ class Trainer:
         self._admission: Admission = ray.get(job.admission)
         self.progress = LineProgress()
         self._not_finite: str | None = None
-        self._units: tuple[Unit, ...] = ()
+        self._units = Units(())
         board = job.board if dist.get_rank() == 0 else None
         self._board, self._signals, self._preemption = board, SignalReader(board), PreemptionNotice()
         self.saver = Saver(job.line, job.config.checkpoint, groups.saving)
@@ -150,12 +149,12 @@ class Trainer:
         """
         header, config = segment.header, self.job.config
         part, ingest, tasks = self._parts[header.day, header.log_day], config.ingest, config.log_schema.task_names
-        log = part.log
+        log, rank, num_ranks = part.log, dist.get_rank(), dist.get_world_size()
+        dealt = self._groups.on_first(None, lambda _: deal_again(self.job, part, header, num_ranks))
+        position = PartPosition(part, header, rank, num_ranks, dealt)
         if self.progress.begins(header.pass_index, header.day):
             self._state.optimizer.begin_day()
-        before = DayCursor.from_stored(header.seen, log.units)
         self._units = log.units
-        position = PartPosition(part, header, before, DayCursor())
         interleave = ingest.shuffle.interleave
         batcher = Batcher(self.job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
         batches = CountedBatches(
@@ -233,7 +232,7 @@ class Trainer:
             "loss_weights": self._named(self._loss_weights(position.header)(self.step)),
             "new_ids": self._admission.figures,
         }
-        mine = (position.stepped, self._state.not_finite() if complete else [])
+        mine = position.share(self._state.not_finite() if complete else [], complete=complete)
         described = self._groups.on_first(mine, lambda shares: position.describe(self.job, shares, fields))
         if name == self.progress.newest:  # asked to end just after a save
             return

@@ -32,6 +32,7 @@ from pipeline.lineage.records import AttemptResult, Manifest, RunScope
 from pipeline.log_passes.admission import Admission, admit, read_vocabularies
 from pipeline.storage.files import Storage
 from pipeline.tracking.mlflow import check_tracker
+from pipeline.trainer.plan_inputs import check_room_for_units
 from pipeline.trainer.train import train_worker
 from pipeline.trainer.train_job import TrainJob
 
@@ -106,6 +107,7 @@ def _train_left(
         if not held.form_accepted:
             check_form(held.config, reached, [part.log for part in parts])
     warn_of_small_units([part.log for part in parts])
+    check_room_for_units(read, [part.log for part in parts])
     for held, _ in left:
         check_slots(held.config, [part.log for part in parts])
     begin = [_beginning(held, days, passes, start) for held, start in left]
