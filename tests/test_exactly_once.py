@@ -213,7 +213,7 @@ def test_a_checkpoint_has_the_lanes_of_the_stream(
     assert first is not None
     (log,) = list_days(runs.logs, DAYS[:1], runs.shape.max_rows)
     expected = deal_log(log, num_ranks, 0, config.ingest, config.seed, line.resume_point(first))
-    runs.start(num_ranks, 1)
+    runs.start(num_ranks, 2)
     second = line.newest()
     assert second is not None
     assert second.step > first.step
