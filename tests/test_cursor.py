@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from pipeline.ingest.cursor import BatchCursor, DayCursor, Span, StoredCursor, audit, expected_sums, joined_sums, union
-from pipeline.ingest.units import Unit
+from pipeline.ingest.units import Unit, Units
 
 _UNITS = [
     Unit("2026-03-01", "dt=2026-03-01/part-0.parquet", group, 0, rows, whole=True)
     for group, rows in enumerate((5, 1, 300, 8))
 ]
+_DAY = Units(_UNITS)
 _SUMS = expected_sums(_UNITS)
 _ALL = [(index, list(range(unit.num_rows))) for index, unit in enumerate(_UNITS)]
 
@@ -102,15 +103,15 @@ def test_units_do_not_share_sums():
 
 
 def _written_and_read(cursor: DayCursor) -> DayCursor:
-    return DayCursor.from_stored(StoredCursor.from_arrow(cursor.to_stored(_UNITS).to_arrow()), _UNITS)
+    return DayCursor.from_stored(StoredCursor.from_arrow(cursor.to_stored(_DAY).to_arrow()), _DAY)
 
 
 def test_padding_is_not_counted():
     """A batch of padding moves the cursor."""
     cursor = _stepped(_ALL)
-    before = cursor.to_stored(_UNITS)
+    before = cursor.to_stored(_DAY)
     cursor.advance(_batch([]))
-    assert cursor.to_stored(_UNITS) == before
+    assert cursor.to_stored(_DAY) == before
     assert _batch([]).num_rows == 0
 
 
@@ -149,7 +150,7 @@ def test_a_cursor_is_written_and_read(num_rows: int):
     before = _written_and_read(cursor)
     assert before == cursor
     left = {0: 5, 1: 1, 2: 300 - num_rows, 3: 8}
-    assert cursor.missing(_UNITS) == {index: rows for index, rows in left.items() if rows}
+    assert cursor.missing(_DAY) == {index: rows for index, rows in left.items() if rows}
     cursor.advance(_batch([(2, [0])]))
     assert before != cursor  # negative control
 
@@ -166,16 +167,16 @@ def test_a_cursor_is_written_and_read(num_rows: int):
 )
 def test_a_log_that_has_changed(changed: list[Unit]):
     """Rows are skipped that were never trained: "the first n rows" are other rows in a unit of another size."""
-    data = _stepped([(2, list(range(150)))]).to_stored(_UNITS)
+    data = _stepped([(2, list(range(150)))]).to_stored(_DAY)
     with pytest.raises(DataError, match=r"the checkpoint has trained 150 rows of \S+\.parquet#2\[0:300\]") as caught:
-        DayCursor.from_stored(data, changed)
+        DayCursor.from_stored(data, Units(changed))
     assert "\n" not in str(caught.value)
     added = [*_UNITS, replace(_UNITS[0], file="dt=2026-03-01/part-9.parquet")]
-    assert DayCursor.from_stored(data, added).num_rows == 150
+    assert DayCursor.from_stored(data, Units(added)).num_rows == 150
 
 
 def test_a_cursor_beyond_its_unit():
     """A corrupted cursor, of more rows than there are, makes the number of missing rows negative."""
     data = StoredCursor({_UNITS[1].key: (2, 1)})
     with pytest.raises(DataError, match="has trained 2 rows of"):
-        DayCursor.from_stored(data, _UNITS)
+        DayCursor.from_stored(data, _DAY)

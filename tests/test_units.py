@@ -114,6 +114,7 @@ def test_units_are_what_they_were_made_of(units: list[Unit], data: st.DataObject
     stored = pickle.loads(pickle.dumps(Units(units)))
     assert list(stored) == units == stored[:]
     assert stored == Units(units)
+    assert stored.keys() == [unit.key for unit in units]
     assert (stored.num_rows.tolist(), stored.whole.tolist()) == ([u.num_rows for u in units], [u.whole for u in units])
     if units:
         place = data.draw(st.integers(-len(units), len(units) - 1))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.errors import DataError
-from pipeline.ingest.units import DayLog, Unit, audit_sum
+from pipeline.ingest.units import DayLog, Unit, Units, audit_sum
 
 MASK = (1 << 64) - 1
 
@@ -171,36 +171,37 @@ class DayCursor:
         """Rows stepped."""
         return sum(self.seen.values())
 
-    def missing(self, units: Sequence[Unit]) -> dict[int, int]:
+    def missing(self, units: Units) -> dict[int, int]:
         """Return the number of rows left to step, by unit; units without such rows are left out."""
-        left = {index: unit.num_rows - self.seen.get(index, 0) for index, unit in enumerate(units)}
+        left = {index: rows - self.seen.get(index, 0) for index, rows in enumerate(units.num_rows.tolist())}
         return {index: rows for index, rows in left.items() if rows > 0 and index not in self.quarantined}
 
     def num_quarantined(self, units: Sequence[Unit]) -> int:
         """Return the number of rows of quarantined units that were never stepped."""
         return sum(units[index].num_rows - self.seen.get(index, 0) for index in self.quarantined)
 
-    def to_stored(self, units: Sequence[Unit]) -> StoredCursor:
+    def to_stored(self, units: Units) -> StoredCursor:
         """Return the cursor by the keys of the log's units."""
+        keys = units.keys()
         return StoredCursor(
-            units={units[index].key: (count, self.sums[index]) for index, count in sorted(self.seen.items())},
+            units={keys[index]: (count, self.sums[index]) for index, count in sorted(self.seen.items())},
             in_space=list(self.in_space),
-            quarantined={units[index].key: reason for index, reason in sorted(self.quarantined.items())},
+            quarantined={keys[index]: reason for index, reason in sorted(self.quarantined.items())},
             held_out=self.held_out,
         )
 
     @classmethod
-    def from_stored(cls, stored: StoredCursor, units: Sequence[Unit]) -> "DayCursor":
+    def from_stored(cls, stored: StoredCursor, units: Units) -> "DayCursor":
         """Find the units of a stored cursor in a log.
 
         Raises:
             DataError: The log no longer has a unit that was trained.
         """
-        places = {unit.key: index for index, unit in enumerate(units)}
+        places, sizes = {key: index for index, key in enumerate(units.keys())}, units.num_rows.tolist()
         cursor = cls(in_space=list(stored.in_space), held_out=stored.held_out)
         trained = stored.units | {key: (0, 0) for key in stored.quarantined if key not in stored.units}
         for key, (count, total) in trained.items():
-            if key not in places or count > units[places[key]].num_rows:
+            if key not in places or count > sizes[places[key]]:
                 raise DataError(
                     f"the checkpoint has trained {count} rows of {key}, the log of that day has changed since: "
                     "restore the file, or train the day on a new line"

@@ -222,8 +222,8 @@ def group_bundles(bundles: Sequence[Bundle], task_rows: int = SMALL_ROWS) -> lis
     """Group bundles into tasks, in order.
 
     Successive ranges of one row group share a task, and its decoding. So do whole row groups of few rows, and the
-    opening of their file: it costs more than reading them. Where there are many bundles, successive ones share a task
-    whatever their rows, since Ray Data stores every task as an object before the first row is read.
+    opening of their file: it costs more than reading them. Successive bundles of a large day share a task, whatever
+    their rows, since Ray Data stores every task as an object before the first row is read.
 
     Args:
         bundles: Bundles in order.

@@ -86,7 +86,7 @@ def deal_log(
     missing = before.missing(log.units)
     if len(resume.lanes) != num_ranks:
         return DealtLog(deal(log.units, num_ranks, order, missing), before)
-    places = {unit.key: index for index, unit in enumerate(log.units)}
+    places = {key: index for index, key in enumerate(log.units.keys())}
     return DealtLog([[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes], before)
 
 
@@ -99,7 +99,7 @@ def _check_unchanged(resume: ResumePoint, log: DayLog, ingest: IngestConfig, see
             "done"
         )
     then = {key for lane in resume.lanes for key in lane} | set(resume.seen.units) | set(resume.seen.quarantined)
-    changed = sorted(then ^ {unit.key for unit in log.units})
+    changed = sorted(then ^ set(log.units.keys()))
     what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
     rewritten = sorted(file for file, mark in resume.files.items() if log.files.get(file, mark) != mark)
     if rewritten and not changed:

@@ -5,9 +5,11 @@ fencing number of this start's attempt. So the weights that a rank restores and 
 from different checkpoints, and two starts never write into one directory.
 """
 
+import contextlib
+import gc
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,7 +153,8 @@ class RunPlan:
             DataError: The log has changed since the checkpoint was written.
         """
         begun = enumerate(starts)
-        return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
+        with _no_collection():
+            return [segment for model, start in begun for segment in self._of_model(model, start, num_ranks)]
 
     def _of_model(self, model: int, start: StreamStart, num_ranks: int) -> list[PlannedSegment]:
         todo = self._left(start.resume)[start.done :]
@@ -186,6 +189,10 @@ class RunPlan:
 
     def bundles(self, segments: Sequence[PlannedSegment], num_ranks: int) -> list[Bundle]:
         """Return the parcels of all ranks, as blocks in the splitter's order of dealing."""
+        with _no_collection():
+            return self._bundles(segments, num_ranks)
+
+    def _bundles(self, segments: Sequence[PlannedSegment], num_ranks: int) -> list[Bundle]:
         bundles: list[Bundle] = []
         if not segments:  # Ray Data wants something to read
             bundles += [(PlannedParcel("blank", 0),)] * num_ranks
@@ -242,6 +249,18 @@ class RunPlan:
                 concurrency=self.ingest.read_tasks,
                 num_cpus=self.ingest.read_cpus,
             )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Switch Python's cyclic garbage collector off: it would walk over a day's many new objects again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _in_turns(lanes: Lanes, units: Units, rows: Sequence[int], block_rows: int) -> list[list[int]]:

@@ -48,12 +48,16 @@ class Unit:
     @property
     def key(self) -> str:
         """Name of the unit in cursors, audits and errors; a unit of other rows has another key."""
-        return f"{self.file}#{self.row_group}[{self.first_row}:{self.first_row + self.num_rows}]"
+        return _key(self.file, self.row_group, self.first_row, self.num_rows)
 
     @property
     def salt(self) -> int:
         """The unit's salt in the audit's hash."""
         return salt_of(self.key)
+
+
+def _key(file: str, row_group: int, first_row: int, num_rows: int) -> str:
+    return f"{file}#{row_group}[{first_row}:{first_row + num_rows}]"
 
 
 def audit_sum(salt: int, rows: np.ndarray) -> int:
@@ -127,6 +131,11 @@ class Units(Sequence[Unit]):
     def num_rows(self) -> np.ndarray:
         """Number of rows of each unit, int64 of shape (N,)."""
         return self._units["num_rows"].astype(np.int64)
+
+    def keys(self) -> list[str]:
+        """Return the units' keys."""
+        files = self._files
+        return [_key(files[file], *place) for file, *place, _ in self._units.tolist()]
 
     @property
     def whole(self) -> np.ndarray:

@@ -64,5 +64,5 @@ def position_files(part: Part, lanes: Lanes, cursor: StoredCursor) -> dict[str, 
         lanes: Indices of its units, per rank.
         cursor: Rows of the part that the model has seen.
     """
-    keys = [unit.key for unit in part.log.units]
+    keys = part.log.units.keys()
     return {CURSOR: cursor.to_arrow(), LANES: lanes_to_arrow([[keys[index] for index in lane] for lane in lanes])}
