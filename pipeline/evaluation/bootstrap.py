@@ -21,7 +21,8 @@ from torch import Tensor
 from features.hashing import mix64, salt_of
 from features.tasks import TaskConfig
 from pipeline.config.evaluation import BootstrapConfig
-from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.metrics import TaskMetrics
+from pipeline.evaluation.rank_merge import results_over_ranks
 from pipeline.evaluation.table import metric_of
 
 _CAPACITY = 2**12  # bins of a resample's AUC: its error is far below the spread of the resamples
@@ -80,12 +81,9 @@ class Bootstrap:
         """
         for task in range(len(self._waiting)):
             self._resample(task)
-        drawn: list[list[float | None]] = [[] for _ in self._waiting]
-        for metrics in self._metrics:
-            for values, merged in zip(drawn, merge_over_ranks(metrics, group), strict=True):
-                value = merged.result()[metric_of(merged.task.kind)]
-                values.append(None if value is None else float(value))
         tasks = [metrics.task for metrics in self._metrics[0]]
+        values = results_over_ranks([one for metrics in self._metrics for one in metrics], group, _main_metric)
+        drawn = [values[place :: len(tasks)] for place in range(len(tasks))]
         found = [self._interval(task, values) for task, values in zip(tasks, drawn, strict=True)]
         return [one | {"draws": values} for one, values in zip(found, drawn, strict=True)] if with_draws else found
 
@@ -94,6 +92,11 @@ class Bootstrap:
         low, high = percentiles(values, self._config.level)
         named = {"metric": metric_of(task.kind), "low": low, "high": high}
         return named | {"level": self._config.level, "resamples": self._config.resamples, "by": self._config.by}
+
+
+def _main_metric(metrics: TaskMetrics) -> float | None:
+    value = metrics.result()[metric_of(metrics.task.kind)]
+    return None if value is None else float(value)
 
 
 def percentiles(
