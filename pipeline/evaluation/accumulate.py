@@ -37,6 +37,7 @@ class Measured:
         gates: Use of experts by the model's gates.
         evaluation: Resamples, slices and metrics within groups that are asked for.
         num_rows: Number of rows that all ranks will add, about.
+        with_draws: True to give intervals the metric in every resample, as `draws`, and slices such intervals too.
 
     Attributes:
         problem: First error of a batch, if any; the ranks continue together and exchange their errors at the end.
@@ -49,10 +50,14 @@ class Measured:
         gates: GateUse,
         evaluation: EvaluationConfig | None = None,
         num_rows: int = 0,
+        *,
+        with_draws: bool = False,
     ) -> None:
         self.problem: str | None = None
+        self._with_draws = with_draws
         asked = evaluation or EvaluationConfig()
-        self._bootstrap = Bootstrap(asked.bootstrap, tasks) if asked.bootstrap else None
+        num_resampled = len(asked.by) if with_draws else 0
+        self._bootstrap = Bootstrap(asked.bootstrap, tasks, num_resampled) if asked.bootstrap else None
         self._slices = SliceMetrics(asked.by, tasks, asked.max_slices) if asked.by else None
         binary = any(task.kind == "binary" for task in tasks)
         groups = asked.grouped if binary else None
@@ -89,7 +94,7 @@ class Measured:
             shown = (in_space, predicted[task.name], raw[index], label, weight)
             self._model[index].update(predicted[task.name], raw[index], *known)
             if self._bootstrap is not None and batch.users is not None:
-                self._bootstrap.update(index, batch.users, *shown)
+                self._bootstrap.update(index, batch.users, *shown, slices=batch.slices)
             if self._slices is not None and batch.slices is not None:
                 self._slices.update(index, batch.slices, *shown)
             if popular is not None:
@@ -118,12 +123,11 @@ class Measured:
         scores = self._popularity.scores(bags.values().numpy(), bags.lengths().numpy())
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
 
-    def results(self, group: dist.ProcessGroup, *, with_draws: bool = False) -> dict[str, Any]:
+    def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
         """Return the arguments of a `Measurement`, over the rows of all ranks; collective.
 
         Args:
             group: A group that moves CPU tensors (gloo).
-            with_draws: True to give each task's interval the metric in every resample, as `draws`.
         """
         found = results_over_ranks([*self._model, *self._baseline, *self._truth], group, _result_and_curve)
         num_tasks = len(self._tasks)
@@ -133,7 +137,8 @@ class Measured:
             entry = {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
             tasks.append(entry | {name: result for name, (result, _) in named})
         if self._bootstrap is not None:
-            for task, interval in zip(tasks, self._bootstrap.results(group, with_draws=with_draws), strict=True):
+            drawn = self._bootstrap.results(group, with_draws=self._with_draws)
+            for task, interval in zip(tasks, drawn, strict=True):
                 task["interval"] = interval
         self._add_further(tasks, [curve for _, curve in found[:num_tasks]], group)
         means, deviations = self.gates.moments(group)
@@ -152,8 +157,19 @@ class Measured:
             for task, found in zip(tasks, self._groups.results(group), strict=True):
                 task["model"] |= found
         if self._slices is not None:
-            for task, found in zip(tasks, self._slices.results(group), strict=True):
-                task["slices"] = {name: [_finite(one) for one in values] for name, values in found.items()}
+            self._add_slices(tasks, self._slices, group)
+
+    def _add_slices(self, tasks: list[dict[str, Any]], slices: SliceMetrics, group: dist.ProcessGroup) -> None:
+        """Add the metrics of slices, with the intervals and draws that are asked for."""
+        for task, found in zip(tasks, slices.results(group), strict=True):
+            task["slices"] = {name: [_finite(one) for one in values] for name, values in found.items()}
+        if self._bootstrap is None or not self._with_draws:
+            return
+        drawn = self._bootstrap.slice_results(group, slices.values())
+        for task, of_slices in zip(tasks, drawn, strict=True):
+            for values, intervals in zip(task["slices"].values(), of_slices, strict=True):
+                for value, interval in zip(values, intervals, strict=True):
+                    value["interval"] = interval
 
 
 def _result_and_curve(metrics: TaskMetrics) -> tuple[dict[str, Any], list[CurvePoint]]:

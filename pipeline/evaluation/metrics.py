@@ -18,7 +18,7 @@ from features.tasks import TaskConfig
 from pipeline.evaluation.auc import AucSketch
 from pipeline.evaluation.calibration_curve import CurvePoint, calibration_curve
 
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 """Version of the definitions of all metrics and of their resamples: raise it when one changes, and a backfill measures
 again."""
 

@@ -110,17 +110,26 @@ class SliceMetrics:
             for known, more in zip(self._texts, texts, strict=True):
                 known.update(more)
         self._check()
-        values = [
-            (config.name, text, self._of(metrics, value))
-            for config, texts, metrics in zip(self._slices, self._texts, self._metrics, strict=True)
-            for value, text in sorted(texts.items(), key=lambda pair: _place(config, pair[1]))
+        metrics = [
+            one
+            for of_values, found in zip(self.values(), self._metrics, strict=True)
+            for value in of_values
+            for one in self._of(found, value)
         ]
-        merged = iter(results_over_ranks([one for *_, found in values for one in found], group, TaskMetrics.result))
+        merged = iter(results_over_ranks(metrics, group, TaskMetrics.result))
         results: list[dict[str, list[dict[str, Any]]]] = [{one.name: [] for one in self._slices} for _ in self._tasks]
-        for name, text, _ in values:
-            for of_task in results:
-                of_task[name].append({"value": text} | next(merged))
+        for config, of_values, texts in zip(self._slices, self.values(), self._texts, strict=True):
+            for value in of_values:
+                for of_task in results:
+                    of_task[config.name].append({"value": texts[value]} | next(merged))
         return results
+
+    def values(self) -> list[list[int]]:
+        """Return the hashes of the values of each declared slice in their order; after `results` those of all ranks."""
+        return [
+            sorted(texts, key=lambda value, known=texts, config=config: _place(config, known[value]))
+            for config, texts in zip(self._slices, self._texts, strict=True)
+        ]
 
 
 def _place(config: SliceConfig, text: str) -> tuple[int, float, str]:
