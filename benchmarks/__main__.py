@@ -24,6 +24,7 @@ NAMES = (
     "startup_cpu",
     "small_units",
     "backfill",
+    "metric_merge",
 )
 
 
