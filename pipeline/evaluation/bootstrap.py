@@ -83,17 +83,18 @@ class Bootstrap:
             self._add(task, *piece)
 
     def _add(self, task: int, users: Tensor, slices: Tensor, *known: Tensor) -> None:
-        *shown, weight = known
+        predictions, scores, labels, weight = known
         drawn = torch.from_numpy(np.stack([times_drawn(users.numpy(), salt) for salt in self._salts]))
         counted = drawn * weight.to(torch.float64)
-        self._metrics[task].update(*shown, counted)
+        self._metrics[task].update(predictions, scores, labels, counted)
         for metrics, column in zip(self._of_values, slices.T, strict=True):
             order = torch.argsort(column, stable=True)
             values, counts = torch.unique_consecutive(column[order], return_counts=True)
-            pieces = [torch.split(tensor[order], counts.tolist()) for tensor in shown]
+            pieces = [torch.split(tensor[order], counts.tolist()) for tensor in (predictions, scores, labels)]
             weights = torch.split(counted[:, order], counts.tolist(), dim=1)
-            for value, of_value, *some in zip(values.tolist(), weights, *pieces, strict=True):
-                self._of(metrics, value)[task].update(*some, of_value)
+            for value, *some, of_value in zip(values.tolist(), *pieces, weights, strict=True):
+                predicted, scored, known_labels = some
+                self._of(metrics, value)[task].update(predicted, scored, known_labels, of_value)
 
     def _of(self, metrics: dict[int, list[ResampledMetric]], value: int) -> list[ResampledMetric]:
         if value not in metrics:
