@@ -25,6 +25,7 @@ NAMES = (
     "small_units",
     "plan_scale",
     "backfill",
+    "metric_merge",
 )
 
 

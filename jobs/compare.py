@@ -46,11 +46,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         trials=arguments.trials,
         keep_checkpoints=arguments.keep_checkpoints,
         least_gain=config.evaluation.least_gain,
+        min_positives=config.evaluation.min_positives,
     )
     comparison = Comparison(config, plan)
     outcomes = comparison.run()
     rows, kinds = model_rows(outcomes), {task.name: task.kind for task in config.log_schema.tasks}
-    show(f"\n{to_markdown(rows, kinds, plan)}")
+    show(f"\n{to_markdown(outcomes, rows, kinds, plan)}")
     written = write_report(comparison.storage, outcomes, rows, kinds, plan)
     return {"result": "compared", "verdicts": verdicts(rows, plan.least_gain), **written, **left_out}
 

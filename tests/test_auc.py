@@ -225,3 +225,28 @@ def test_too_small_a_capacity_is_refused() -> None:
     """Catches: a collapse that can never end."""
     with pytest.raises(ValueError, match="at least 4"):
         AucSketch(3)
+
+
+def test_weightings_share_their_bins() -> None:
+    """Catches weightings that take each other's weights, in one sketch, merged ones, and after a way as a tensor."""
+    random = torch.Generator().manual_seed(4)
+    scores = torch.randn(3000, generator=random)
+    labels = (scores + torch.randn(3000, generator=random) > 0).float()
+    weights = torch.randint(0, 3, (4, 3000), generator=random).double()
+    weights[3] = 0
+    parts = [AucSketch(2000, 4), AucSketch(2000, 4)]
+    for sketch, chosen in zip(parts, (slice(0, 1000), slice(1000, 3000)), strict=True):
+        sketch.update(scores[chosen], labels[chosen], weights[:, chosen])
+    whole = AucSketch.from_state(parts[0].state(), 2000)
+    whole.merge(AucSketch.from_state(parts[1].state(), 2000))
+    found = whole.aucs()
+    assert found[3] is None
+    for auc, weight in zip(found[:3], weights[:3], strict=True):
+        assert auc == pytest.approx(roc_auc_score(labels, scores, sample_weight=weight), abs=1e-4)
+    assert whole.state().shape[1] <= 2000
+    exact = AucSketch(4000, 4)
+    exact.update(scores, labels, weights)
+    for auc, weight in zip(exact.aucs()[:3], weights[:3], strict=True):
+        alone = AucSketch(4000)
+        alone.update(scores, labels, weight)
+        assert auc == pytest.approx(alone.auc(), abs=1e-12)

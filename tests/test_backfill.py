@@ -1,6 +1,7 @@
 """Backfills on processes in place of Ray's: equal to single evaluations, cut off anywhere, and continued."""
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -23,11 +24,13 @@ from pipeline.cluster.failures import RunFailed
 from pipeline.config.project import Config
 from pipeline.evaluation import backfill as of_backfill
 from pipeline.evaluation.backfill import Backfilled, backfill
+from pipeline.evaluation.bootstrap import paired_interval
 from pipeline.evaluation.cells import AskedCells, chosen_checkpoints, encoder_digest
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metric_table import ALL_ROWS, SCHEMA, MetricTable
 from pipeline.lineage.line import Line
 from pipeline.report.backfill import report_backfill
+from pipeline.storage.files import Storage
 
 __all__ = ["history", "trained"]  # fixtures
 
@@ -112,6 +115,36 @@ def test_groups_of_models_change_no_bit(history: Config, undisturbed: dict[str, 
     alone = history.evaluation.model_copy(update={"resident_mb": 0})
     backfill(history.model_copy(update={"evaluation": alone}), ASKED)
     assert files_of(history) == undisturbed
+
+
+def test_differences_per_slice(trained: Config, undisturbed: dict[str, bytes], local_training: None) -> None:
+    """Catches a difference from another slice, task or model, a slice without an interval, and one that is not shown.
+
+    The intervals need no measurement beyond those of the table.
+    """
+    asked = AskedCells(TRAINED[-1], ALL_DAYS[2:4], against=TRAINED[0])
+    found = backfill(trained, asked)
+    assert found.num_measured == 0
+    text, result = report_backfill(trained, asked, found)
+    shown = json.loads(Storage(trained.root).read(result["figures"].removeprefix(f"{trained.root}/")))["differences"]
+    for cell in found.cells:
+        keys = {cell.key: "one", found.against[cell.day]: "other"}
+        rows = [row for row in found.table.of_cells(cell.day, list(keys)).to_pylist() if row["draws"] is not None]
+        by_place: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in rows:
+            by_place.setdefault((row["slice"], row["task"]), {})[keys[row["key"]]] = row
+        of_day = {(one["slice"], one["task"]): one for one in shown if one["day"] == cell.day}
+        assert of_day.keys() == by_place.keys()
+        assert {"all", "length=10 to 30"} < {name for name, _ in of_day}
+        for place, pair in by_place.items():
+            one, other = pair["one"], pair["other"]
+            if one["value"] is not None:
+                assert of_day[place]["value"] == one["value"] - other["value"]
+            expected = paired_interval(one["draws"], other["draws"], 0.95)
+            assert (of_day[place]["low"], of_day[place]["high"]) == expected
+        low, value, high = (of_day["length=10 to 30", "vcr"][name] for name in ("low", "value", "high"))
+        assert low < value < high
+    assert "vcr, length=10 to 30, MSE, difference [interval]" in text
 
 
 def with_vocabulary(config: Config) -> Config:

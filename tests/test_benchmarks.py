@@ -29,7 +29,9 @@ def _figures(found: Any) -> list[float]:
     return [float(found)] if isinstance(found, int | float) else []
 
 
-@pytest.mark.parametrize("name", ["determinism", "head_gemm", "save_stall", "small_units", "startup_cpu", "vocabulary"])
+@pytest.mark.parametrize(
+    "name", ["determinism", "head_gemm", "metric_merge", "save_stall", "small_units", "startup_cpu", "vocabulary"]
+)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     """Catches a benchmark that the code has left behind; how fast it is, is not asked."""
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json", str(tmp_path / "found.json")]

@@ -20,6 +20,8 @@ CTR = TaskConfig(name="ctr", label="click")
 VCR = TaskConfig(name="vcr", label="share", kind="regression")
 DRAWN = BootstrapConfig(by="user_id", resamples=60, level=0.9)
 NUM_USERS, NUM_ROWS = 300, 3000
+RATING = TaskConfig(name="rating", label="stars", kind="multiclass", num_classes=2)
+TASKS = CTR, VCR, RATING
 
 
 def _rows(task: TaskConfig) -> dict[str, Tensor]:
@@ -30,12 +32,18 @@ def _rows(task: TaskConfig) -> dict[str, Tensor]:
     scores = torch.randn(NUM_USERS, generator=random)[users] + 0.3 * torch.randn(NUM_ROWS, generator=random)
     if task is CTR:
         labels = (scores * 0.3 + 2 * taste + torch.randn(NUM_ROWS, generator=random) > 0).float()
-    else:
+    elif task is VCR:
         labels = scores.sigmoid() + taste
+    else:
+        labels = (taste > 0).float()
     in_space = torch.rand(NUM_ROWS, generator=random) < 0.7
     weight = torch.randint(1, 4, (NUM_ROWS,), generator=random).float()
     labels[~in_space] = float("nan")
-    known = {"predictions": scores.sigmoid(), "scores": scores, "labels": labels, "weight": weight}
+    predictions = scores.sigmoid()
+    if task is RATING:
+        scores = torch.stack([-scores, scores], dim=1)
+        predictions = scores.softmax(1)
+    known = {"predictions": predictions, "scores": scores, "labels": labels, "weight": weight}
     return {"users": users, "in_space": in_space} | known
 
 
@@ -59,20 +67,25 @@ class Resampled:
         return drawn.results(dist.group.WORLD)
 
 
+def _draws(task: TaskConfig, chosen: np.ndarray) -> list[float]:
+    """The metric of the chosen rows in each resample, by scikit-learn."""
+    rows = {name: tensor.numpy() for name, tensor in _rows(task).items()}
+    kept = {name: values[rows["in_space"] & chosen] for name, values in rows.items()}
+    values = []
+    for number in range(DRAWN.resamples):
+        weight = kept["weight"] * times_drawn(kept["users"], salt_of(f"bootstrap/{number}"))
+        if task is CTR:
+            values.append(roc_auc_score(kept["labels"], kept["scores"], sample_weight=weight))
+        elif task is VCR:
+            values.append(np.average((kept["predictions"] - kept["labels"]) ** 2, weights=weight))
+        else:
+            values.append(np.average(kept["predictions"].argmax(1) == kept["labels"], weights=weight))
+    return values
+
+
 def _expected() -> list[tuple[float, float]]:
-    intervals = []
-    for task in (CTR, VCR):
-        rows = {name: tensor.numpy() for name, tensor in _rows(task).items()}
-        kept = {name: values[rows["in_space"]] for name, values in rows.items()}
-        values = []
-        for number in range(DRAWN.resamples):
-            weight = kept["weight"] * times_drawn(kept["users"], salt_of(f"bootstrap/{number}"))
-            if task is CTR:
-                values.append(roc_auc_score(kept["labels"], kept["scores"], sample_weight=weight))
-            else:
-                values.append(np.average((kept["predictions"] - kept["labels"]) ** 2, weights=weight))
-        intervals.append(tuple(np.quantile(values, [0.05, 0.95])))
-    return intervals
+    everyone = np.ones(NUM_ROWS, bool)
+    return [tuple(np.quantile(_draws(task, everyone), [0.05, 0.95])) for task in (CTR, VCR)]
 
 
 def test_it_equals_brute_force_on_any_number_of_ranks(run_ranks: Any) -> None:
@@ -82,6 +95,66 @@ def test_it_equals_brute_force_on_any_number_of_ranks(run_ranks: Any) -> None:
         for interval, (low, high) in zip(found, _expected(), strict=True):
             assert interval["low"] == pytest.approx(low, abs=2e-5)
             assert interval["high"] == pytest.approx(high, abs=2e-5)
+
+
+SLICES = 2, 3  # number of values of two declared slices
+
+
+@dataclass(frozen=True)
+class ResampledSlices:
+    """Resampling of a rank's share of the rows by slices; the last value of the first slice is on rank 0 alone."""
+
+    def __call__(self, rank: int, num_ranks: int) -> Any:
+        drawn, slices = Bootstrap(DRAWN, TASKS, len(SLICES)), _slices()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bootstrap, "ROWS_AT_ONCE", 700)
+            patch.setattr(bootstrap, "_DRAWS_AT_ONCE", 300 * DRAWN.resamples)
+            for index, task in enumerate(TASKS):
+                rows = _rows(task)
+                for start in range(rank * 500, NUM_ROWS, num_ranks * 500):
+                    part = [tensor[start : start + 500] for tensor in rows.values()]
+                    drawn.update(index, part[0], part[1], *part[2:], slices=slices[start : start + 500])
+        assert dist.group.WORLD is not None
+        whole = drawn.results(dist.group.WORLD, with_draws=True)
+        return whole, drawn.slice_results(dist.group.WORLD, [list(range(number)) for number in SLICES])
+
+
+def _slices() -> Tensor:
+    places = torch.arange(NUM_ROWS)
+    return torch.stack([(places < 400).long(), places // 7 % 3], dim=1)
+
+
+def test_slices_equal_brute_force_on_any_number_of_ranks(run_ranks: Any) -> None:
+    """Catches a slice with another's rows, other users drawn than for all rows, and a value that one rank has met."""
+    slices = _slices().numpy()
+    expected = [
+        [[_draws(task, slices[:, place] == value) for value in range(number)] for place, number in enumerate(SLICES)]
+        for task in TASKS
+    ]
+    for num_ranks in (1, 2, 3):
+        for whole, found in run_ranks(ResampledSlices(), num_ranks):
+            for task, interval in zip(TASKS, whole, strict=True):
+                assert interval["draws"] == pytest.approx(_draws(task, np.ones(NUM_ROWS, bool)), abs=2e-5)
+            for of_task, of_task_expected in zip(found, expected, strict=True):
+                for of_slice, of_slice_expected in zip(of_task, of_task_expected, strict=True):
+                    for interval, draws in zip(of_slice, of_slice_expected, strict=True):
+                        assert interval["draws"] == pytest.approx(draws, abs=1e-3)  # 256 bins, in few of them a user
+                        assert interval["low"] == pytest.approx(np.quantile(draws, 0.05), abs=1e-3)
+
+
+def test_the_memory_of_slices_is_bounded() -> None:
+    """Catches a sketch of a slice that grows with the rows of a day."""
+    drawn = Bootstrap(DRAWN, [CTR], 1)
+    random = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        scores = torch.randn(2000, generator=random)
+        users = torch.randint(0, 10**9, (2000,), generator=random)
+        everyone, ones = torch.ones(2000, dtype=torch.bool), torch.ones(2000)
+        labels, slices = (scores > 0).float(), torch.zeros(2000, 1, dtype=torch.int64)
+        drawn.update(0, users, everyone, scores.sigmoid(), scores, labels, ones, slices=slices)
+    (of_slice,), whole = drawn._of_values[0][0], drawn._metrics[0]
+    assert whole.state().nbytes <= 8 * (1 + 2 * DRAWN.resamples) * (2**12 + 2)
+    assert of_slice.state().nbytes <= 8 * (1 + 2 * DRAWN.resamples) * (2**8 + 2)
 
 
 def test_users_are_drawn_whole(run_ranks: Any) -> None:

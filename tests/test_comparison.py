@@ -38,6 +38,7 @@ from pipeline.studies.candidates import (
 )
 from pipeline.studies.comparison import Comparison, ComparisonPlan, Outcome
 from pipeline.studies.gains import Spread, model_rows
+from pipeline.studies.slice_gains import slice_gains
 from pipeline.studies.trainings import Variant
 
 __all__ = ["logs"]  # a fixture
@@ -181,7 +182,7 @@ def test_the_tables_say_the_same() -> None:
     cells = table_of(rows, kinds)
     assert cells[0] == ["model", "ctr (AUC)", "vcr (MSE)", "gain ctr", "gain vcr", "parameters", "rows/s"]
     assert cells[2][1:5] == ["0.7300 ± 0.0000", "0.1200 ± 0.0141", "+0.0200 ± 0.0141", "-0.0100 ± 0.0000"]
-    markdown = to_markdown(rows, kinds, PLAN)
+    markdown = to_markdown(outcomes, rows, kinds, PLAN)
     page = render(comparison_page(outcomes, rows, kinds, PLAN), datetime(2026, 1, 4, tzinfo=UTC)).decode()
     for text in cells[2][1:5]:
         assert text in markdown
@@ -309,8 +310,11 @@ def test_a_batch_of_some_tasks() -> None:
 def test_a_comparison_goes_on(
     logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
 ) -> None:
-    """Catches a comparison that begins again after it was cut off, or measures a model by another task's labels."""
-    config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10})
+    """Catches a comparison that begins again after it was cut off, or measures a model by another task's labels.
+
+    It also catches slices that the comparison does not measure or does not keep.
+    """
+    config = make_config(logs, tmp_path / "root", checkpoint={"every_steps": 10}, evaluation={"by": ["scene"]})
     calls: list[list[str]] = []
     train_together = trainings.train_together
 
@@ -338,6 +342,12 @@ def test_a_comparison_goes_on(
     assert len(list(lines.iterdir())) == 3
     again = Comparison(config, PLAN).run()
     assert again == outcomes
+    by_scene = slice_gains(again, PLAN)["scene"]
+    for task in single.tasks:
+        found = [one for one in by_scene if one.task == task["task"]]
+        assert len(found) > 1
+        assert sum(one.num_rows for one in found) == task["model"]["rows"]
+        assert all(one.gains["mmoe"].mean is not None for one in found if one.is_judged)
     assert len(calls) == 2
     assert not list(lines.iterdir())  # measured, and not asked to be kept
 

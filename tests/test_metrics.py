@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from features.tasks import TaskConfig
-from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.metrics import TaskMetrics
+from pipeline.evaluation.rank_merge import results_over_ranks
 
 _NAN = float("nan")
 _TASKS = [
@@ -254,9 +255,9 @@ def _measure_on_a_rank(rank: int, folder: str) -> None:
     assert group is not None
     own = [_measured(task, *_parts_of_ranks(task, rank)) for task in _TASKS]
     before = [metrics.state() for metrics in own]
-    merged = merge_over_ranks(own, group)
+    merged = results_over_ranks(own, group, TaskMetrics.result)
     assert all(torch.equal(metrics.state(), state) for metrics, state in zip(own, before, strict=True))
-    Path(folder, f"{rank}.json").write_text(json.dumps([metrics.result() for metrics in merged]))
+    Path(folder, f"{rank}.json").write_text(json.dumps(merged))
     dist.destroy_process_group()
 
 

@@ -213,7 +213,7 @@ def test_a_unit_that_cannot_be_read(history: Config, tmp_path: Path, local_train
     refused = call(job, config, tmp_path, "--days", DAYS[0], "--out", str(tmp_path / "refused"))
     assert refused[1] == REFUSED
     assert f"{broken.name}, row group 1" in refused[0]["error"]
-    ingest = config.ingest.model_copy(update={"on_bad_unit": "quarantine"})
+    ingest = config.ingest.model_copy(update={"on_bad_unit": "quarantine", "max_quarantined": 0.5})
     result = predict(config.model_copy(update={"ingest": ingest}), DAYS[:1], str(tmp_path / "out"))
     assert (result["rows"], result["left_out_units"]) == (ROWS - groups.row_group(1).num_rows, 1)
     record = PredictionFiles(Storage(str(tmp_path / "out"))).day(DAYS[0])

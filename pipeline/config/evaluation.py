@@ -50,6 +50,8 @@ class EvaluationConfig(Declaration):
         prior_rows: Number of rows of the global mean that every id starts with.
         bootstrap: Resampling of users for intervals; absent: no intervals.
         least_gain: Smallest gain of a metric over a single-task model that a comparison's verdict counts.
+        min_positives: Number of positive rows, and of negative ones (or of rows, for tasks that are not binary), below
+            which a comparison shows the gains on a slice and does not judge them.
         grouped: Metrics within each user or request; absent: none.
         by: Columns or expressions whose values slice the rows; every metric is then given for each slice too.
         max_slices: Largest number of values of one entry of `by`; more end the evaluation.
@@ -61,6 +63,7 @@ class EvaluationConfig(Declaration):
     prior_rows: float = Field(default=20.0, gt=0)
     bootstrap: BootstrapConfig | None = None
     least_gain: float = Field(default=0.0005, ge=0)
+    min_positives: int = Field(default=50, ge=1)
     grouped: GroupedConfig | None = None
     by: list[SliceConfig] = []
     max_slices: int = Field(default=50, ge=1, le=1000)

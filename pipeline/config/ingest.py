@@ -47,7 +47,8 @@ class IngestConfig(Declaration):
         prefetch_units: Number of units, or blocks of small units, that a worker fetches ahead.
         on_bad_unit: Action for a unit that cannot be read or encoded: `fail` stops the run and names the unit;
             `quarantine` records unit and error in the checkpoint, continues without it, and names it at the end.
-        max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run.
+        max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run, or refuses the
+            measurement.
     """
 
     batch_size: int = Field(default=1024, ge=1, le=2**20)

@@ -16,9 +16,11 @@ from models.batch import RankingBatch
 from models.tasks import TaskHead, predictions_of
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.evaluation.bootstrap import Bootstrap
+from pipeline.evaluation.calibration_curve import CurvePoint
 from pipeline.evaluation.gate_use import GateUse
 from pipeline.evaluation.group_rows import GroupRows
-from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.metrics import TaskMetrics
+from pipeline.evaluation.rank_merge import results_over_ranks
 from pipeline.evaluation.row_sample import RowSample, row_hashes, sampled_figures
 from pipeline.evaluation.slice_metrics import SliceMetrics
 from pipeline.log_passes.popularity import Popularity
@@ -35,6 +37,7 @@ class Measured:
         gates: Use of experts by the model's gates.
         evaluation: Resamples, slices and metrics within groups that are asked for.
         num_rows: Number of rows that all ranks will add, about.
+        with_draws: True to give intervals the metric in every resample, as `draws`, and slices such intervals too.
 
     Attributes:
         problem: First error of a batch, if any; the ranks continue together and exchange their errors at the end.
@@ -47,10 +50,14 @@ class Measured:
         gates: GateUse,
         evaluation: EvaluationConfig | None = None,
         num_rows: int = 0,
+        *,
+        with_draws: bool = False,
     ) -> None:
         self.problem: str | None = None
+        self._with_draws = with_draws
         asked = evaluation or EvaluationConfig()
-        self._bootstrap = Bootstrap(asked.bootstrap, tasks) if asked.bootstrap else None
+        num_resampled = len(asked.by) if with_draws else 0
+        self._bootstrap = Bootstrap(asked.bootstrap, tasks, num_resampled) if asked.bootstrap else None
         self._slices = SliceMetrics(asked.by, tasks, asked.max_slices) if asked.by else None
         binary = any(task.kind == "binary" for task in tasks)
         groups = asked.grouped if binary else None
@@ -87,7 +94,7 @@ class Measured:
             shown = (in_space, predicted[task.name], raw[index], label, weight)
             self._model[index].update(predicted[task.name], raw[index], *known)
             if self._bootstrap is not None and batch.users is not None:
-                self._bootstrap.update(index, batch.users, *shown)
+                self._bootstrap.update(index, batch.users, *shown, slices=batch.slices)
             if self._slices is not None and batch.slices is not None:
                 self._slices.update(index, batch.slices, *shown)
             if popular is not None:
@@ -116,42 +123,57 @@ class Measured:
         scores = self._popularity.scores(bags.values().numpy(), bags.lengths().numpy())
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
 
-    def results(self, group: dist.ProcessGroup, *, with_draws: bool = False) -> dict[str, Any]:
+    def results(self, group: dist.ProcessGroup) -> dict[str, Any]:
         """Return the arguments of a `Measurement`, over the rows of all ranks; collective.
 
         Args:
             group: A group that moves CPU tensors (gloo).
-            with_draws: True to give each task's interval the metric in every resample, as `draws`.
         """
-        merged = [merge_over_ranks(metrics, group) for metrics in (self._model, self._baseline, self._truth)]
-        tasks = [
-            {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
-            | {
-                name: _finite(m[index].result())
-                for name, m in zip(("model", "popularity", "truth"), merged, strict=True)
-            }
-            for index, task in enumerate(self._tasks)
-        ]
+        found = results_over_ranks([*self._model, *self._baseline, *self._truth], group, _result_and_curve)
+        num_tasks = len(self._tasks)
+        tasks = []
+        for place, task in enumerate(self._tasks):
+            named = zip(("model", "popularity", "truth"), found[place::num_tasks], strict=True)
+            entry = {"task": task.name, "kind": task.kind, "objective": task.objective, "role": task.role}
+            tasks.append(entry | {name: result for name, (result, _) in named})
         if self._bootstrap is not None:
-            for task, interval in zip(tasks, self._bootstrap.results(group, with_draws=with_draws), strict=True):
+            drawn = self._bootstrap.results(group, with_draws=self._with_draws)
+            for task, interval in zip(tasks, drawn, strict=True):
                 task["interval"] = interval
-        self._add_further(tasks, merged[0], group)
+        self._add_further(tasks, [curve for _, curve in found[:num_tasks]], group)
         means, deviations = self.gates.moments(group)
         return {"tasks": tasks, "expert_use": means, "expert_use_deviation": deviations}
 
-    def _add_further(self, tasks: list[dict[str, Any]], model: Sequence[TaskMetrics], group: dist.ProcessGroup) -> None:
+    def _add_further(
+        self, tasks: list[dict[str, Any]], curves: Sequence[list[CurvePoint]], group: dist.ProcessGroup
+    ) -> None:
         """Add what is known of the model alone: its calibration curve, slices, XAUC and metrics within groups."""
-        for task, metrics in zip(tasks, model, strict=True):
-            task["calibration_curve"] = metrics.calibration_curve()
+        for task, curve in zip(tasks, curves, strict=True):
+            task["calibration_curve"] = curve
         for place, sample in self._samples.items():
-            tasks[place]["model"]["xauc"], curve = sampled_figures(sample.of_all_ranks(group))
-            tasks[place]["calibration_curve"] = curve
+            of_all = sampled_figures(sample.of_all_ranks(group))
+            tasks[place]["model"]["xauc"], tasks[place]["calibration_curve"] = of_all
         if self._groups is not None:
             for task, found in zip(tasks, self._groups.results(group), strict=True):
                 task["model"] |= found
         if self._slices is not None:
-            for task, found in zip(tasks, self._slices.results(group), strict=True):
-                task["slices"] = {name: [_finite(one) for one in values] for name, values in found.items()}
+            self._add_slices(tasks, self._slices, group)
+
+    def _add_slices(self, tasks: list[dict[str, Any]], slices: SliceMetrics, group: dist.ProcessGroup) -> None:
+        """Add the metrics of slices, with the intervals and draws that are asked for."""
+        for task, found in zip(tasks, slices.results(group), strict=True):
+            task["slices"] = {name: [_finite(one) for one in values] for name, values in found.items()}
+        if self._bootstrap is None or not self._with_draws:
+            return
+        drawn = self._bootstrap.slice_results(group, slices.values())
+        for task, of_slices in zip(tasks, drawn, strict=True):
+            for values, intervals in zip(task["slices"].values(), of_slices, strict=True):
+                for value, interval in zip(values, intervals, strict=True):
+                    value["interval"] = interval
+
+
+def _result_and_curve(metrics: TaskMetrics) -> tuple[dict[str, Any], list[CurvePoint]]:
+    return _finite(metrics.result()), metrics.calibration_curve()
 
 
 def _add_baseline(metrics: TaskMetrics, values: Tensor, labels: Tensor, in_space: Tensor, weight: Tensor) -> None:

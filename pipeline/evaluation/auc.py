@@ -18,19 +18,21 @@ _ROOT = 1 << 32
 
 
 class AucSketch:
-    """Weight of positives and negatives per bin of scores.
+    """Weight of positives and negatives per bin of scores, under one weighting of the rows or several.
 
     Args:
         capacity: Number of bins; up to this many distinct scores the area is exact, ties included. Beyond, a bin holds
             at most about 2 / capacity of all weight, so the error stays near 1 / capacity (see `error_bound`).
+        num_weightings: V, the number of weightings, which share the bins.
     """
 
-    def __init__(self, capacity: int = 2**16) -> None:
+    def __init__(self, capacity: int = 2**16, num_weightings: int = 1) -> None:
         if capacity < 4:
             raise ValueError(f"an AUC sketch of capacity {capacity}: give at least 4")
         self._capacity = capacity
         self._nodes = np.empty(0, np.int64)
-        self._weights = np.empty((2, 0))
+        self._num_weightings = num_weightings
+        self._weights = np.empty((2 * num_weightings, 0))  # the positives of every weighting, then the negatives
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._num_waiting = 0
 
@@ -38,7 +40,7 @@ class AucSketch:
         self,
         scores: Float[Tensor, " batch"],
         labels: Float[Tensor, " batch"],
-        weights: Float[Tensor, " batch"] | None = None,
+        weights: Float[Tensor, "*weighting batch"] | None = None,
     ) -> None:
         """Add rows; tensors on a GPU are copied to the host.
 
@@ -46,23 +48,24 @@ class AucSketch:
             scores: float32 in the order of the rows' ranking; logits distinguish scores that a sigmoid would round to
                 1.
             labels: 1 for positives, 0 for negatives; a value between them splits the row's weight.
-            weights: Weights of at least 0; absent: 1.
+            weights: Weights of at least 0, shape (B,), or (V, B) for several weightings; absent: 1.
 
         Raises:
             ValueError: A score is NaN.
         """
         values = scores.detach().to("cpu", torch.float32).numpy()
         positive = labels.detach().to("cpu", torch.float64).numpy()
-        weight = np.ones(len(values)) if weights is None else weights.detach().to("cpu", torch.float64).numpy()
+        weight = torch.ones(len(values)) if weights is None else weights.detach()
+        weight = weight.to("cpu", torch.float64).numpy().reshape(self._num_weightings, len(values))
         num_nan = int(np.isnan(values).sum())
         if num_nan:
             raise ValueError(
                 f"AUC of {num_nan:,} NaN scores among {len(values):,}: a NaN has no rank, look at the model"
             )
-        weighing = weight != 0
+        weighing = (weight != 0).any(0)
         if not weighing.all():
-            values, positive, weight = values[weighing], positive[weighing], weight[weighing]
-        self._add(_leaves(values), np.stack([weight * positive, weight * (1 - positive)]))
+            values, positive, weight = values[weighing], positive[weighing], weight[:, weighing]
+        self._add(_leaves(values), np.concatenate([weight * positive, weight * (1 - positive)]))
 
     def merge(self, other: "AucSketch") -> None:
         """Add the rows of another sketch, which stays as it is."""
@@ -71,19 +74,18 @@ class AucSketch:
 
     def auc(self) -> float | None:
         """Return the probability that a positive scores above a negative, ties counted half; None for one class."""
+        return self.aucs()[0]
+
+    def aucs(self) -> list[float | None]:
+        """Return the area of each weighting; see `auc`."""
         self._consolidate()
-        positive, negative = self._weights
-        pairs = positive.sum() * negative.sum()
-        if pairs == 0:
-            return None
-        below = np.cumsum(negative) - negative
-        return float(positive @ (below + negative / 2) / pairs)
+        return list(map(_area, *np.split(self._weights, 2)))
 
     def error_bound(self) -> float | None:
         """Return a bound on the error of `auc`: the share of pairs whose order the bins do not determine.
 
         These are pairs within one bin, at half their share since `auc` counts half, and pairs of a bin and one inside
-        it.
+        it. The sketch has one weighting.
         """
         self._consolidate()
         positive, negative = self._weights
@@ -99,7 +101,7 @@ class AucSketch:
         return float((within + positive @ inside[1] + negative @ inside[0]) / pairs)
 
     def bins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the score in the middle of each bin, float32 of shape (n,), and its weights, shape (2, n).
+        """Return the score in the middle of each bin, float32 of shape (n,), and its weights, shape (2 V, n).
 
         Up to the capacity a bin has one score, and the middle is it.
         """
@@ -107,20 +109,20 @@ class AucSketch:
         keys = ((self._nodes >> 1) - (1 << 31)).astype(np.int32)
         return (keys ^ ((keys >> 31) & np.int32(0x7FFFFFFF))).view(np.float32), self._weights
 
-    def state(self) -> Float[Tensor, "3 bin"]:
-        """Return the state as one float64 tensor: node, positive weight, negative weight of each bin (nodes < 2^53)."""
+    def state(self) -> Float[Tensor, "row bin"]:
+        """Return the state as one float64 tensor: node, V positive, V negative weights of each bin (nodes < 2^53)."""
         self._consolidate()
         return torch.from_numpy(np.concatenate([self._nodes[None].astype(np.float64), self._weights]))
 
     @classmethod
-    def from_state(cls, state: Float[Tensor, "3 bin"], capacity: int = 2**16) -> "AucSketch":
+    def from_state(cls, state: Float[Tensor, "row bin"], capacity: int = 2**16) -> "AucSketch":
         """Return the sketch with a state."""
-        sketch = cls(capacity)
+        sketch = cls(capacity, len(state) // 2)
         sketch._add(state[0].numpy().astype(np.int64), state[1:].numpy())
         return sketch
 
     def _add(self, nodes: np.ndarray, weights: np.ndarray) -> None:
-        """Add weights at nodes: (n,) and (2, n); they are sorted once enough are pending."""
+        """Add weights at nodes: (n,) and (2 V, n); they are sorted once enough are pending."""
         self._waiting.append((nodes, weights))
         self._num_waiting += len(nodes)
         if self._num_waiting > 4 * self._capacity:
@@ -141,6 +143,15 @@ class AucSketch:
         self._nodes, self._weights, self._waiting, self._num_waiting = nodes, weights, [], 0
 
 
+def _area(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """Return the area of the weights of positives and negatives in the order of scores; None for one class."""
+    pairs = positive.sum() * negative.sum()
+    if pairs == 0:
+        return None
+    below = np.cumsum(negative) - negative
+    return float(positive @ (below + negative / 2) / pairs)
+
+
 def _leaves(scores: np.ndarray) -> np.ndarray:
     """Return the leaves of float32 scores, in the scores' order; 0 and -0 are one score."""
     bits = (scores + np.float32(0)).view(np.int32)
@@ -149,7 +160,7 @@ def _leaves(scores: np.ndarray) -> np.ndarray:
 
 
 def _collapse(nodes: np.ndarray, weights: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Collapse light subtrees until at most `capacity` nodes are left: (n,) and (2, n) -> (m,) and (2, m)."""
+    """Collapse light subtrees until at most `capacity` nodes are left: (n,) and (2 V, n) -> (m,) and (2 V, m)."""
     cumulative = np.concatenate([[0.0], np.cumsum(weights.sum(0))])
     limit = 2 * cumulative[-1] / capacity
     while len(starts := _light_runs(nodes, cumulative, limit)) > capacity:

@@ -264,14 +264,15 @@ def backfill_worker(settings: dict[str, BackfillJob]) -> dict[str, Any]:
         reading = job.readings[segment.header.place]
         loaded = resident.hold(reading.checkpoints)
         tasks, num_rows = config.log_schema.tasks, reading.part.log.num_rows
-        metrics = [Measured(tasks, None, GateUse(one.state.model), config.evaluation, num_rows) for one in loaded]
+        gates = [GateUse(one.state.model) for one in loaded]
+        metrics = [Measured(tasks, None, one, config.evaluation, num_rows, with_draws=True) for one in gates]
         models = list(zip(loaded, reading.encoders, metrics, strict=True))
         reporter = reporter_of(job.board, reading.part)
         refused = measure_reading(config, reading.part, segment.parcels, groups, models, reporter)
         if refused is not None:
             return {"refused": f"{reading.part.log.day}: {refused}"}
         try:
-            results = [one.results(groups.counts, with_draws=True)["tasks"] for one in metrics]
+            results = [one.results(groups.counts)["tasks"] for one in metrics]
         except DataError as error:  # on all ranks alike
             return {"refused": f"{reading.part.log.day}: {error}"}
         measured += zip(reading.cells, results, strict=True)

@@ -1,4 +1,7 @@
-"""Differences of checkpoints' main metrics on the same rows, with intervals by a paired bootstrap over users."""
+"""Differences of checkpoints' main metrics on the same rows, with intervals by a paired bootstrap over users.
+
+They are of all rows of a day, and of each slice.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ class Difference:
 
     Args:
         cell: The checkpoint's cell.
+        slice: All rows, or the name of a slice, as in the table.
         task: Name of the task.
         metric: The main metric of its kind.
         value: Metric of the checkpoint less the other's; None: undefined.
@@ -25,6 +29,7 @@ class Difference:
     """
 
     cell: Cell
+    slice: str
     task: str
     metric: str
     value: float | None
@@ -33,7 +38,7 @@ class Difference:
 
 
 def differences(table: MetricTable, cells: Sequence[Cell], against: str, level: float) -> list[Difference]:
-    """Return the differences of a day's cells from one of them, per task.
+    """Return the differences of a day's cells from one of them, per slice and task, those of all rows first.
 
     Args:
         table: Table with all of them.
@@ -45,14 +50,16 @@ def differences(table: MetricTable, cells: Sequence[Cell], against: str, level: 
         return []
     keys = [*(cell.key for cell in cells), against]
     rows = table.of_cells(cells[0].day, keys, _COLUMNS).to_pylist()
-    main = [row for row in rows if row["metric"] == metric_of(row["kind"]) and row["slice"] == ALL_ROWS]
-    found = {(row["key"], row["task"]): row for row in main}
-    base = {task: row for (key, task), row in found.items() if key == against}
+    main = [row for row in rows if row["metric"] == metric_of(row["kind"])]
+    found = {(row["key"], row["slice"], row["task"]): row for row in main}
+    base = {(name, task): row for (key, name, task), row in found.items() if key == against}
+    ordered = sorted(base, key=lambda place: place[0] != ALL_ROWS)
     return [
-        Difference(cell, task, other["metric"], *_apart(found[cell.key, task], other, level))
+        Difference(cell, name, task, base[name, task]["metric"], *_apart(one, base[name, task], level))
         for cell in cells
         if cell.key != against
-        for task, other in base.items()
+        for name, task in ordered
+        if (one := found.get((cell.key, name, task))) is not None
     ]
 
 

@@ -20,6 +20,7 @@ from pipeline.config.ingest import IngestConfig, ShuffleConfig
 from pipeline.config.project import Config
 from pipeline.evaluation.accumulate import Measured
 from pipeline.evaluation.gate_use import GateUse
+from pipeline.evaluation.left_out import LeftOut, refusal
 from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.datasource import read_columns
@@ -285,12 +286,14 @@ def measure_part(job: EvaluateJob, segment: Segment, groups: Groups, loaded: Loa
     """Measure one part with a `Measured`, or an object of the same interface.
 
     Returns:
-        The error of reading, the same text on every rank; None without one.
+        The error of reading, or of too many unreadable rows, the same text on every rank; None without one.
     """
     log = next(part.log for part in job.parts if part.key == (segment.header.day, segment.header.log_day))
     schema, pipeline = job.config.log_schema, loaded.pipeline
     tasks = loaded.config.log_schema.task_names
-    batcher = Batcher(schema, log.units, segment.parcels, job.config.ingest.batch_size, interleave=1, tasks=tasks)
+    left_out = LeftOut(log)
+    parcels = left_out.watched(segment.parcels)
+    batcher = Batcher(schema, log.units, parcels, job.config.ingest.batch_size, interleave=1, tasks=tasks)
     none, ones = torch.zeros(len(tasks)), torch.ones(len(tasks))
     batches = CountedBatches(batcher.next_batch, 0, lambda step: ones, none.clone, groups.counts)
     board = job.board if dist.get_rank() == 0 else None
@@ -303,5 +306,5 @@ def measure_part(job: EvaluateJob, segment: Segment, groups: Groups, loaded: Loa
             break
         measured.update(output.outputs, output.batch)
         reporter.post(batches.num_rows, {})
-    reasons = groups.gather(str(batches.error) if batches.error else measured.problem)
-    return next((reason for reason in reasons if reason), None)
+    problem = str(batches.error) if batches.error else measured.problem
+    return refusal(problem, left_out, job.config.ingest.max_quarantined, groups)

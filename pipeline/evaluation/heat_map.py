@@ -36,7 +36,8 @@ def difference_maps(found: Sequence[Difference]) -> str:
     """Format differences with their intervals; a star marks an interval without 0."""
     maps: Values = {}
     for one in found:
-        heading = f"{one.task}, {one.metric.upper()}, difference [interval]"
+        of_slice = "" if one.slice == ALL_ROWS else f", {one.slice}"
+        heading = f"{one.task}{of_slice}, {one.metric.upper()}, difference [interval]"
         maps.setdefault(heading, {})[_label(one.cell), one.cell.day] = _difference(one)
     return _formatted(maps)
 

@@ -223,7 +223,8 @@ def _slices_of(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
     yield ALL_ROWS, entry["model"], entry.get("interval", {})
     for name, values in entry.get("slices", {}).items():
         for value in values:
-            yield f"{name}={value['value']}", {key: one for key, one in value.items() if key != "value"}, {}
+            figures = {key: one for key, one in value.items() if key not in ("value", "interval")}
+            yield f"{name}={value['value']}", figures, value.get("interval", {})
 
 
 def _newest(rows: pa.Table) -> pa.Table:

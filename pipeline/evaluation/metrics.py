@@ -5,11 +5,10 @@ a device, is another `TaskMetrics` whose `in_space` is the intersection of space
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +18,7 @@ from features.tasks import TaskConfig
 from pipeline.evaluation.auc import AucSketch
 from pipeline.evaluation.calibration_curve import CurvePoint, calibration_curve
 
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 """Version of the definitions of all metrics and of their resamples: raise it when one changes, and a backfill measures
 again."""
 
@@ -117,6 +116,13 @@ class TaskMetrics:
         metrics._ranking = AucSketch.from_state(state[num_sums:].reshape(3, -1))
         return metrics
 
+    def merged(self, states: Iterable[Float[Tensor, " value"]]) -> "TaskMetrics":
+        """Return metrics of the same task with the rows of the states alone, added in their order."""
+        whole = TaskMetrics(self.task)
+        for state in states:
+            whole.merge(TaskMetrics.from_state(self.task, state))
+        return whole
+
     def result(self) -> dict[str, float | int | None]:
         """Return the metrics by name; None for an undefined one.
 
@@ -177,36 +183,6 @@ class TaskMetrics:
                 f"task {task.name!r}: predictions and the probabilities of the scores are up to {figure(apart)} apart: "
                 "give logits as scores (torch.logit of a baseline's probabilities)"
             )
-
-
-def merge_over_ranks(metrics: list[TaskMetrics], group: dist.ProcessGroup) -> list[TaskMetrics]:
-    """Return metrics over the rows of all ranks; collective, and bit-equal on every rank.
-
-    States are gathered task by task, which bounds the memory, and merged in the order of the ranks.
-
-    Args:
-        metrics: One per task, the same tasks in the same order on every rank; they stay as they are.
-        group: A group that moves CPU tensors (gloo).
-
-    Returns:
-        One per task, in the same order.
-    """
-    states = [metric.state() for metric in metrics]
-    lengths = torch.stack(_gather(torch.tensor([len(state) for state in states]), group))
-    merged = []
-    for metric, state, sizes in zip(metrics, states, lengths.T.tolist(), strict=True):
-        padded = F.pad(state, (0, max(sizes) - len(state)))
-        whole = TaskMetrics(metric.task)
-        for size, gathered in zip(sizes, _gather(padded, group), strict=True):
-            whole.merge(TaskMetrics.from_state(metric.task, gathered[:size]))
-        merged.append(whole)
-    return merged
-
-
-def _gather(tensor: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
-    gathered = [torch.empty_like(tensor) for _ in range(group.size())]
-    dist.all_gather(gathered, tensor, group=group)
-    return gathered
 
 
 def _value_terms(predictions: Tensor, labels: Tensor) -> dict[str, Tensor]:

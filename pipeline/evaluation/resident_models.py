@@ -13,6 +13,7 @@ from pipeline.cluster.progress import ProgressReporter
 from pipeline.config.project import Config
 from pipeline.evaluation.accumulate import Measured
 from pipeline.evaluation.evaluate import Loaded, Subject, load
+from pipeline.evaluation.left_out import LeftOut, refusal
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.datasource import Parcel
 from pipeline.ingest.parts import Part
@@ -72,9 +73,10 @@ def measure_reading(
         reporter: Reporter of the rows done.
 
     Returns:
-        The error of reading, the same text on every rank; None without one.
+        The error of reading, or of too many unreadable rows, the same text on every rank; None without one.
     """
-    lanes = by_encoder(parcels, len(part.encoders))
+    left_out = LeftOut(part.log)
+    lanes = by_encoder(left_out.watched(parcels), len(part.encoders))
     feeds = [_batches(config, part, lane, groups) for lane in lanes]
     shared = _shared(feeds, [place for _, place, _ in models])
     for loaded, _, _ in models:
@@ -91,8 +93,7 @@ def measure_reading(
         reporter.post(feeds[0].num_rows, {})
     errors = [str(feed.error) for feed in feeds if feed.error]
     problems = [measured.problem for _, _, measured in models if measured.problem]
-    reasons = groups.gather(next(iter(errors + problems), None))
-    return next((reason for reason in reasons if reason), None)
+    return refusal(next(iter(errors + problems), None), left_out, config.ingest.max_quarantined, groups)
 
 
 def by_encoder(parcels: Iterator[Parcel], num_encoders: int) -> list[Iterator[Parcel]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from features.errors import DataError
 from features.measured_columns import UNKNOWN, SliceConfig, text_hash, unpack_texts
 from features.tasks import TaskConfig
-from pipeline.evaluation.metrics import TaskMetrics, merge_over_ranks
+from pipeline.evaluation.metrics import TaskMetrics
+from pipeline.evaluation.rank_merge import results_over_ranks
 
 _CAPACITY = 2**14  # bins of a slice's AUC: its error bound is below 1e-4
 _ROWS_AT_ONCE = 2**16  # number of rows that wait for a common pass over the values
@@ -109,13 +110,26 @@ class SliceMetrics:
             for known, more in zip(self._texts, texts, strict=True):
                 known.update(more)
         self._check()
-        found: list[dict[str, list[dict[str, Any]]]] = [{one.name: [] for one in self._slices} for _ in self._tasks]
-        for config, texts, metrics in zip(self._slices, self._texts, self._metrics, strict=True):
-            for value, text in sorted(texts.items(), key=lambda pair: _place(config, pair[1])):
-                merged = merge_over_ranks(self._of(metrics, value), group)
-                for of_task, result in zip(found, merged, strict=True):
-                    of_task[config.name].append({"value": text} | result.result())
-        return found
+        metrics = [
+            one
+            for of_values, found in zip(self.values(), self._metrics, strict=True)
+            for value in of_values
+            for one in self._of(found, value)
+        ]
+        merged = iter(results_over_ranks(metrics, group, TaskMetrics.result))
+        results: list[dict[str, list[dict[str, Any]]]] = [{one.name: [] for one in self._slices} for _ in self._tasks]
+        for config, of_values, texts in zip(self._slices, self.values(), self._texts, strict=True):
+            for value in of_values:
+                for of_task in results:
+                    of_task[config.name].append({"value": texts[value]} | next(merged))
+        return results
+
+    def values(self) -> list[list[int]]:
+        """Return the hashes of the values of each declared slice in their order; after `results` those of all ranks."""
+        return [
+            sorted(texts, key=lambda value, known=texts, config=config: _place(config, known[value]))
+            for config, texts in zip(self._slices, self._texts, strict=True)
+        ]
 
 
 def _place(config: SliceConfig, text: str) -> tuple[int, float, str]:

@@ -295,9 +295,22 @@ def check_quarantine(cursor: DayCursor, day: DayLog, limit: float) -> None:
     Raises:
         DataError: Names the share, a unit and its error.
     """
-    rows = cursor.num_quarantined(day.units)
+    check_quarantined_rows(cursor.num_quarantined(day.units), next(iter(cursor.quarantined.values()), ""), day, limit)
+
+
+def check_quarantined_rows(rows: int, reason: str, day: DayLog, limit: float) -> None:
+    """Refuse a day by the number of its unreadable rows.
+
+    Args:
+        rows: Number of the unreadable rows.
+        reason: Error of the first unreadable unit.
+        day: The day.
+        limit: Largest share of the day's rows.
+
+    Raises:
+        DataError: Names the share, a unit and its error.
+    """
     if rows > limit * day.num_rows:
-        reason = next(iter(cursor.quarantined.values()))
         raise DataError(
             f"{rows} of {day.num_rows} rows of {day.day} are quarantined, more than ingest.max_quarantined = {limit}; "
             f"the first: {reason}"

@@ -10,6 +10,7 @@ from pipeline.evaluation.table import metric_of
 from pipeline.ingest.chosen_days import span
 from pipeline.studies.comparison import ComparisonPlan, Outcome
 from pipeline.studies.gains import ModelRow, Spread, metric
+from pipeline.studies.slice_gains import SliceGains, slice_gains
 from pipeline.studies.verdicts import verdicts
 
 
@@ -72,8 +73,38 @@ def table_of(rows: Sequence[ModelRow], kinds: dict[str, str]) -> list[list[str]]
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> str:
     """Format cells, the head first, as Markdown."""
-    head, *lines = [f"| {' | '.join(line)} |" for line in cells]
+    head, *lines = [f"| {' | '.join(map(_escaped, line))} |" for line in cells]
     return "\n".join([head, f"|{'---|' * len(cells[0])}", *lines])
+
+
+def _escaped(cell: str) -> str:
+    """Return a cell that stays one in Markdown, whatever a value of the log contains."""
+    return " ".join(cell.splitlines()).replace("|", "\\|")
+
+
+def slice_cells(name: str, gains: Sequence[SliceGains]) -> list[list[str]]:
+    """Return cells, the head first, of the gains by one declared slice.
+
+    Args:
+        name: Name of the declared slice.
+        gains: Gains of its values and tasks.
+    """
+    models = list(gains[0].gains)
+    cells = [["task", name, "rows", "positives", *(f"gain {model}" for model in models), "judged"]]
+    for one in gains:
+        shown = [signed(one.gains[model]) + ("*" if model in one.beyond_chance else "") for model in models]
+        positives = "-" if one.num_positives is None else f"{one.num_positives:,}"
+        judged = "yes" if one.is_judged else "no, few rows"
+        cells.append([one.task, one.value, f"{one.num_rows:,}", positives, *shown, judged])
+    return cells
+
+
+SLICES_INTRO = (
+    "Gains over the single-task models on the rows of each value, mean ± standard deviation over the seeds. A star "
+    "marks a gain or a loss beyond chance and evaluation.least_gain. Its interval is that of verdicts, 95 % for all "
+    "models and judged values of a task in the table together. With one seed there is no interval. A value with "
+    "fewer positive or negative rows than evaluation.min_positives (rows, where a task is not binary) is not judged."
+)
 
 
 def signed(spread: Spread) -> str:
@@ -83,11 +114,15 @@ def signed(spread: Spread) -> str:
     return f"{spread.mean:+.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
 
 
-def to_markdown(rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan) -> str:
-    """Format the table, the plan, and the verdicts."""
+def to_markdown(
+    outcomes: Sequence[Outcome], rows: Sequence[ModelRow], kinds: dict[str, str], plan: ComparisonPlan
+) -> str:
+    """Format the table, the plan, the verdicts, and the gains per slice."""
     lines = [f"# Comparison {plan.name}", "", plan_text(plan), "", markdown_table(table_of(rows, kinds))]
     lines += ["", *(f"* {text}" for text in verdicts(rows, plan.least_gain).values()), ""]
     lines += [f"* {row.model}: `{row.setting}`" for row in rows]
+    for name, gains in slice_gains(outcomes, plan).items():
+        lines += ["", f"## Gains by {name}", "", SLICES_INTRO, "", markdown_table(slice_cells(name, gains))]
     return "\n".join(lines) + "\n"
 
 

@@ -1,15 +1,16 @@
-"""Page of a comparison: the table, the verdicts, the seesaw of every pair of tasks, and the use of experts."""
+"""Page of a comparison: the table, the verdicts, the seesaw of every pair of tasks, slices, and the use of experts."""
 
 from collections.abc import Iterator, Sequence
 
 from features.figure import figure
 from pipeline.report.charts import shares
-from pipeline.report.comparison import plan_text, table_of
+from pipeline.report.comparison import SLICES_INTRO, plan_text, slice_cells, table_of
 from pipeline.report.expert_use import plain_experts
 from pipeline.report.measured_sections import seesaw_charts
 from pipeline.report.page import Page, Section, Table
 from pipeline.studies.comparison import ComparisonPlan, Outcome
 from pipeline.studies.gains import ModelRow, UsedExperts, gate_use, is_collapsed
+from pipeline.studies.slice_gains import slice_gains
 from pipeline.studies.verdicts import verdicts
 
 
@@ -34,6 +35,7 @@ def comparison_page(
         sections=[
             Section(name="models", title="Models", notes=said, tables=[table]),
             _seesaw(rows),
+            *_slice_sections(outcomes, plan),
             *_expert_sections(outcomes),
             Section(name="settings", title="Settings", tables=[settings]),
         ],
@@ -51,6 +53,14 @@ def _seesaw(rows: Sequence[ModelRow]) -> Section:
         charts=charts,
         absent=absent,
     )
+
+
+def _slice_sections(outcomes: Sequence[Outcome], plan: ComparisonPlan) -> Iterator[Section]:
+    """Yield the gains by each declared slice."""
+    for number, (name, gains) in enumerate(slice_gains(outcomes, plan).items()):
+        head, *cells = slice_cells(name, gains)
+        table = Table(head, cells, frozenset(range(2, len(head) - 1)))
+        yield Section(name=f"slices-{number}", title=f"Gains by {name}", intro=SLICES_INTRO, tables=[table])
 
 
 def _expert_sections(outcomes: Sequence[Outcome]) -> Iterator[Section]:

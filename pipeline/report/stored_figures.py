@@ -15,7 +15,7 @@ from pipeline.lineage.ledger_entry import LedgerEntry
 from pipeline.report.task_days import calibration_points
 from pipeline.storage.files import Storage
 from pipeline.studies.candidates import SINGLE
-from pipeline.studies.gains import LESS_IS_BETTER, Spread
+from pipeline.studies.gains import Spread, gain
 
 MOST_DAYS, MOST_CHECKPOINTS, MOST_COMPARISONS = 60, 40, 4
 _COLUMNS = ("line", "checkpoint", "checkpoint_day", "day", "lag", "row_set", "slice", "task", "kind", "metric")
@@ -188,17 +188,11 @@ def _gains(storage: Storage, name: str) -> dict[str, dict[str, Spread]]:
     by_seed: dict[str, dict[str, list[float | None]]] = {}
     for row in rows:
         if row["model"] != SINGLE and alone:
-            gain = _gain(row["value"], alone.get((row["seed"], row["task"])), row["metric"])
-            by_seed.setdefault(row["model"], {}).setdefault(row["task"], []).append(gain)
+            found = gain(row["value"], alone.get((row["seed"], row["task"])), row["metric"])
+            by_seed.setdefault(row["model"], {}).setdefault(row["task"], []).append(found)
     return {
         model: {task: Spread.of(values) for task, values in of_tasks.items()} for model, of_tasks in by_seed.items()
     }
-
-
-def _gain(value: float | None, single: float | None, metric: str) -> float | None:
-    if value is None or single is None:
-        return None
-    return single - value if metric in LESS_IS_BETTER else value - single
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def write_report(
     now = datetime.now(UTC)
     files = {
         "parquet": ("table.parquet", to_parquet(outcomes)),
-        "markdown": ("table.md", to_markdown(rows, kinds, plan).encode()),
+        "markdown": ("table.md", to_markdown(outcomes, rows, kinds, plan).encode()),
         "html": ("index.html", render(comparison_page(outcomes, rows, kinds, plan), now)),
     }
     for name, data in files.values():

@@ -36,6 +36,7 @@ class ComparisonPlan:
         keep_checkpoints: True to keep a line after it has been measured.
         networks: Network of a model by name, in any size; others are built to one size.
         least_gain: Smallest gain over a single-task model that a verdict counts.
+        min_positives: Number of positive and of negative rows below which a slice is not judged.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ComparisonPlan:
     keep_checkpoints: bool = False
     networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
     least_gain: float = 0.0005
+    min_positives: int = 50
 
     def check(self) -> None:
         """Check that the plan can be carried out.

@@ -192,7 +192,12 @@ def _case(experiment: ExperimentConfig, case: CaseConfig, plan: ComparisonPlan, 
     networks = {model: network for model, network in plan.networks.items() if model in models}
     differs = (*case.set, *([f"tasks: {', '.join(case.tasks)}"] if case.tasks is not None else []))
     plan = replace(
-        plan, models=models, networks=networks, seeds=case.seeds or plan.seeds, least_gain=config.evaluation.least_gain
+        plan,
+        models=models,
+        networks=networks,
+        seeds=case.seeds or plan.seeds,
+        least_gain=config.evaluation.least_gain,
+        min_positives=config.evaluation.min_positives,
     )
     return Case(case.name, config, differs, plan, read)
 

@@ -82,7 +82,9 @@ def _model_row(outcomes: Sequence[Outcome], single: Sequence[Outcome] | None) ->
     gains = None
     if single is not None:
         alone = {outcome.seed: outcome for outcome in single}
-        gains = {name: Spread.of([_gain(outcome, alone[outcome.seed], name) for outcome in outcomes]) for name in names}
+        gains = {
+            name: Spread.of([_gain_of(outcome, alone[outcome.seed], name) for outcome in outcomes]) for name in names
+        }
     first = outcomes[0]
     return ModelRow(
         model=first.model,
@@ -100,12 +102,22 @@ def metric(outcome: Outcome, name: str) -> float | None:
     return task["model"].get(metric_of(task["kind"]))
 
 
-def _gain(outcome: Outcome, single: Outcome, name: str) -> float | None:
-    found, alone = metric(outcome, name), metric(single, name)
-    if found is None or alone is None:
-        return None
+def _gain_of(outcome: Outcome, single: Outcome, name: str) -> float | None:
     (task,) = [task for task in outcome.tasks if task["task"] == name]
-    return alone - found if metric_of(task["kind"]) in LESS_IS_BETTER else found - alone
+    return gain(metric(outcome, name), metric(single, name), metric_of(task["kind"]))
+
+
+def gain(value: float | None, alone: float | None, name: str) -> float | None:
+    """Return the gain of a model over a single-task model; None if a metric is undefined.
+
+    Args:
+        value: Metric of the model.
+        alone: Metric of the single-task model.
+        name: Name of the metric.
+    """
+    if value is None or alone is None:
+        return None
+    return alone - value if name in LESS_IS_BETTER else value - alone
 
 
 def is_collapsed(mean: float, num_experts: int) -> bool:

@@ -58,6 +58,18 @@ def _verdict(task: str, rows: Sequence[ModelRow], least_gain: float) -> str:
     return f"{task}: {'; '.join(said)}"
 
 
+def beyond_chance(gain: Spread, least_gain: float, num_judged: int) -> bool:
+    """Return True if a gain or a loss is beyond chance and has the least size, as a verdict counts it.
+
+    Args:
+        gain: Gain over the seeds.
+        least_gain: Smallest gain that is worth the name, in the unit of the metric.
+        num_judged: Number of gains whose intervals hold together.
+    """
+    found = _judge("", gain, num_judged)
+    return found is not None and abs(found.mean) > found.half and abs(found.mean) >= least_gain
+
+
 def _list(judged: Sequence[_Judged]) -> str:
     return ", ".join(map(str, judged))
 
