@@ -91,6 +91,16 @@ class Storage:
         names = (path.rsplit("/", 1)[-1] for path in paths)
         return sorted(name for name in names if not name.startswith("."))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of the files directly in a folder, hidden ones too, by name, from one listing."""
+        path = self.path(folder)
+        try:
+            found = self.filesystem.ls(path, detail=True) if self.is_local else self.filesystem.entries(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        files = (entry for entry in found if entry["type"] != "directory" and entry["name"] != path)
+        return {str(entry["name"]).rsplit("/", 1)[-1]: entry["size"] for entry in files}
+
     def files_below(self, folder: str, is_hidden: Callable[[str], bool]) -> list[str]:
         """Return the paths of all files below a folder, at any depth, sorted, relative to the folder.
 
@@ -120,6 +130,14 @@ class Storage:
             FileNotFoundError: The file does not exist.
         """
         return self.filesystem.cat_file(self.path(name))
+
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Return some bytes of a file, as by a slice.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
+        return self.filesystem.cat_file(self.path(name), start=begin, end=end)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing an older one; a reader sees the old or the new one."""

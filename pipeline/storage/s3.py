@@ -124,9 +124,13 @@ class PatientS3FileSystem(S3FileSystem):
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Do nothing: S3 has no folders."""
 
+    async def _entries(self, path: str) -> list[dict[str, Any]]:
+        """Return what is directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
+        return await self._lsdir(path, refresh=True)
+
     async def _children(self, path: str) -> list[str]:
-        """Return paths directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
-        return [entry["name"] for entry in await self._lsdir(path, refresh=True)]
+        """Return the paths directly below a path."""
+        return [entry["name"] for entry in await self._entries(path)]
 
     async def _writer_of(self, path: str) -> str | None:
         """Return the writer of an object from its metadata; None without an object or a signature."""
@@ -136,6 +140,7 @@ class PatientS3FileSystem(S3FileSystem):
         except FileNotFoundError:
             return None
 
+    entries = sync_wrapper(_entries)
     children = sync_wrapper(_children)
     writer_of = sync_wrapper(_writer_of)
     mkdir = sync_wrapper(_mkdir)

@@ -131,7 +131,7 @@ class Trainer:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
         line, optimizer, config = self.job.line, self._state.optimizer, self.job.config
-        self._state.load(*line.place(header.checkpoint), self._groups.saving, config.log_schema)
+        self._state.resume(line, header.checkpoint, self._groups.saving, config.log_schema)
         manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
         optimizer.num_steps, optimizer.day_began_at = manifest.step, manifest.day_began_at

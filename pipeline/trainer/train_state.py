@@ -1,5 +1,6 @@
 """All tensors of a run: the sharded model and its optimizers."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from features.errors import DataError
 from features.schema import Schema
 from pipeline.checkpoint.read import load_tensors
+from pipeline.lineage.line import Line
+from pipeline.lineage.stored_checkpoint import DamagedFile, note_damage
 from pipeline.storage.files import Storage
 from pipeline.trainer.optimizer import StepOptimizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,39 @@ class TrainState:
                 are loaded, the others, with their optimizer state, stay as they are. None: no table may.
 
         Raises:
-            DataError: One of these has fewer rows.
+            DamagedFile: On all ranks, if a file that any of them needs is not what was written.
+            DataError: One of these tables has fewer rows.
         """
         self.optimizer.materialise()
         load_tensors(self.tensors(), line, name, group, schema)
+
+    def load_from(self, line: Line, checkpoint: str, group: dist.ProcessGroup, schema: Schema) -> None:
+        """Load a checkpoint of a line, and note damage, so that the next choice sees it; as `load`."""
+        storage, name = line.place(checkpoint)
+        try:
+            self.load(storage, name, group, schema)
+        except DamagedFile as error:
+            if group.rank() == 0:
+                note_damage(storage, name, error)
+            dist.barrier(group)  # a rank that ends earlier ends all, and the damage might not be noted
+            raise
+
+    def resume(self, line: Line, checkpoint: str, group: dist.ProcessGroup, schema: Schema) -> None:
+        """Load the checkpoint that an attempt begins from; as `load_from`.
+
+        The tensors are verified while they are loaded, so the choice of the checkpoint cannot know of their damage. No
+        step has been made then. The workers end as after a death of one of them, and the next attempt begins from the
+        checkpoint before.
+
+        Raises:
+            RuntimeError: On all ranks, if a file that any of them needs is not what was written.
+        """
+        try:
+            self.load_from(line, checkpoint, group, schema)
+        except DamagedFile as error:
+            if group.rank() == 0:
+                logger.warning("%s: the workers are started again, from the checkpoint before", error)
+            raise RuntimeError(str(error)) from error
 
 
 def _locals(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
