@@ -2,9 +2,9 @@
 
 A process that loads a part of a checkpoint reads the chunks that hold its part, compares each with the manifest, and
 hands out no byte before that. So every byte that is loaded is verified, by the rank that loads it and in the same read,
-whatever the number of ranks that wrote it or load it. Two ranks that load parts of one chunk both read it. A checksum
-of the whole file would need a reading of its own: by one process for all files, or by each rank of files of which it
-loads a part.
+whatever the number of ranks that wrote it or load it. Two ranks that load parts of one saved piece both read it: DCP
+reads a piece as a whole. A checksum of the whole file would need a reading of its own: by one process for all files, or
+by each rank of files of which it loads a part.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _AHEAD = 2  # chunks that are read and hashed while the one before is copied
 
 
 class VerifiedFile(io.RawIOBase):
-    """A file of a checkpoint, read at any place; five of its chunks are in memory at most.
+    """A file of a checkpoint, read at any place; seven of its chunks are in memory at most.
 
     Args:
         line: The folder of the line.
@@ -43,7 +43,8 @@ class VerifiedFile(io.RawIOBase):
             self._verify_whole()
         self._wanted = list(range(-(-mark.bytes // self._chunk_bytes))) if wanted is None else wanted
         self._place = 0
-        self._newest = self._before = self._last = -1
+        self._recent: list[int] = []  # the newest chunks, each once, the newest last
+        self._last = -1
         self._held: dict[int, Future[bytes]] = {}
         self._pool = ThreadPoolExecutor(_AHEAD)
 
@@ -85,16 +86,17 @@ class VerifiedFile(io.RawIOBase):
     def _chunk(self, number: int) -> bytes:
         """Return a chunk, and begin to read those that come next.
 
-        `torch.load` reads the end of a tensor's piece first, then all of it from its beginning. So the last chunk so
-        far is kept, and the one before the newest, where the next piece begins.
+        `torch.load` reads the first bytes of a tensor's piece, then its end, which may lie across two chunks, then all
+        of it from its beginning. So three recent chunks are kept, and the two highest, up to which it reads ahead.
         """
-        if number != self._newest:
-            self._before, self._newest, self._last = self._newest, number, max(self._last, number)
-            needed = [number, *[one for one in self._wanted if one > number][:_AHEAD]]
-            for one in needed:
+        if self._recent[-1:] != [number]:
+            self._recent = [*(one for one in self._recent if one != number), number][-3:]
+            self._last = max(self._last, number)
+            ahead = [one for one in self._wanted if number < one <= self._last][:_AHEAD]
+            for one in (number, *ahead):
                 if one not in self._held:
                     self._held[one] = self._pool.submit(self._read, one)
-            for one in set(self._held) - {*needed, self._before, self._last}:
+            for one in set(self._held) - {*self._recent, *ahead, self._last - 1, self._last}:
                 del self._held[one]
         return self._held[number].result()
 

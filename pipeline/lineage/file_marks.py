@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.lineage.records import FileMark
 
-CHUNK_BYTES = 64 << 20
-"""Bytes of a chunk: a request of S3 of this size is limited by the network, and a process can hold a few of them."""
+CHUNK_BYTES = 32 << 20
+"""Bytes of a chunk: a request of S3 of this size is limited by the network, and a rank holds up to seven of them."""
 
 
 class FileMarker:

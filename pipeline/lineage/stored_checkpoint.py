@@ -23,7 +23,7 @@ CURSOR, LANES = "cursor.arrow", "lanes.arrow"
 FOUND_DAMAGE = "found_damage.json"
 _TENSORS = ".distcp"  # end of the names of DCP's files of tensors
 _SMALL_BYTES = 1 << 20  # up to these, a file of tensors costs little more to read than to ask for
-_READ_BYTES = 1 << 22
+_READ_BYTES = 1 << 24
 _DIGEST_THREADS = 8
 
 
