@@ -11,7 +11,7 @@ import fcntl
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,6 +138,19 @@ class Storage:
             FileNotFoundError: The file does not exist.
         """
         return self.filesystem.cat_file(self.path(name), start=begin, end=end)
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return some ranges of bytes of a file, each as by `read_range`; on S3 they are asked for in parallel."""
+        paths, begins, ends = [self.path(name)] * len(ranges), [one[0] for one in ranges], [one[1] for one in ranges]
+        return self.filesystem.cat_ranges(paths, begins, ends, on_error="raise")
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
+        return self.filesystem.info(self.path(name))["size"]
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing an older one; a reader sees the old or the new one."""
