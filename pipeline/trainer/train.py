@@ -24,7 +24,7 @@ from pipeline.ingest.cursor import DayCursor
 from pipeline.ingest.plan import SHARD, Header
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import Unit
-from pipeline.log_passes.admission import Admission, vocabulary_files
+from pipeline.log_passes.admission import Admission
 from pipeline.trainer.line_progress import LineProgress
 from pipeline.trainer.part_position import PartPosition
 from pipeline.trainer.part_report import PartReport
@@ -238,7 +238,7 @@ class Trainer:
         if name == self.progress.newest:  # asked to end just after a save
             return
         manifest, files = described or (None, {})
-        files |= vocabulary_files(self._admission.vocabularies) if manifest else {}
+        files |= self._admission.files if manifest else {}
         self.saver.save(self._state.tensors(), name, manifest, files)
         self.progress.saved(name, complete=complete)
 
