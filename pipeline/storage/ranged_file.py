@@ -31,7 +31,7 @@ class RangedFile(io.RawIOBase):
         """Read ranges of bytes, and hold them in the place of those held before.
 
         Args:
-            ranges: Begin and end of each, in any order; they may touch. What lies outside the file is left out.
+            ranges: Begin and end of each, in any order; they may touch. Bytes outside the file are left out.
         """
         self._held = []
         inside = ((max(begin, 0), min(end, self._size)) for begin, end in ranges)
