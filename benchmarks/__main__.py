@@ -11,6 +11,7 @@ from typing import Any
 
 NAMES = (
     "ingest_cpu",
+    "ingest_s3",
     "head_gemm",
     "memory",
     "data_wait",

@@ -57,7 +57,7 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
         )
         with ray_session(config):
             board = ProgressBoard.remote()
-            attempt, _ = line.begin_attempt([str(DAY)], "a", lambda _: None)
+            attempt, _ = line.begin_attempt([str(DAY)], "a", lambda: None)
             plan = replace(plan, starts=(partial(StreamStart, attempt),))
             statistics, nothing_new = load_statistics(config, line), ray.put(Admission({}, {}, {}))
             parts, schema = whole_days([day]), config.log_schema

@@ -37,7 +37,7 @@ def run(quick: bool) -> dict[str, Any]:
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        Line.of(folder, "main").begin_attempt([_DAY], "a", lambda _: None)
+        Line.of(folder, "main").begin_attempt([_DAY], "a", lambda: None)
         rows, turns = (_QUICK_ROWS, 4) if quick else (_ROWS, 6)
         work = partial(_measure, folder=folder, rows=rows, turns=turns)
         with context.Pool(_RANKS, maxtasksperchild=1) as pool:

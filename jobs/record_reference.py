@@ -25,7 +25,7 @@ def page() -> str:
     """Return the whole page."""
     from pipeline.config.reference import reference
     from pipeline.lineage.ledger_entry import LedgerEntry
-    from pipeline.lineage.records import Attempt, Latest, LeaseRecord, Manifest, MoveByHand, Pin
+    from pipeline.lineage.records import Attempt, FoundDamage, Latest, LeaseRecord, Manifest, MoveByHand, Pin
     from pipeline.scoring.score import Scores
     from pipeline.scoring.written_predictions import AboutPredictions, PredictedDay
     from pipeline.storage.kept_results import KeptResult
@@ -38,6 +38,7 @@ def page() -> str:
         LedgerEntry: "An entry of the ledger",
         LeaseRecord: "`LEASE`",
         Pin: "A pin",
+        FoundDamage: "`found_damage.json` of a checkpoint",
         MoveByHand: "A move by hand",
         KeptResult: "A kept result",
         AboutPredictions: "`_predictions.json` of predictions",

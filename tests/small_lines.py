@@ -42,7 +42,7 @@ def begin_run(
     line: Line, days: list[str] = DAYS[:1], start: Manifest | None = None, run: str | None = None, **record: Any
 ) -> str:
     """Take the line over, from a checkpoint or from nothing."""
-    return line.begin_attempt(days, run or uuid.uuid4().hex, lambda _: start, **record)[0]
+    return line.begin_attempt(days, run or uuid.uuid4().hex, lambda: start, **record)[0]
 
 
 def publish_day(line: Line, day: str, checkpoint: str, run: str, generation: int = 1) -> None:

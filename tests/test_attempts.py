@@ -46,7 +46,7 @@ def test_an_attempt_chooses_again_when_it_is_overtaken(line: Line):
     begin_run(line, run="holder")
     chosen: list[Manifest | None] = []
 
-    def choose(known: str | None) -> Manifest | None:
+    def choose() -> Manifest | None:
         chosen.append(line.read_manifest(newer if chosen else older))
         if len(chosen) == 1:
             publish_day(line, DAYS[1], newer, "holder")
@@ -132,14 +132,9 @@ def test_the_choice_is_made_again_once_the_line_is_taken(line: Line):
     """An attempt that lives on retires what was chosen, while its files were being read."""
     first, second = save_checkpoint(line, 10), save_checkpoint(line, 20)
     found = [line.read_manifest(first), line.read_manifest(second)]
-    known: list[str | None] = []
-
-    def choose(checkpoint: str | None) -> Manifest | None:
-        known.append(checkpoint)
-        return found[len(known) - 1]
-
-    attempt, start = line.begin_attempt(DAYS, "a", choose)
-    assert known == [None, first]
+    left = list(found)
+    attempt, start = line.begin_attempt(DAYS, "a", lambda: left.pop(0))
+    assert left == []
     assert start is found[1]
     assert attempt_named(line, DAYS[0], attempt).start_step == 20
 

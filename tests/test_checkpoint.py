@@ -121,11 +121,11 @@ class _Disk:
 def _save_and_publish(rank: int, num_ranks: int, root: str, states: str) -> int:
     """A checkpoint of step 10; then, watched, one of step 20 and its publication. Returns the states before that."""
     line = Line.of(root, "main")
-    line.begin_attempt([DAY], "a", lambda _: None)
+    line.begin_attempt([DAY], "a", lambda: None)
     tensors = {"model": {"weight": torch.arange(1000.0)}}
     write_checkpoint(tensors, line.storage, _name(10), _manifest(10), dist.group.WORLD)
     _publish(line, 10)
-    line.begin_attempt([DAY], "a", lambda _: line.read_manifest(_name(10)))
+    line.begin_attempt([DAY], "a", lambda: line.read_manifest(_name(10)))
     with _Disk(Path(root), Path(states)) as disk:
         write_checkpoint(tensors, line.storage, _name(20), _manifest(20, "0002", complete=True), dist.group.WORLD)
         saved = disk.count
@@ -170,7 +170,7 @@ def test_a_disk_that_flushed_nothing_loses_the_checkpoint(run_ranks: Any, tmp_pa
 
 def _save_unflushed(rank: int, num_ranks: int, root: str, states: str) -> int:
     line = Line.of(root, "main")
-    line.begin_attempt([DAY], "a", lambda _: None)
+    line.begin_attempt([DAY], "a", lambda: None)
     with _Disk(Path(root), Path(states)) as disk:
         flush, os.fsync = os.fsync, lambda descriptor: None
         tensors = {"model": {"weight": torch.arange(1000.0)}}
@@ -223,7 +223,7 @@ def _train_on_while_saving(rank: int, num_ranks: int, root: str) -> list[float]:
 
 def test_a_checkpoint_is_what_was_when_it_was_asked_for(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a background write of live tensors, or of a copy that the next save overwrites."""
-    Line.of(str(tmp_path), "main").begin_attempt([DAY], "a", lambda _: None)
+    Line.of(str(tmp_path), "main").begin_attempt([DAY], "a", lambda: None)
     for found in run_ranks(partial(_train_on_while_saving, root=str(tmp_path)), 2):
         assert found == [1.0, 1.0, 2.0, 2.0]
 
@@ -253,7 +253,7 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
 def test_a_write_that_fails_is_heard_of_on_all_ranks(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a failed write that one rank alone knows of, or nobody, or that half of a checkpoint remains of."""
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], "a", lambda _: None)
+    line.begin_attempt([DAY], "a", lambda: None)
     for check, save in run_ranks(partial(_fail_in_the_background, root=str(tmp_path), superseded=False), 2):
         assert "No space left on device" in check
         assert check == save
@@ -264,7 +264,7 @@ def test_an_overtaken_attempt_completes_no_checkpoint(run_ranks: Any, tmp_path: 
     """Catches an attempt that was taken over and goes on saving, or ends as a failure that is tried again."""
     line = Line.of(str(tmp_path), "main")
     for _ in range(2):
-        line.begin_attempt([DAY], "a", lambda _: None)
+        line.begin_attempt([DAY], "a", lambda: None)
     for check, _ in run_ranks(partial(_fail_in_the_background, root=str(tmp_path), superseded=True), 2):
         assert check.startswith(LineLost.__name__)
         assert "attempt 0001 no longer holds" in check
@@ -285,7 +285,7 @@ def _save_many(rank: int, num_ranks: int, root: str, pinned: int) -> None:
 def test_the_newest_few_are_kept(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a disk that fills up; or a finished day, or a checkpoint that somebody reads, that is retired."""
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], "a", lambda _: None)
+    line.begin_attempt([DAY], "a", lambda: None)
     run_ranks(partial(_save_many, root=str(tmp_path), pinned=3), 1)
     assert sorted(manifest.step for manifest in line.manifests()) == [1, 3, 5, 6]
 
@@ -306,6 +306,6 @@ def _refuse(line: Line, checkpoint: str) -> None:
 def test_an_old_checkpoint_that_cannot_be_removed_stays(run_ranks: Any, tmp_path: Path) -> None:
     """Catches a healthy run that dies of its own tidying; or one that never tries again."""
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], "a", lambda _: None)
+    line.begin_attempt([DAY], "a", lambda: None)
     run_ranks(partial(_save_where_nothing_can_be_removed, root=str(tmp_path)), 2)
     assert sorted(manifest.step for manifest in line.manifests()) == [4, 5]

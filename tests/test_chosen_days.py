@@ -138,7 +138,7 @@ def test_a_run_with_a_gap_is_trained_once(
 def test_a_refusal_names_the_days_and_no_gap() -> None:
     """Catches a message by which `finish A..B` would train a day that was left out."""
     written = manifest_of(day="2026-01-01", run=RunScope(days=("2026-01-01", "2026-01-03"), passes=1), step=7)
-    line: Any = SimpleNamespace(name="main", newest=lambda trusted: written, latest=lambda: None)
+    line: Any = SimpleNamespace(name="main", newest=lambda: written, latest=lambda: None)
     with pytest.raises(DataError, match=r"asked for are 2026-01-05,2026-01-07: .* finish 2026-01-01,2026-01-03, "):
         start_of(written.config, line, ["2026-01-05", "2026-01-07"], 1)
 

@@ -76,7 +76,7 @@ def test_a_line_goes_on_with_another_setting_of_no_matter(settings: dict[str, An
     names = {"root": str(tmp_path)} | {key: settings[key] for key in settings if key == "line"}
     config = _config(**{key: settings[key] for key in settings if key != "line"}).model_copy(update=names)
     line, run = Line.of(config.root, config.line), RunScope(days=(DAY,), passes=1)
-    attempt, _ = line.begin_attempt([DAY], "a", lambda _: None)
+    attempt, _ = line.begin_attempt([DAY], "a", lambda: None)
     name = f"checkpoints/{DAY}/{attempt}/20"
     write_manifest(line, name, _manifest(config), run=run, day=DAY, attempt=attempt, step=20)
     ray = config.ray.model_copy(update={"num_cpus": 7})

@@ -299,7 +299,7 @@ def test_damaged_manifests(
 ) -> None:
     """Catches a manifest or a cursor that is damaged and believed, or that stops a line which has an older one."""
     logs, line = write_log([[[9, 5], [7]]]), Line.of(str(tmp_path), "main")
-    line.begin_attempt([DAY], "a", lambda _: None)
+    line.begin_attempt([DAY], "a", lambda: None)
     days = tuple(check_days(logs, [DAY], 4, tiny_encoder.schema, tiny_encoder.columns))
     older, newer = _checkpoint(line, 10, days[0], (2, 77)), _checkpoint(line, 20, days[0], (4, 99))
     segments = {name: _segments(line, name, logs, days, tiny_encoder) for name in (older, newer)}

@@ -153,7 +153,7 @@ def test_a_migration_that_is_overtaken_leaves_nothing(copied: Config, monkeypatc
     names = {manifest.checkpoint for manifest in line.manifests()}
 
     def overtaken(*arguments: Any) -> dict[str, Any]:
-        line.begin_attempt(DAYS[1:], "other", lambda _: line.newest())
+        line.begin_attempt(DAYS[1:], "other", line.newest)
         return run_workers(*arguments)
 
     monkeypatch.setattr("pipeline.migration.migrate.run_workers", overtaken)

@@ -123,7 +123,7 @@ def test_first_step_comes_early(tmp_path: Path, ray_cluster: None) -> None:
     config = without_statistics(make_config(tmp_path / "logs", tmp_path / "root", ingest=ingest))
     plan = plan_of(config, DAYS[:1], units=500)
     line = Line.of(config.root, config.line)
-    attempt, _ = line.begin_attempt(DAYS[:1], "a", lambda _: None)
+    attempt, _ = line.begin_attempt(DAYS[:1], "a", lambda: None)
     plan = replace(
         plan, starts=(partial(StreamStart, attempt),), block_rows=0
     )  # units of 500 rows stand for large ones

@@ -23,7 +23,7 @@ NAME = "checkpoints/2026-01-01/0001/0000000010"
 @pytest.fixture
 def line(tmp_path: Path) -> Line:
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt(["2026-01-01"], "a", lambda _: None)
+    line.begin_attempt(["2026-01-01"], "a", lambda: None)
     write_position(line, NAME, StoredCursor({"unit": (7, 2**64 - 1)}, [7]), [["unit"], []])
     write_manifest(line, NAME, manifest_of(step=10))
     return line
@@ -42,7 +42,7 @@ def test_a_later_version_is_no_damage(line: Line, caplog: pytest.LogCaptureFixtu
         assert line.newest() is not None
         _raised(line, f"{NAME}/manifest.json")
         assert line.newest() is None
-    assert "its manifest cannot be read: it has format 5, this version of Counterpoise reads up to 4" in caplog.text
+    assert "its manifest cannot be read: it has format 6, this version of Counterpoise reads up to 5" in caplog.text
     assert "damaged" not in caplog.text
     _raised(line, "LATEST")
     with pytest.raises(ConfigError, match=r"LATEST cannot be read: it has version 3, .*: use the version that wrote"):

@@ -124,6 +124,48 @@ def test_a_share_of_requests_fails(furnished: Storage, proxy: Proxy, fault: str)
             assert operation(furnished) == expected, name
 
 
+LARGE = 32 * MIB  # more than sockets hold back
+
+
+def test_a_body_goes_on_where_it_broke_off(storage: Storage, proxy: Proxy):
+    """Catches a shard that is read from its first byte again whenever a connection breaks."""
+    data = random.Random(3).randbytes(LARGE)
+    storage.write("shard", data)
+    proxy.requests.clear()
+    with proxy.failing(_of_the_first("cut", "GET", "/shard")):
+        assert storage.read("shard") == data
+    asked = [request.asked for request in proxy.requests if request.method == "GET"]
+    assert asked[0] == LARGE
+    assert len(asked) == 2
+    assert asked[1] < LARGE - 2 * MIB
+    proxy.requests.clear()
+    with proxy.failing(_of_the_first("cut", "GET", "/shard")):
+        assert storage.read_range("shard", 5, LARGE - 7) == data[5:-7]
+    assert [request.asked for request in proxy.requests][1] < LARGE - 2 * MIB
+
+
+def test_a_body_is_of_one_object(storage: Storage, proxy: Proxy, server: str, monkeypatch: pytest.MonkeyPatch):
+    """Catches the first bytes of one object and the last of the one that replaced it meanwhile."""
+    old, new = b"1" * LARGE, b"2" * LARGE
+    storage.write("shard", old)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    other = Storage(storage.url)
+    other.filesystem = PatientS3FileSystem(skip_instance_cache=True)
+    gets: list[Request] = []
+
+    def replace(request: Request) -> str | None:
+        if request.method != "GET" or "/shard" not in request.path:
+            return None
+        gets.append(request)
+        if len(gets) == 2:
+            other.write("shard", new)
+        return "cut" if len(gets) == 1 else None
+
+    with proxy.failing(replace):
+        assert storage.read("shard") == new
+    assert len(gets) == 3
+
+
 def test_slow_answers(furnished: Storage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
     """Catches an answer that is given up and then wrong: what the slow server did meanwhile was taken for another's."""
     monkeypatch.setattr(PatientS3FileSystem, "read_timeout", 1)

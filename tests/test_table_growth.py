@@ -139,7 +139,7 @@ def test_a_vocabulary_is_in_the_checkpoint(run_ranks: Any, tmp_path: Path, backg
     """Catches a file that is missing, is not in the manifest, or may be damaged without anybody's noticing."""
     config, larger = grown_config("row_wise"), grown_config("row_wise", 60)
     line = Line.of(str(tmp_path), "main")
-    line.begin_attempt(["2026-03-01"], "a", lambda _: None)
+    line.begin_attempt(["2026-03-01"], "a", lambda: None)
     run_ranks(partial(_save, root=str(tmp_path), config=config, background=background), 2)
     newest = line.newest()
     assert newest is not None

@@ -5,7 +5,6 @@ ranks, or another sharding, can load them. Training waits for a copy in memory; 
 """
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from features.errors import DataError
 from features.full_disk import naming_place
 from pipeline.checkpoint.plain_errors import plain_errors
+from pipeline.lineage.file_marks import FileMarker, mark_of
 from pipeline.lineage.records import FileMark, Manifest
 from pipeline.lineage.stored_checkpoint import MANIFEST
 from pipeline.storage.files import Storage
@@ -74,7 +74,7 @@ def commit(
     try:
         for file, data in extra_files.items():
             line.write(f"{name}/{file}", data)
-            manifest.files[file] = FileMark(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            manifest.files[file] = mark_of(data)
         if before_commit is not None:
             before_commit()
         line.sync(name)
@@ -87,7 +87,7 @@ def commit(
 
 
 class HashingFileSystem(FileSystem):
-    """DCP's file system, extended by the size and checksum of every file as it is written."""
+    """DCP's file system, extended by the size and checksums of every file as it is written."""
 
     def __init__(self, line: Storage) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class HashingFileSystem(FileSystem):
 
     @contextlib.contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        """Open a file of a checkpoint, and note its size and checksum at its end."""
+        """Open a file of a checkpoint, and note its size and checksums at its end."""
         with naming_place(path), super().create_stream(path, mode) as stream:
             hashed = _HashingStream(stream)
             try:
@@ -106,7 +106,7 @@ class HashingFileSystem(FileSystem):
                     raise
                 raise hashed.failed from error  # torch.save's own error says nothing of it
         name = str(path).rsplit("/", 1)[-1]
-        self.files[name] = FileMark(bytes=hashed.num_bytes, sha256=hashed.digest.hexdigest())
+        self.files[name] = hashed.marker.mark()
 
     def rename(self, path: Any, new_path: Any) -> None:
         """Rename a file, and what is noted of it."""
@@ -117,13 +117,11 @@ class HashingFileSystem(FileSystem):
 class _HashingStream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
+        self.marker = FileMarker()
         self.failed: OSError | None = None
 
     def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.num_bytes += memoryview(data).nbytes
+        self.marker.update(data)
         try:
             return self._stream.write(data)
         except OSError as error:

@@ -44,7 +44,7 @@ from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
 from pipeline.storage.files import Storage
-from pipeline.trainer.worker_setup import begin_worker
+from pipeline.trainer.worker_setup import begin_worker, refuse_damage
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +252,7 @@ def num_resident(config: Config, checkpoints: Sequence[DatedCheckpoint]) -> int:
     return max(1, config.evaluation.resident_mb * 2**20 // max(largest, 1))
 
 
+@refuse_damage
 def backfill_worker(settings: dict[str, BackfillJob]) -> dict[str, Any]:
     """Measure the readings of the stream and commit each day as it ends; runs on every worker of Ray Train."""
     job = settings["job"]

@@ -35,7 +35,7 @@ from pipeline.log_passes.popularity import Popularity, fit_popularity
 from pipeline.storage.files import Storage
 from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.train_state import TrainState
-from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, build_train_pipeline
+from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, build_train_pipeline, refuse_damage
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +215,7 @@ def measure_together(
     return [Measurement(**measured) for measured in reported["measured"]]
 
 
+@refuse_damage
 def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
     """Measure the rows of the stream; runs on every worker of Ray Train, and returns the metrics over all ranks."""
     job = settings["job"]
@@ -271,7 +272,7 @@ def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.
     config = subject.config
     state = before.state if before else build_state(config, groups.training, device)
     loaded = Loaded(config, state, before.pipeline if before else build_train_pipeline(config, state, device))
-    loaded.state.load(*subject.line.place(subject.checkpoint), groups.saving, config.log_schema)
+    loaded.state.load_from(subject.line, subject.checkpoint, groups.saving, config.log_schema)
     loaded.state.model.eval()
     return loaded
 

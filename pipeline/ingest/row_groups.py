@@ -1,6 +1,7 @@
 """Row groups of Parquet files, read forwards by ranges, and the few files that a task has open."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,10 +10,40 @@ from features.columns import contiguous
 from features.errors import DataError
 from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
+from pipeline.storage.ranged_file import RangedFile
 
 _SKIP_ROWS = 8192  # minimum number of rows per read
 _OPEN_FILES = 4  # of a read task; beyond, small units of many files would hold all their footers
 _BUFFER_BYTES = 1 << 20  # bytes of a column, read ahead from a local file
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open Parquet file.
+
+    Args:
+        parquet: pyarrow's reader of it.
+        remote: File on S3 from which it reads; None: a local one.
+    """
+
+    parquet: pq.ParquetFile
+    remote: RangedFile | None
+
+    def fetch(self, row_group: int, columns: list[str]) -> None:
+        """Fetch columns of a row group from S3, in few requests at once; pyarrow asks for one column at a time."""
+        if self.remote is None or row_group >= self.parquet.metadata.num_row_groups:  # pyarrow says what is wrong
+            return
+        group = self.parquet.metadata.row_group(row_group)
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+        begins = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in wanted]
+        self.remote.fetch(
+            (begin, begin + chunk.total_compressed_size) for begin, chunk in zip(begins, wanted, strict=True)
+        )
+
+    def close(self) -> None:
+        """Close it."""
+        self.parquet.close(force=True)
 
 
 class OpenFiles:
@@ -20,9 +51,9 @@ class OpenFiles:
 
     def __init__(self, logs: Storage) -> None:
         self._logs = logs
-        self._files: dict[str, pq.ParquetFile] = {}
+        self._files: dict[str, OpenFile] = {}
 
-    def open(self, file: str) -> pq.ParquetFile:
+    def open(self, file: str) -> OpenFile:
         """Return a file, opened anew if it is not among the newest."""
         found = self._files.pop(file, None) or self._opened(file)
         while len(self._files) >= _OPEN_FILES:
@@ -34,21 +65,24 @@ class OpenFiles:
         """Close a file, if it is open."""
         found = self._files.pop(file, None)
         if found is not None:
-            found.close(force=True)
+            found.close()
 
-    def _opened(self, file: str) -> pq.ParquetFile:
-        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
-        source = self._logs.path(file) if self._logs.is_local else self._logs.open_read(file)
-        buffers = {"pre_buffer": False, "buffer_size": _BUFFER_BYTES} if self._logs.is_local else {}
+    def _opened(self, file: str) -> OpenFile:
         # Without the optional checksums of a page, most flipped bytes are read as other values.
-        return pq.ParquetFile(source, page_checksum_verification=True, **buffers)
+        if not self._logs.is_local:
+            remote = RangedFile(self._logs, file)
+            return OpenFile(pq.ParquetFile(remote, page_checksum_verification=True), remote)
+        # A memory map of a file that is truncated would end the process with a SIGBUS; a read ends with an error.
+        path, buffers = self._logs.path(file), {"pre_buffer": False, "buffer_size": _BUFFER_BYTES}
+        return OpenFile(pq.ParquetFile(path, page_checksum_verification=True, **buffers), None)
 
 
 class RowGroupReader:
     """Reader of a row group, forwards, by ranges."""
 
-    def __init__(self, file: pq.ParquetFile, unit: Unit, columns: list[str]) -> None:
-        self._file = file
+    def __init__(self, file: OpenFile, unit: Unit, columns: list[str]) -> None:
+        file.fetch(unit.row_group, columns)
+        self._file = file.parquet
         self._of = (unit.file, unit.row_group)
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())

@@ -25,7 +25,6 @@ class Beginning:
         days: ISO dates in order.
         run: Run that the attempts belong to.
         passes: Passes over the days.
-        trusted: A checkpoint that was found intact a moment ago.
     """
 
     declared: dict[str, Any]
@@ -33,20 +32,17 @@ class Beginning:
     days: tuple[str, ...]
     run: str
     passes: int
-    trusted: str | None
 
     def __call__(self) -> StreamStart:
         """Take the line for an attempt, and choose its start."""
         attempt, start = self.line.begin_attempt(self.days, self.run, self._choose, passes=self.passes, held=True)
         return StreamStart(attempt, self.line.resume_point(start) if start else None)
 
-    def _choose(self, known: str | None) -> Manifest | None:
-        return start_of(self.declared, self.line, self.days, self.passes, known or self.trusted)
+    def _choose(self) -> Manifest | None:
+        return start_of(self.declared, self.line, self.days, self.passes)
 
 
-def start_of(
-    declared: dict[str, Any], line: Line, days: Sequence[str], passes: int, trusted: str | None = None
-) -> Manifest | None:
+def start_of(declared: dict[str, Any], line: Line, days: Sequence[str], passes: int) -> Manifest | None:
     """Return the checkpoint to start from, if it fits the requested days.
 
     Args:
@@ -54,12 +50,11 @@ def start_of(
         line: The line.
         days: ISO dates in order.
         passes: Passes over all of them.
-        trusted: A checkpoint that was found intact a moment ago.
 
     Raises:
         DataError: The line's position does not fit the days, or the line was trained with another schema.
     """
-    newest = line.newest(trusted)
+    newest = line.newest()
     if newest is None:
         return None
     _check_fits(declared, newest)

@@ -22,6 +22,7 @@ from pipeline.lineage.stored_checkpoint import (
     read_lanes,
     read_manifest,
     resume_point,
+    visible_damage,
 )
 from pipeline.storage.files import Storage
 
@@ -74,7 +75,7 @@ class Line:
         self,
         days: Sequence[str],
         run: str,
-        choose: Callable[[str | None], Manifest | None],
+        choose: Callable[[], Manifest | None],
         *,
         passes: int | None = None,
         migrates: str | None = None,
@@ -89,9 +90,8 @@ class Line:
         Args:
             days: ISO dates that the attempt will train.
             run: Run that the attempt belongs to.
-            choose: Function that finds the checkpoint to start from, given one that was found intact a moment ago, if
-                there is one. It is called again after the attempt has begun, since an earlier attempt may retire its
-                first choice until then.
+            choose: Function that finds the checkpoint to start from. It is called again after the attempt has begun,
+                since an earlier attempt may retire its first choice until then.
             passes: Passes over the days.
             migrates: Checkpoint that the attempt migrates.
             held: True if the run has taken the line, and continues only while it holds the line.
@@ -107,10 +107,11 @@ class Line:
             own = [attempt.attempt for attempt in self.attempts(days) if attempt.run == run]
             if (own or held) and not current.is_held_by(run):  # its workers are started again
                 raise self._lost(f"attempt {own[-1]:04d}" if own else "this run", current)
-            start, number = choose(None), current.fence + 1
+            choose()  # its refusal takes no number
+            number = current.fence + 1
             if self._replaced(current.model_copy(update={"fence": number, "holder": _holder(run)}), version):
                 break
-        start = choose(start.checkpoint if start else None)
+        start = choose()
         begun = Attempt(
             run=run,
             attempt=number,
@@ -227,7 +228,7 @@ class Line:
         return resume_point(*self.place(manifest.checkpoint), manifest)
 
     def intact_manifest(self, checkpoint: str) -> Manifest:
-        """Return the manifest of a complete and intact checkpoint; reads all its files.
+        """Return the manifest of a complete checkpoint without visible damage; who loads its tensors verifies them.
 
         Raises:
             ConfigError: The checkpoint does not exist.
@@ -238,7 +239,7 @@ class Line:
             raise ConfigError(
                 f"{self.storage.url}/{checkpoint} has no intact manifest: restore it, or name a complete checkpoint"
             )
-        problem = self.damage(manifest)
+        problem = visible_damage(*self.place(manifest.checkpoint), manifest)
         if problem is not None:
             raise DataError(f"{self.storage.url}/{checkpoint} is damaged: {problem}")
         return manifest
@@ -280,21 +281,18 @@ class Line:
             return True
         return is_pinned(self.storage, checkpoint)
 
-    def newest(self, trusted: str | None = None) -> Manifest | None:
-        """Return the newest checkpoint that counts, is complete and intact: most steps, then the highest attempt.
+    def newest(self) -> Manifest | None:
+        """Return the newest checkpoint that counts and is complete: most steps, then the highest attempt.
 
         A checkpoint counts if it follows the published one: it was begun since the last move of LATEST. Checkpoints
-        with files that differ from their manifest are passed over, with a line in the log.
-
-        Args:
-            trusted: A checkpoint with files that were read and found intact a moment ago.
+        with visible damage are passed over, with a line in the log (`stored_checkpoint.visible_damage`).
 
         Raises:
             DataError: The published checkpoint is damaged, and no intact one follows it: training must not start from
                 nothing.
         """
         state = self.state()
-        newest = self._newest_intact(state, trusted)
+        newest = self._newest_intact(state)
         if newest is None and state.published is not None:
             raise DataError(
                 f"{self.storage.url}/LATEST names {state.checkpoint}, which is damaged or gone: restore its files, "
@@ -302,7 +300,7 @@ class Line:
             )
         return newest
 
-    def _newest_intact(self, state: Latest, trusted: str | None) -> Manifest | None:
+    def _newest_intact(self, state: Latest) -> Manifest | None:
         since = state.day or ""
         attempts = self.attempts([day for day in self.storage.names("attempts") if day >= since])
         # A migrated checkpoint counts once it is published, and not as what was trained since.
@@ -310,11 +308,11 @@ class Line:
         numbers = {attempt.attempt for attempt in current}
         found = [manifest for manifest in self.manifests(since) if manifest.attempt_number in numbers]
         published = self.read_manifest(state.checkpoint) if state.checkpoint else None
-        damage = lambda one: None if one.checkpoint == trusted else self.damage(one)  # noqa: E731
-        return choose_newest(found, current, published, damage)
+        seen = lambda one: visible_damage(*self.place(one.checkpoint), one)  # noqa: E731
+        return choose_newest(found, current, published, seen)
 
     def damage(self, manifest: Manifest) -> str | None:
-        """Return the damage of a checkpoint's files, by size and checksum; None if there is none."""
+        """Return the damage of a checkpoint's files; None if there is none. Reads all of them in this process."""
         return damage(*self.place(manifest.checkpoint), manifest)
 
     def latest(self) -> Published | None:

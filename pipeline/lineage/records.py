@@ -18,11 +18,15 @@ class FileMark(RecordPart):
 
     Args:
         bytes: Size in bytes.
-        sha256: Checksum of the content, in hexadecimal digits.
+        sha256: SHA-256 of the content, in hexadecimal digits; with `chunks`, of their digits, joined.
+        chunk_bytes: Bytes of a chunk, the last one apart; absent: the file is one chunk, or of format 4.
+        chunks: SHA-256 of each chunk, in order, in hexadecimal digits; absent as `chunk_bytes` is.
     """
 
     bytes: int
     sha256: str
+    chunk_bytes: int | None = None
+    chunks: tuple[str, ...] | None = None
 
 
 class RunScope(RecordPart):
@@ -113,7 +117,7 @@ class Manifest(Record):
         lanes: Unit keys per rank in format 3 alone; later formats have the file `lanes.arrow` instead.
     """
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
     VERSION_KEY: ClassVar[str] = "format"
 
     checkpoint: str = Field(default="", exclude=True)
@@ -150,13 +154,15 @@ class Manifest(Record):
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Return the content of format 3, with its cursor and lanes in the manifest.
+        """Return the content of format 4, without checksums of chunks, or 3, with cursor and lanes in the manifest.
 
         Raises:
             ValueError: The manifest is of an earlier format.
         """
+        if version == 4:
+            return content
         if version != 3:
-            raise ValueError(f"it has format {version}, this version of Counterpoise reads 3 and {cls.VERSION}")
+            raise ValueError(f"it has format {version}, this version of Counterpoise reads 3 to {cls.VERSION}")
         cursor = StoredCursor.from_format_3(content["cursor"])
         return content | {"cursor": cursor, "audit": AuditFigures.of(cursor)}
 
@@ -315,6 +321,18 @@ class Pin(Record):
 
     holder: str
     until: float
+
+
+class FoundDamage(Record):
+    """Damage of a checkpoint that workers met as they loaded it; `found_damage.json` in its folder.
+
+    Args:
+        file: Damaged file.
+        problem: Difference from the manifest.
+    """
+
+    file: str
+    problem: str
 
 
 class MoveByHand(Record):

@@ -5,12 +5,14 @@ import hashlib
 import logging
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from features.errors import DataError
 from pipeline.ingest.cursor import StoredCursor, lanes_from_arrow
 from pipeline.ingest.lanes import ResumePoint
-from pipeline.lineage.records import FileMark, Manifest, Pin
+from pipeline.lineage.file_marks import FileMarker
+from pipeline.lineage.records import FileMark, FoundDamage, Manifest, Pin
 from pipeline.storage.files import Storage
 from pipeline.storage.record import LaterVersion
 
@@ -18,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CURSOR, LANES = "cursor.arrow", "lanes.arrow"
-_CHUNK_BYTES = 1 << 22
+FOUND_DAMAGE = "found_damage.json"
+_TENSORS = ".distcp"  # end of the names of DCP's files of tensors
+_SMALL_BYTES = 1 << 20  # up to these, a file of tensors costs little more to read than to ask for
+_READ_BYTES = 1 << 24
 _DIGEST_THREADS = 8
 
 
@@ -101,9 +106,71 @@ def resume_point(storage: Storage, name: str, manifest: Manifest) -> ResumePoint
     )
 
 
-def damage(storage: Storage, name: str, manifest: Manifest) -> str | None:
-    """Return the damage of a checkpoint's files, by size and checksum; None if there is none."""
+class DamagedFile(DataError):  # noqa: N818 - it is what was found
+    """A file of a checkpoint that is not what was written.
+
+    Args:
+        problem: Difference from the manifest.
+        file: Name of the file in the checkpoint's folder.
+    """
+
+    def __init__(self, problem: str, file: str) -> None:
+        super().__init__(problem)
+        self.file = file
+
+    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[str, str]]:
+        return type(self), (str(self), self.file)  # it travels between ranks
+
+
+def visible_damage(storage: Storage, name: str, manifest: Manifest) -> str | None:
+    """Return the damage of a checkpoint that can be seen without reading its tensors; None if there is none.
+
+    Every file has to have its size. All files but the large ones of tensors have to have their checksums. The ranks
+    verify the tensors while they load them (`pipeline.checkpoint.verified_file`). Damage that they found is in the
+    folder, and lets the whole checkpoint be read here: a person may have restored the file since.
+    """
+    sizes = storage.sizes(name)
+    if FOUND_DAMAGE in sizes:
+        return damage(storage, name, manifest, _suspects(storage, name))
     files = manifest.files
+    return _first_problem(
+        storage,
+        name,
+        {
+            file: mark
+            for file, mark in files.items()
+            if sizes.get(file) != mark.bytes or mark.bytes <= _SMALL_BYTES or not file.endswith(_TENSORS)
+        },
+    )
+
+
+def damage(storage: Storage, name: str, manifest: Manifest, suspects: Sequence[str] = ()) -> str | None:
+    """Return the damage of a checkpoint's files, by size and checksums; None if there is none. Reads all of them.
+
+    Args:
+        storage: Folder of its line.
+        name: Its folder below that.
+        manifest: Its manifest.
+        suspects: Files to read first; the others are read only if these are intact.
+    """
+    first = {file: mark for file, mark in manifest.files.items() if file in suspects}
+    others = {file: mark for file, mark in manifest.files.items() if file not in suspects}
+    return _first_problem(storage, name, first) or _first_problem(storage, name, others)
+
+
+def note_damage(storage: Storage, name: str, found: DamagedFile) -> None:
+    """Let the next choice of a checkpoint see the damage that the ranks found as they loaded this one."""
+    storage.write(f"{name}/{FOUND_DAMAGE}", FoundDamage(file=found.file, problem=str(found)).to_bytes())
+
+
+def _suspects(storage: Storage, name: str) -> tuple[str, ...]:
+    try:
+        return (FoundDamage.from_bytes(storage.read(f"{name}/{FOUND_DAMAGE}")).file,)
+    except (FileNotFoundError, ValueError):  # all files are read then
+        return ()
+
+
+def _first_problem(storage: Storage, name: str, files: Mapping[str, FileMark]) -> str | None:
     with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
         problems = pool.map(lambda file: _problem(storage, name, file, files[file]), files)
         return next((problem for problem in problems if problem), None)
@@ -141,22 +208,22 @@ def is_pinned(storage: Storage, checkpoint: str) -> bool:
 
 def _problem(storage: Storage, folder: str, name: str, expected: FileMark) -> str | None:
     try:
-        size, digest = _digest(storage, f"{folder}/{name}")
+        found = mark_stored(storage, f"{folder}/{name}", expected.chunk_bytes)
     except FileNotFoundError:
         return f"{name} is missing"
-    if (size, digest) == (expected.bytes, expected.sha256):
+    if found == expected:
         return None
     wanted = f"{expected.bytes}, sha256 {expected.sha256[:12]}"
-    return f"{name} has {size} bytes, sha256 {digest[:12]}; expected {wanted}"
+    return f"{name} has {found.bytes} bytes, sha256 {found.sha256[:12]}; expected {wanted}"
 
 
-def _digest(storage: Storage, path: str) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
+def mark_stored(storage: Storage, path: str, chunk_bytes: int | None) -> FileMark:
+    """Read a file to its end; return its mark, with chunks as the file was written with (`FileMark.chunk_bytes`)."""
+    marker = FileMarker(chunk_bytes)
     with storage.open_read(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+        while data := file.read(_READ_BYTES):
+            marker.update(data)
+    return marker.mark()
 
 
 def _pins(checkpoint: str) -> str:

@@ -1,5 +1,6 @@
 """Admission of a day's ids to rows of their own, counted by a pass over its units before training."""
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pipeline.storage.files import Storage
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Admission:
     """Result of the days' updates of the vocabularies; all mappings are by table.
 
@@ -33,6 +34,11 @@ class Admission:
     vocabularies: dict[str, Vocabulary]
     rows_to_reset: dict[str, np.ndarray] | None
     figures: dict[str, dict[str, int]]
+
+    @functools.cached_property
+    def files(self) -> dict[str, bytes]:
+        """Files of the vocabularies, by name, for every checkpoint of the run: they are made once, at the first."""
+        return vocabulary_files(self.vocabularies)
 
     def needed_resets(self) -> dict[str, np.ndarray]:
         """Return the rows to reset in the checkpoint of the day before.

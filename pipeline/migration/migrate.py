@@ -44,7 +44,7 @@ from pipeline.log_passes.statistics import collect_statistics
 from pipeline.migration.inheritance import Declared, check_stored, compare, inherit, kept_tables
 from pipeline.storage.files import Storage
 from pipeline.trainer.sharding import table_shardings
-from pipeline.trainer.worker_setup import begin_worker, build_state
+from pipeline.trainer.worker_setup import begin_worker, build_state, refuse_damage
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def _write(
     empty = {table.name: Vocabulary.empty(table) for table in tables}  # no row is encoded
     encoder = Encoder(config.log_schema, statistics, vocabularies=empty)
     plan = RunPlan(Storage(config.logs.path), (), 1, encoder, config.ingest, config.seed, starts=(StreamStart,))
-    attempt, _ = line.begin_attempt([parent.day], run, lambda _: parent, migrates=parent.checkpoint, held=True)
+    attempt, _ = line.begin_attempt([parent.day], run, lambda: parent, migrates=parent.checkpoint, held=True)
     name = f"checkpoints/{parent.day}/{attempt}/{parent.step:010d}-migrated"
     manifest = _manifest(config, parent, statistics, attempt)
     job, board = MigrateJob(config, line, parent.checkpoint, old, name, manifest), ProgressBoard.remote()
@@ -310,6 +310,7 @@ def _position_files(job: MigrateJob) -> dict[str, bytes]:
     return {CURSOR: cursor.to_arrow(), LANES: lanes_to_arrow(read_lanes(*place, parent))}
 
 
+@refuse_damage
 def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
     """Build the new model, inherit from the old one, and save; runs on every worker of Ray Train."""
     job = settings["job"]

@@ -38,7 +38,7 @@ from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
 from pipeline.scoring.written_predictions import AboutPredictions, PredictedDay, PredictionFiles
 from pipeline.storage.files import Storage
-from pipeline.trainer.worker_setup import Groups, begin_worker
+from pipeline.trainer.worker_setup import Groups, begin_worker, refuse_damage
 
 _WAITING_UNITS = 8  # units that a rank holds while they are written
 
@@ -184,6 +184,7 @@ def begin_after_parts(files: PredictionFiles, left: Sequence[Part], seed: int) -
     return StreamStart(done=len(left))
 
 
+@refuse_damage
 def predict_worker(settings: dict[str, PredictJob]) -> dict[str, Any]:
     """Predict the rows of the stream, and complete each day as it ends; runs on every worker of Ray Train."""
     job, reading = settings["job"], settings["job"].reading

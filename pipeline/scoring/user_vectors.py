@@ -29,7 +29,7 @@ from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
 from pipeline.storage.files import Storage
-from pipeline.trainer.worker_setup import begin_worker
+from pipeline.trainer.worker_setup import begin_worker, refuse_damage
 
 OutputPlace = tuple[int, int, int]
 """Place of a row: part, unit, row within it."""
@@ -106,6 +106,7 @@ def _compute(config: Config, plan: RunPlan, reading: EvaluateJob, column: str, o
     return {"users": reported["users"], "width": reported["width"]}
 
 
+@refuse_damage
 def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
     """Compute the vectors of the stream's rows; runs on every worker of Ray Train."""
     job, reading = settings["job"], settings["job"].reading

@@ -11,7 +11,7 @@ import fcntl
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,6 +91,16 @@ class Storage:
         names = (path.rsplit("/", 1)[-1] for path in paths)
         return sorted(name for name in names if not name.startswith("."))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of the files directly in a folder, hidden ones too, by name, from one listing."""
+        path = self.path(folder)
+        try:
+            found = self.filesystem.ls(path, detail=True) if self.is_local else self.filesystem.entries(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        files = (entry for entry in found if entry["type"] != "directory" and entry["name"] != path)
+        return {str(entry["name"]).rsplit("/", 1)[-1]: entry["size"] for entry in files}
+
     def files_below(self, folder: str, is_hidden: Callable[[str], bool]) -> list[str]:
         """Return the paths of all files below a folder, at any depth, sorted, relative to the folder.
 
@@ -120,6 +130,27 @@ class Storage:
             FileNotFoundError: The file does not exist.
         """
         return self.filesystem.cat_file(self.path(name))
+
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Return some bytes of a file, as by a slice.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
+        return self.filesystem.cat_file(self.path(name), start=begin, end=end)
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return some ranges of bytes of a file, each as by `read_range`; on S3 they are asked for in parallel."""
+        paths, begins, ends = [self.path(name)] * len(ranges), [one[0] for one in ranges], [one[1] for one in ranges]
+        return self.filesystem.cat_ranges(paths, begins, ends, on_error="raise")
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
+        return self.filesystem.info(self.path(name))["size"]
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing an older one; a reader sees the old or the new one."""

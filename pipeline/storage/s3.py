@@ -40,6 +40,7 @@ WRITER = "writer"
 _QUIET_S = 2.0  # a dropped idle connection, or a single 500, is not worth a line in the log
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _READ_AHEAD = 64 << 10  # bytes; s3fs' own 50 MiB would read other ranks' shards along with this one's
+_PIECE_BYTES = 1 << 20
 _WRITE_PART = 50 << 20  # bytes; S3 takes at most 10,000 parts
 
 _PASSING_ERRORS = (
@@ -124,9 +125,13 @@ class PatientS3FileSystem(S3FileSystem):
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Do nothing: S3 has no folders."""
 
+    async def _entries(self, path: str) -> list[dict[str, Any]]:
+        """Return what is directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
+        return await self._lsdir(path, refresh=True)
+
     async def _children(self, path: str) -> list[str]:
-        """Return paths directly below a path; `ls` also looks into the folder above, which a policy may not allow."""
-        return [entry["name"] for entry in await self._lsdir(path, refresh=True)]
+        """Return the paths directly below a path."""
+        return [entry["name"] for entry in await self._entries(path)]
 
     async def _writer_of(self, path: str) -> str | None:
         """Return the writer of an object from its metadata; None without an object or a signature."""
@@ -136,6 +141,7 @@ class PatientS3FileSystem(S3FileSystem):
         except FileNotFoundError:
             return None
 
+    entries = sync_wrapper(_entries)
     children = sync_wrapper(_children)
     writer_of = sync_wrapper(_writer_of)
     mkdir = sync_wrapper(_mkdir)
@@ -156,9 +162,10 @@ class PatientS3FileSystem(S3FileSystem):
 
     async def _send_until_answered(self, method: str, *parameters: Any, **request: Any) -> Any:
         pause, failing_since = _FIRST_PAUSE_S, None
+        body = _Body(request) if method == "get_object" else None
         while True:
             try:
-                answer = await self._send(method, *parameters, **request)
+                answer = await self._send(body, method, *parameters, **request)
             except Exception as error:
                 if not _passes(error):
                     self.outage.end()
@@ -174,14 +181,18 @@ class PatientS3FileSystem(S3FileSystem):
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # spreads the retries of ranks that failed together
             pause = min(1.7 * pause, _LONGEST_PAUSE_S)
 
-    async def _send(self, method: str, *parameters: Any, **request: Any) -> Any:
-        answer = await super()._call_s3(method, *parameters, **request)
-        if method == "get_object":  # the body is a part of the answer: a connection that breaks in it is waited for too
-            body = answer["Body"]
-            try:
-                answer["Body"] = _Body(await body.read())
-            finally:
-                body.close()
+    async def _send(self, body: "_Body | None", method: str, *parameters: Any, **request: Any) -> Any:
+        if body is not None:
+            request = body.rest()
+        try:
+            answer = await super()._call_s3(method, *parameters, **request)
+        except OSError as error:
+            if body is not None and body.begin_again(error):
+                answer = await super()._call_s3(method, *parameters, **body.rest())
+            else:
+                raise
+        if body is not None:  # the body is a part of the answer: a connection that breaks in it is waited for too
+            answer = await body.take(answer)
         refused = [entry for entry in answer.get("Errors", ()) if entry.get("Code") != "NoSuchKey"]
         if method == "delete_objects" and refused:  # s3fs ignores it
             raise translate_boto_error(ClientError({"Error": refused[0]}, "DeleteObjects"))
@@ -210,11 +221,66 @@ class PatientS3FileSystem(S3FileSystem):
         return await self._writer_of(path) == self._uploads.get(request["UploadId"], "")
 
 
-class _Body(io.BytesIO):
-    """Body of an answer, complete in memory, with the interface of an incomplete one."""
+class _Body:
+    """Body of an answer, which goes on where a connection broke off, with the interface of s3fs' bodies.
 
-    async def read(self, size: int = -1) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().read(size)
+    Args:
+        request: Request of the object, or of a range of it.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._pieces: list[bytes] = []
+        self._first: dict[str, Any] | None = None  # the first answer: the whole object's, or the whole range's
+        self._whole = io.BytesIO()
+
+    def rest(self) -> dict[str, Any]:
+        """Return the request of what is missing, of the same version of the object."""
+        begin, end = _range(self._request.get("Range"))
+        if not self._pieces or self._first is None or begin is None or "ETag" not in self._first:
+            self._forget()
+            return self._request
+        begin += sum(map(len, self._pieces))
+        return self._request | {"Range": f"bytes={begin}-{end}", "IfMatch": self._first["ETag"]}
+
+    def begin_again(self, error: OSError) -> bool:
+        """Return True, and forget what there is, if the object has been replaced since."""
+        replaced = bool(self._pieces) and error_code(error) in {"PreconditionFailed", "412", "InvalidRange", "416"}
+        if replaced:
+            self._forget()
+        return replaced
+
+    async def take(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Read the body of an answer to `rest`; return the first answer, with the whole body."""
+        stream = answer["Body"]
+        try:
+            if self._first is None:
+                self._first = answer
+            elif answer.get("ETag") != self._first["ETag"]:  # a server that knows no conditions of a GET
+                self._forget()
+                raise ConnectionError("the object was replaced while it was read")
+            while piece := await stream.read(_PIECE_BYTES):
+                self._pieces.append(piece)
+        finally:
+            stream.close()
+        self._whole, self._pieces = io.BytesIO(b"".join(self._pieces)), []
+        return self._first | {"Body": self}
+
+    async def read(self, size: int = -1) -> bytes:
+        """Return the next bytes of the whole body."""
+        return self._whole.read(size)
+
+    def close(self) -> None:
+        """Do nothing: the connection is closed."""
+
+    def _forget(self) -> None:
+        self._pieces, self._first = [], None
+
+
+def _range(header: str | None) -> tuple[int | None, str]:
+    """Return the begin of a requested range, and its end as the header has it; no begin for the last bytes."""
+    begin, _, end = (header or "bytes=0-").removeprefix("bytes=").partition("-")
+    return (int(begin) if begin else None), end
 
 
 def _response(error: BaseException) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.plan import SHARD, Header
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import Units
-from pipeline.log_passes.admission import Admission, vocabulary_files
+from pipeline.log_passes.admission import Admission
 from pipeline.trainer.line_progress import LineProgress
 from pipeline.trainer.part_position import PartPosition, deal_again
 from pipeline.trainer.part_report import PartReport
@@ -130,7 +130,7 @@ class Trainer:
                 logger.info("attempt %s begins from nothing, on %d workers", header.attempt, dist.get_world_size())
             return
         line, optimizer, config = self.job.line, self._state.optimizer, self.job.config
-        self._state.load(*line.place(header.checkpoint), self._groups.saving, config.log_schema)
+        self._state.resume(line, header.checkpoint, self._groups.saving, config.log_schema)
         manifest = line.read_manifest(header.checkpoint)
         assert manifest is not None
         optimizer.num_steps, optimizer.day_began_at = manifest.step, manifest.day_began_at
@@ -237,7 +237,7 @@ class Trainer:
         if name == self.progress.newest:  # asked to end just after a save
             return
         manifest, files = described or (None, {})
-        files |= vocabulary_files(self._admission.vocabularies) if manifest else {}
+        files |= self._admission.files if manifest else {}
         self.saver.save(self._state.tensors(), name, manifest, files)
         self.progress.saved(name, complete=complete)
 

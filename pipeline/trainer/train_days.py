@@ -110,7 +110,7 @@ def _train_left(
     check_room_for_units(read, [part.log for part in parts])
     for held, _ in left:
         check_slots(held.config, [part.log for part in parts])
-    begin = [_beginning(held, days, passes, start) for held, start in left]
+    begin = [Beginning(declared(held.config), held.line, tuple(days), held.run, passes) for held, _ in left]
     check_tracker(read.tracking)
     with ray_session(read), LiveView(read, *(held.line for held in lines)) as view:
         admission = _admission(read, first.line, start, RunScope(days=tuple(days), passes=passes), parts)
@@ -162,11 +162,6 @@ def warn_of_small_units(logs: Sequence[DayLog]) -> None:
                 "%.0f s in all; write row groups of %d rows and more",
                 *(log.day, units, rows / units, 1000 * _UNIT_S, units * _UNIT_S, 10 * _FEW_ROWS),
             )
-
-
-def _beginning(held: HeldLine, days: Sequence[str], passes: int, start: Manifest | None) -> Beginning:
-    trusted = start.checkpoint if start else None
-    return Beginning(declared(held.config), held.line, tuple(days), held.run, passes, trusted)
 
 
 def check_alike(read: Config, lines: Sequence[HeldLine], days: Sequence[str]) -> None:
@@ -277,7 +272,7 @@ def _end_attempts(
 ) -> None:
     """Record the early end of a run of several models; models that reached their end are done."""
     for held in lines:
-        newest = held.line.newest() if len(lines) > 1 else None  # reads a checkpoint to its end: not for one model
+        newest = held.line.newest() if len(lines) > 1 else None  # a single model is not at its end
         is_done = newest is not None and is_last(newest, days, passes)
         if is_done:
             held.line.end_attempts(days, held.run, "done")

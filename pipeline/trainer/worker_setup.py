@@ -1,5 +1,6 @@
 """Setup of every worker before it reads: process groups, device, and the sharded model with its optimizers."""
 
+import functools
 import logging
 import os
 import warnings
@@ -27,6 +28,7 @@ from models.ranker import Head
 from models.tables import table_of
 from pipeline.cluster.worker_lines import mark_own_lines
 from pipeline.config.project import Config
+from pipeline.lineage.stored_checkpoint import DamagedFile
 from pipeline.trainer.optimizer import StepOptimizer
 from pipeline.trainer.sharding import initialise_tables, shard_model, table_shardings
 from pipeline.trainer.table_planner import device_load
@@ -106,6 +108,22 @@ class Groups:
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine, group=self.control)
         return gathered
+
+
+def refuse_damage(worker: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Let a function of the workers return `refused` where the checkpoint that it loads is damaged.
+
+    The checkpoint was named, and there is no other one to take; a retry would not help.
+    """
+
+    @functools.wraps(worker)
+    def worker_or_refusal(settings: Any) -> dict[str, Any]:
+        try:
+            return worker(settings)
+        except DamagedFile as error:  # on all ranks alike
+            return {"refused": f"{error}: restore the file, or name another checkpoint"}
+
+    return worker_or_refusal
 
 
 def begin_worker(config: Config) -> tuple[Groups, torch.device]:
