@@ -60,7 +60,7 @@ class Command:
     process: subprocess.Popen[str]
     log: Path
 
-    def wait(self, timeout_s: float = 240) -> dict[str, Any]:
+    def wait(self, timeout_s: float = 420) -> dict[str, Any]:
         """Its JSON line, once it has ended; `{}` if it left none."""
         out, _ = self.process.communicate(timeout=timeout_s)
         return json.loads(out.splitlines()[-1]) if out.strip() else {}
