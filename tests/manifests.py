@@ -118,7 +118,7 @@ def shared_checker() -> ModuleType:
     """The checker with KubeRay's schemas, which stand beside the project and are no part of it."""
     script = _SHARED / "check_manifests.py"
     if not script.exists():
-        pytest.skip("the schemas of KubeRay are not beside the project")
+        pytest.skip(f"the schemas of KubeRay, which are not part of the project, are not at {_SHARED}")
     spec = importlib.util.spec_from_file_location("check_manifests", script)
     assert spec is not None
     assert spec.loader is not None

@@ -85,7 +85,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, 
     shell = ["sh", "-c", _MOUNT, "sh", str(folder), sys.executable, __file__]
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-Urm", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a disk of his own")
+        pytest.skip("a small disk needs `unshare -Urm`: user and mount namespaces, which this machine does not allow")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [unshare, "-Urm", *shell], capture_output=True, text=True, check=False, timeout=400, env=environment

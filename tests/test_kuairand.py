@@ -290,7 +290,7 @@ def encoded(schema: Schema, table: pa.Table) -> Any:
 @pytest.fixture(scope="module")
 def real_days(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
     if not REAL.is_dir():
-        pytest.skip(f"{REAL} is absent")
+        pytest.skip(f"the log of KuaiRand, which is not part of the project, is not at {REAL}")
     logs = tmp_path_factory.mktemp("kuairand") / "logs"
     import_kuairand(REAL, logs)
     return {path.parent.name.removeprefix("dt="): pq.read_table(path) for path in sorted(logs.glob("dt=*/*.parquet"))}
