@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -216,7 +216,7 @@ def widen(config: Config, state: TrainState, group: Any) -> TrainState:
             parameter.data, parameter.grad = parameter.data.double(), None
     (head,) = (module for module in state.model.modules() if isinstance(module, Head))
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    return TrainState(state.model, build_optimizer(config, state.model, group))
+    return replace(state, optimizer=build_optimizer(config, state.model, group))
 
 
 class LocalDenominators(CountedBatches):

@@ -14,7 +14,7 @@ from torchrec.distributed.model_parallel import DataParallelWrapper, Distributed
 from torchrec.distributed.types import ShardingEnv
 
 from features.schema import Schema
-from models.tables import initial_rows, initial_rows_at, table_of
+from models.tables import initial_blocks, initial_rows_at, table_of
 from pipeline.config.optimizer import TableOptimizerConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.lineage.records import TableSharding
@@ -102,17 +102,28 @@ def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, t
 
 
 @torch.no_grad()
-def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int) -> None:
-    """Give every row its initial value, which depends on (seed, table, row) and not on the sharding."""
+def initialise_tables(
+    model: DistributedModelParallel, schema: Schema, seed: int, first_rows: Mapping[str, int] | None = None
+) -> None:
+    """Give rows their initial values, which depend on (seed, table, row) and not on the sharding.
+
+    Args:
+        model: The sharded model.
+        schema: Schema that declares the tables.
+        seed: The run's seed.
+        first_rows: First row to change, by table; other tables stay. None: all rows of all tables.
+    """
     declared = {table.name: table for table in schema.tables}
     for name, tensor in model.state_dict().items():
         table = declared.get(table_of(name) or "")
-        if table is None:
+        if table is None or (first_rows is not None and table.name not in first_rows):
             continue
+        first = first_rows[table.name] if first_rows is not None else 0
         for local, (first_row, first_column) in local_blocks(tensor):
-            rows = range(first_row, first_row + local.shape[0])
+            rows = range(max(first, first_row), first_row + local.shape[0])
             columns = range(first_column, first_column + local.shape[1])
-            local.copy_(initial_rows(table, seed, rows, columns))
+            for piece, values in initial_blocks(table, seed, rows, columns):
+                local[piece.start - first_row : piece.stop - first_row].copy_(values)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -68,7 +68,7 @@ def train_worker(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
 
 
 def train_model(
-    job: TrainJob, segments: Iterable[Segment], groups: Groups, device: torch.device, reached: dict[str, Any]
+    job: TrainJob, segments: Iterator[Segment], groups: Groups, device: torch.device, reached: dict[str, Any]
 ) -> None:
     """Train one model on its segments.
 
@@ -83,9 +83,11 @@ def train_model(
         DataError: On all ranks: why the run has to stop.
         Interrupted: On all ranks: it was asked to end, and is saved.
     """
-    trainer = Trainer(job, groups, build_state(job.config, groups.training, device, job.statistics), device)
+    first = next(segments)
+    draw = first.header.checkpoint is None
+    trainer = Trainer(job, groups, build_state(job.config, groups.training, device, job.statistics, draw=draw), device)
     try:
-        for segment in segments:
+        for segment in itertools.chain([first], segments):
             trainer.restore(segment.header)
             trainer.train_part(segment)
         trainer.saver.wait()
