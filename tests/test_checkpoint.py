@@ -236,8 +236,8 @@ def _fail_in_the_background(
     saver = Saver(line, CheckpointConfig(writer_threads=threads), dist.new_group(backend="gloo"))
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1 and not superseded:
-            last = f"_{threads - 1}.distcp"
-            before_file(patch.setattr, lambda path: no_space() if path.endswith(last) else time.sleep(0.2))
+            # DCP's own further threads take the first files.
+            before_file(patch.setattr, lambda path: no_space() if path.endswith("_0.distcp") else time.sleep(0.2))
         saver.save(_tensors(1.0), _name(1), _manifest(1))
         deadline = time.monotonic() + 30
         said = []
