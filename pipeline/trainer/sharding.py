@@ -1,7 +1,7 @@
 """Sharding of table rows over ranks, as TorchRec's planner has placed them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
+from features.errors import DataError
 from features.schema import Schema
 from models.tables import initial_blocks, initial_rows_at, table_of
 from pipeline.config.optimizer import TableOptimizerConfig
@@ -61,7 +62,10 @@ def shard_model(
     """
     fuse_optimizers(model, config, tables)
     sharders = table_sharders()
-    planner = table_planner(schema, config, group.size(), device.type, get_local_size(), load)
+    on_hosts: list[int] = [0] * group.size()
+    dist.all_gather_object(on_hosts, get_local_size(), group=group)
+    config = config_for_hosts(config, on_hosts)
+    planner = table_planner(schema, config, group.size(), device.type, on_hosts[0], load)
     plan = planner.collective_plan(model, sharders, group)
     sharded = DistributedModelParallel(
         model,
@@ -73,6 +77,32 @@ def shard_model(
     )
     _check_optimizers(sharded, config, tables)
     return sharded
+
+
+def config_for_hosts(config: ShardingConfig, on_hosts: Sequence[int]) -> ShardingConfig:
+    """Return the shardings that the planner may choose on these hosts.
+
+    `table_row_wise` gives a table to the workers of one host. TorchRec reads the number of a host's workers in each
+    process, so where hosts differ the ranks would not agree on who has which rows.
+
+    Args:
+        config: The declared shardings.
+        on_hosts: Number of workers on the host of each rank.
+
+    Raises:
+        DataError: Hosts differ, and only `table_row_wise` is left for a table.
+    """
+    if len(set(on_hosts)) == 1:
+        return config
+    left = [kind for kind in config.types if kind != "table_row_wise"]
+    fixed = sorted(table for table, kind in config.tables.items() if kind == "table_row_wise")
+    if fixed or not left:
+        where = f"sharding.tables of {', '.join(fixed)}" if fixed else "sharding.types"
+        raise DataError(
+            f"{where}: table_row_wise needs as many workers on each host, and hosts have {sorted(set(on_hosts))}: "
+            "choose row_wise, or a number of workers that fills the hosts"
+        )
+    return config.model_copy(update={"types": left})
 
 
 def table_shardings(model: DistributedModelParallel) -> dict[str, TableSharding]:
