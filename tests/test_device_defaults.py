@@ -1,4 +1,4 @@
-"""What a device changes: defaults of the configuration, and shardings where hosts differ."""
+"""Defaults of the configuration by device, and shardings where hosts differ."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ class BatchesAhead:
         """Return the batch of a step; the steps follow each other.
 
         Raises:
-            BaseException: What `make` raised for this step. There is no batch after it.
+            BaseException: The error that `make` raised for this step. There is no batch after it.
         """
         found = self._made.get()
         if isinstance(found, BaseException):

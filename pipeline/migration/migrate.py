@@ -292,7 +292,6 @@ def _manifest(config: Config, parent: Manifest, statistics: Statistics | None, a
         "parent": qualified(parent.checkpoint, parent.parent) if parent.parent else None,
         "rows_in_space": {name: parent.rows_in_space.get(name, 0) for name in schema.task_names},
         "config": declared(config) | {"ingest": parent.config["ingest"]},
-        "mean_lengths": {name: length for name, length in lengths.items() if name in sequences},
         "schema_fingerprint": schema.fingerprint(),
         "statistics": statistics,
         "libraries": library_versions(),

@@ -108,7 +108,7 @@ class CountedBatches(Iterator[RankingBatch]):
         take_losses: Sum of this rank's losses over the steps since the last call, shape (K,).
         group: A gloo process group that nothing else uses.
         signals: Signals that this rank sends with its next block.
-        steps: Steps of a block. What a run asks for by a signal happens at the next block but one.
+        steps: Steps of a block. A signal is heeded at the next block but one.
 
     Attributes:
         num_rows: Rows of all ranks handed out so far.
