@@ -23,7 +23,7 @@ _DIGEST = "digest"
 _NO_AGENT = "No available agent"  # Ray's answer of a head whose agents have not said yet that they are there
 
 
-def once_there(submit: Callable[[], str], within_s: float = 120.0) -> str:
+def once_there(submit: Callable[[], str], within_s: float = 300.0) -> str:
     """Submit a job as soon as the cluster has an agent that takes it: its head answers some seconds earlier.
 
     Args:
