@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Plan, write all figures, and show the table on stderr; refuse what does not fit."""
+    if arguments.device is not None:  # with the defaults of that device
+        arguments.set = [*arguments.set, f"workers.device={arguments.device}"]
     config = read_config(arguments)
     from pipeline.report.plan_command import Asked, plan_command
 

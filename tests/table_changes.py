@@ -10,7 +10,7 @@ from features.errors import DataError
 from models.tables import table_of
 from pipeline.config.project import Config
 from pipeline.storage.files import Storage
-from pipeline.trainer.sharding import local_blocks, reset_rows
+from pipeline.trainer.sharding import local_blocks
 from pipeline.trainer.train_state import TrainState
 from pipeline.trainer.worker_setup import Groups, build_state
 
@@ -32,7 +32,7 @@ class ResetRun(Run):
         start = blocks_of(state.tensors())
         self._step(state, groups, lambda step: self.make_batch(rank, num_ranks, step))
         trained = blocks_of(state.tensors())
-        reset_rows(state.tensors(), self.config.log_schema, self.config.seed, self.rows)
+        state.reset_rows(self.config.log_schema, self.rows)
         return {"before": start, "after": trained, "reset": blocks_of(state.tensors()), "plan": _plan_of(state)}
 
 

@@ -18,10 +18,13 @@ from pipeline.trainer.train_line import train
 __all__ = ["logs"]  # fixtures
 
 
-def test_loss_that_is_not_finite_stops_the_run(logs: Path, tmp_path: Path, local_training: None) -> None:
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_loss_that_is_not_finite_stops_the_run(
+    logs: Path, tmp_path: Path, local_training: None, lookahead: int
+) -> None:
     """Catches a diverged run that goes on, is restarted for nothing, or leaves a checkpoint of NaN."""
     rates = {"tables": {"learning_rate": 1e30}, "dense": {"kind": "sgd", "learning_rate": 1e30}}
-    config = without_statistics(make_config(logs, tmp_path, optimizer=rates))
+    config = without_statistics(make_config(logs, tmp_path, optimizer=rates, ingest={"lookahead": lookahead}))
     with pytest.raises(DataError, match="at step 1, in the rows of dt=2026-01-01/part-0000"):
         train(config, DAYS[:1], passes=1)
     assert not list(Line.of(config.root, config.line).manifests())

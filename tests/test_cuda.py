@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from small_runs import DAYS, logs, make_config
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import CacheParams
 from train_steps import Run, assert_equal, relative_difference, whole
 from train_steps import make_config as make_step_config
 
@@ -18,6 +20,7 @@ from models.pcgrad import PCGrad
 from pipeline.checkpoint.host_copy import HostCopy
 from pipeline.lineage.audit import audit_line
 from pipeline.trainer.train_line import train
+from pipeline.trainer.worker_setup import on_host
 
 __all__ = ["logs"]  # fixtures
 
@@ -41,6 +44,36 @@ def test_steps_are_those_of_a_cpu(run_ranks: Any, pipeline: str) -> None:
     """Catches a kernel, an exchange or a flat batch that gives another step on a GPU; up to float32's rounding."""
     config = make_step_config(pipeline=pipeline)
     assert relative_difference(run_ranks(Run(config), 1), run_ranks(Run(config, device="cuda"), ON_GPUS)) < 1e-4
+
+
+def test_losses_are_read_after_their_step() -> None:
+    """Catches losses that are read in TorchRec's stream of batches, before the GPU has computed them."""
+    ready, losses = torch.randn(4096, 4096, device="cuda"), torch.zeros(3, device="cuda")
+    for _ in range(2):  # the first round sets the libraries up
+        for _ in range(50):
+            ready = torch.nn.functional.normalize(ready @ ready)
+        losses = losses + ready.isfinite().all()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = on_host([losses, losses])
+    assert found.tolist() == [[2.0] * 3] * 2
+
+
+def test_a_table_with_a_cache_is_a_table(run_ranks: Any, tmp_path: Path) -> None:
+    """Catches rows that a save takes before the cache is written back, and rows of before a load in the cache."""
+    config = make_step_config()
+    here = {"device": "cuda", "patches": {"pipeline.trainer.table_planner._constraint": in_the_host}}
+    cached = run_ranks(Run(config, save=str(tmp_path), **here), 1)
+    assert {chosen.compute_kernel for chosen in cached[0]["plan"].values()} == {"fused_uvm_caching"}
+    assert relative_difference(run_ranks(Run(config), 1), cached) < 1e-4
+    for options in ({}, here):
+        loaded = run_ranks(Run(config, steps=range(0), load=str(tmp_path), **options), 1)
+        assert_equal(whole(cached, "after"), whole(loaded, "before"))
+
+
+def in_the_host(*arguments: Any) -> ParameterConstraints:
+    """Return the constraint of a table that has to lie in the host's memory, with a small cache."""
+    cache, kernels = CacheParams(load_factor=0.2), ["fused_uvm_caching"]
+    return ParameterConstraints(sharding_types=["table_wise"], compute_kernels=kernels, cache_params=cache)
 
 
 def test_a_checkpoint_of_gpus_is_loaded_by_others(run_ranks: Any, tmp_path: Path) -> None:

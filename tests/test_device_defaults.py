@@ -1,9 +1,11 @@
 """Defaults of the configuration by device, and shardings where hosts differ."""
 
+import os
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
-import torch.distributed as dist
 from train_steps import Run, make_config
 
 from features.errors import ConfigError, DataError
@@ -56,17 +58,20 @@ def test_hosts_that_differ_have_no_table_of_one_host() -> None:
             config_for_hosts(bad, [2, 2, 1])
 
 
-def uneven() -> int:
-    """Return the number of workers of a host: two ranks share the first, the third is alone."""
-    return 2 if dist.get_rank() < 2 else 1
+@dataclass(frozen=True)
+class OnTwoHosts(Run):
+    """Three workers, of which two share a host, as Ray Train tells them."""
+
+    def __call__(self, rank: int, num_ranks: int) -> dict[str, Any]:
+        with mock.patch.dict(os.environ, {"LOCAL_WORLD_SIZE": "2" if rank < 2 else "1", "WORLD_SIZE": "3"}):
+            return super().__call__(rank, num_ranks)
 
 
 def test_ranks_learn_of_each_other_s_hosts(run_ranks: Any) -> None:
     """Catches a planner that takes its own host for all: the plan would have tables on one host."""
-    patches = {"pipeline.trainer.sharding.get_local_size": uneven}
     config = make_config("row_wise")
     free = config.model_copy(update={"sharding": config.sharding.model_copy(update={"types": ["table_row_wise"]})})
-    with pytest.raises(AssertionError, match="hosts have"):
-        run_ranks(Run(free, steps=range(0), patches=patches), 3)
-    plan = run_ranks(Run(config, steps=range(0), patches=patches), 3)[2]["plan"]
+    with pytest.raises(AssertionError, match=r"hosts have \[1, 2\]"):
+        run_ranks(OnTwoHosts(free, steps=range(0)), 3)
+    plan = run_ranks(OnTwoHosts(config, steps=range(0)), 3)[2]["plan"]
     assert {chosen.sharding_type for chosen in plan.values()} == {"row_wise"}

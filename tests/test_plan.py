@@ -1,8 +1,10 @@
 """Dry runs against real ranks: their memory, what fits and what does not, and the smallest number of workers."""
 
+import math
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from dupn_models import make_dupn_config
@@ -12,7 +14,7 @@ from features.errors import ConfigError
 from features.statistics import Statistics
 from pipeline.config.project import Config
 from pipeline.trainer import row_memory, table_planner
-from pipeline.trainer.dry_run import DryRun, Plan, Workers, used_bytes
+from pipeline.trainer.dry_run import DryRun, Plan, Workers, host_bytes, used_bytes
 from pipeline.trainer.row_memory import measure_rows
 from pipeline.trainer.table_planner import device_load, expected_ids
 
@@ -140,9 +142,38 @@ def test_the_copy_of_a_save() -> None:
         assert used_bytes(Workers(2, 8, "cpu", 1), rank) == rank.on_device + rank.saved_copy
         assert used_bytes(Workers(2, 8, "cuda", 1), rank) == rank.on_device
     copy = plan(with_copy, 2, device="cuda").fullest.saved_copy
-    for host_bytes, lacks in ((copy, ""), (copy - 1, "host"), (None, "")):
-        found = DryRun(with_copy).plan(Workers(2, 8, "cuda", PLENTY, host_bytes))
+    for host, lacks in ((copy, ""), (copy - 1, "host"), (None, "")):
+        found = DryRun(with_copy).plan(Workers(2, 8, "cuda", PLENTY, host))
         assert (found.fits, found.lacks) == (not lacks, lacks)
+
+
+def test_a_table_with_a_cache_on_the_gpu() -> None:
+    """Catches a table that is refused although the host has room, is not counted there, or is put there needlessly."""
+    user = USER_ROWS * DIM * 4
+    for kind, accumulator in (("rowwise_adagrad", 0), ("adagrad", user), ("sgd", 0)):
+        config = plan_config(
+            None, optimizer={"tables": _rates(kind), "dense": _rates("adam")}, workers={"num": 1, "device": "cuda"}
+        )
+        sharding = config.sharding.model_copy(update={"uvm_caching": {"user": 0.1}})
+        cached = config.model_copy(update={"sharding": sharding})
+        roomy = plan(cached, 1, device="cuda")
+        assert {placement.kernel for placement in roomy.placements} == {"fused"}
+        memory = roomy.fullest.on_device - user // 2
+        assert not plan(config, 1, memory, "cuda").fits
+        found = plan(cached, 1, memory, "cuda")
+        assert found.fits
+        assert {placement.table: placement.kernel for placement in found.placements} == {
+            "user": "fused_uvm_caching",
+            "video": "fused",
+        }
+        rank = found.fullest
+        assert rank.tables_in_host == user + accumulator
+        assert rank.state == roomy.fullest.state
+        assert roomy.fullest.on_device - rank.on_device == user + accumulator - math.ceil(0.1 * user)
+        assert rank.saved_copy == rank.state
+        for host, lacks in ((host_bytes(rank), ""), (host_bytes(rank) - 1, "host")):
+            assert DryRun(cached).plan(Workers(1, 8, "cuda", memory, host)).lacks == lacks
+        assert DryRun(cached).smallest(Workers(1, 8, "cuda", memory)) == 1
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -190,11 +221,14 @@ def test_a_start_tells_the_planner_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         table_planner.torch.cuda, "get_device_properties", lambda _: type("", (), {"total_memory": 80 * 10**9})
     )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     load = device_load(schema, None, 4, torch.device("cuda", 0))
     assert load is not None
+    assert load.host_bytes == psutil.virtual_memory().total // 2
     assert (load.memory_bytes, load.batch_size, load.ids) == (80 * 10**9, 4, expected_ids(schema, None))
     devices = table_planner.table_planner(schema, config.sharding, 2, "cuda", 2, load)._topology.devices
     assert [device.storage.hbm for device in devices] == [80 * 10**9] * 2
+    assert [device.storage.ddr for device in devices] == [load.host_bytes] * 2
 
 
 def test_the_order_of_choices_is_fixed() -> None:

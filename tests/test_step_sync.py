@@ -21,17 +21,26 @@ from pipeline.trainer.worker_setup import Groups
 
 
 def _hear(
-    rank: int, num_ranks: int, encoder: Encoder, logs: Any, stop_at: int, look_at: int, steps: int = 1, bad_at: int = 0
+    rank: int,
+    num_ranks: int,
+    encoder: Encoder,
+    logs: Any,
+    stop_at: int,
+    look_at: int,
+    steps: int = 1,
+    bad_at: int = 0,
+    stop_within: int = 99,
 ) -> dict[str, Any]:
     """Batches until the end; rank 0 asks to look with its `look_at`th batch and to stop with its `stop_at`th.
 
-    The last rank cannot make its `bad_at`th.
+    The last rank cannot make its `bad_at`th. A stop after `stop_within` steps is learnt as from the board: who asks
+    gets the answer to the question before.
     """
     (day,) = list_days(logs, ["2026-03-01"], 100)
     plan = ReadPlan(logs, encoder, (0,), seed=1, shuffle_rows=False)
     (parcel,) = read_parcels(plan, unit_entries(day.units[:1]))
     assert parcel.rows is not None
-    rows, made = parcel.rows, [0]
+    rows, made, looks, looked, answers = parcel.rows, [0], [], [], [False]
 
     def next_batch(step: int) -> LogBatch:
         made[0] += 1
@@ -44,11 +53,16 @@ def _hear(
         return batch
 
     def signals() -> Signals:
-        return Signals(float(rank == 0 and made[0] >= stop_at), float(rank == 0 and made[0] == look_at))
+        answers.append(rank == 0 and len(looks) >= stop_within)
+        if answers[-2]:
+            return Signals(stop=1.0)
+        look = rank == 0 and made[0] == look_at and not looked
+        looked.extend([1] * look)  # asked once
+        return Signals(float(rank == 0 and made[0] >= stop_at), float(look))
 
     none, ones = torch.zeros(2), torch.ones(2)
     batches = CountedBatches(next_batch, 0, lambda step: ones, none.clone, Groups.create(60).counts, signals, steps)
-    looks, denominators = [], []
+    denominators = []
     for batch in batches:
         looks.append(batches.look)
         denominators.append(batch.denominators.tolist())
@@ -136,3 +150,14 @@ def test_a_signal_is_heeded_at_the_begin_of_a_block(
     assert first["interrupted"] == (stop_at < 13)  # the fourth block has the last row, and was asked with the third
     assert handed_out == (3 * ((stop_at - 1) // 3) if stop_at < 13 else 10)
     assert first["looks"] == [index == 3 for index in range(handed_out)]
+
+
+@pytest.mark.parametrize(("stop_within", "handed_out"), [(1, 6), (2, 6), (3, 9), (5, 9), (6, 10)])
+def test_a_stop_within_a_block_is_heeded_at_the_next_but_one(
+    run_ranks: Any, tiny_encoder: Encoder, write_log: Any, stop_within: int, handed_out: int
+) -> None:
+    """Catches a stop that waits for another block, since the board was asked once a block only."""
+    hear = partial(_hear, encoder=tiny_encoder, logs=write_log([[[8]]]), stop_at=99, look_at=0, steps=3)
+    first, *others = run_ranks(partial(hear, stop_within=stop_within), 2)
+    assert all(found == first for found in others)
+    assert len(first["looks"]) == handed_out

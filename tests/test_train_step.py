@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from train_steps import (
     SGD,
@@ -211,3 +212,16 @@ def test_counts_have_a_group_of_their_own(run_ranks: Any) -> None:
     """
     assert run_ranks(Counting(60, one_group=False), 2) == [0, 0]
     assert min(run_ranks(Counting(60, one_group=True), 2)) > 0
+
+
+def another_optimizer(tables: Any) -> EmbOptimType:
+    """Return an optimizer that is not declared."""
+    return EmbOptimType.ADAM
+
+
+def test_a_table_with_another_optimizer_is_refused(run_ranks: Any) -> None:
+    """Catches a check that looks at no table: TorchRec's lookups are not among a module's modules."""
+    patches = {"pipeline.trainer.sharding.fused_type": another_optimizer}
+    for sharding in ("row_wise", "table_wise"):
+        with pytest.raises(AssertionError, match=r"a table trains with .*declared is rowwise_adagrad"):
+            run_ranks(Run(make_config(sharding), steps=range(0), patches=patches), 1)

@@ -223,7 +223,7 @@ class Run:
         batch = collate(self.config.log_schema, slices, share + self.padding)
         spans = (Span(0, 0, np.arange(share)),) if slices else ()
         batch.cursor = BatchCursor(step, spans, batch.in_space.sum(0).numpy())
-        return batch
+        return batch if self.device == "cpu" else batch.flattened(pin=True)
 
 
 def widen(config: Config, state: TrainState, group: Any) -> TrainState:

@@ -7,8 +7,8 @@ ranks, or another sharding, can load them. Training waits for a copy in memory; 
 import contextlib
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch.distributed as dist
@@ -53,7 +53,7 @@ def write_checkpoint(
         Exception: On all ranks, the error of any of them.
     """
     assert (manifest is not None) == (group.rank() == 0), "rank 0 alone commits"
-    writer = _ThreadedWriter(f"{line.url}/{name}", thread_count=threads, sync_files=line.is_local)
+    writer = _ThreadedWriter(f"{line.url}/{name}", threads, sync_files=line.is_local)
     writer.fs = hashing = HashingFileSystem(line)
     with plain_errors(f"checkpoint {name} was not written"):
         save(tensors, storage_writer=writer, process_group=group)
@@ -92,19 +92,41 @@ def commit(
 
 
 class _ThreadedWriter(FsspecWriter):
-    """DCP's writer, which forgets the error of any thread but the first: the checkpoint would lack tensors."""
+    """DCP's writer with threads of our own: DCP forgets the error of any thread but the first, and the checkpoint would
+    lack tensors.
+
+    The threads are daemons, so a process that ends does not wait for a server that is away. The tensors are in the
+    host's memory already, so nothing is copied ahead from a GPU.
+    """
+
+    def __init__(self, path: str, threads: int, *, sync_files: bool) -> None:
+        super().__init__(path, thread_count=threads, sync_files=sync_files, per_thread_copy_ahead=0)
 
     def _write_data(self, planner: Any, file_queue: Any) -> Future[list[Any]]:
         alone = copy.copy(self)
         alone.thread_count = 1
-        with ThreadPoolExecutor(self.thread_count) as pool:
-            works = [
-                pool.submit(super(_ThreadedWriter, alone)._write_data, planner, file_queue)
-                for _ in range(self.thread_count)
-            ]
+        outcomes: list[list[Any] | BaseException] = []
+
+        def write() -> None:
+            try:
+                outcomes.append(super(_ThreadedWriter, alone)._write_data(planner, file_queue).value())
+            except BaseException as error:  # noqa: BLE001 - raised below, by the thread that saves
+                outcomes.append(error)
+
+        threads = [threading.Thread(target=write, daemon=True) for _ in range(self.thread_count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         written: Future[list[Any]] = Future()
-        written.set_result([result for work in works for result in work.result().value()])
+        written.set_result([result for outcome in outcomes for result in _value(outcome)])
         return written
+
+
+def _value(outcome: list[Any] | BaseException) -> list[Any]:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 class HashingFileSystem(FileSystem):

@@ -1,7 +1,7 @@
 """Signals that ask a run to save early: SIGTERM to the command, and Ray's notice that a node is taken away.
 
-Rank 0 receives them and puts them into the vector that every step sums over the ranks, so that all ranks act at the
-same step: a rank that stopped alone would leave the others waiting in a collective operation.
+Rank 0 receives them and puts them into the vector that is summed over the ranks for every block of steps. So all ranks
+act at the same step: a rank that stopped alone would leave the others waiting in a collective operation.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _LOOK_S = 5.0
 
 
 class Signals(NamedTuple):
-    """Flags that a rank sends to all others with every batch; summed over the ranks.
+    """Flags that a rank sends to all others with every block of batches; summed over the ranks.
 
     Args:
         stop: Above 0: save here and end.
@@ -73,7 +73,7 @@ class SignalReader:
         self._poll_at = self._look_at = time.monotonic()
 
     def __call__(self) -> Signals:
-        """Return the signals for the next batch; never wait."""
+        """Return the signals of this moment; never wait."""
         now = time.monotonic()
         if self._board is None or now < self._poll_at:
             return Signals(stop=float(self._stop))

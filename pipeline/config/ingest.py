@@ -48,7 +48,8 @@ class IngestConfig(Declaration):
         lookahead: Number of batches of a block. A thread makes the next block, and its denominators are summed over the
             workers in one call, while the workers train the block before. With 1, on a CPU, each batch is made and
             summed one step ahead, without a thread. Larger hides the reading, and the latency of many workers. A
-            worker holds three blocks in the host's memory, and a signal to end is heeded two blocks later.
+            worker holds three blocks in the host's memory. A signal to end is heeded at the begin of the next block but
+            one, so two blocks must take less than the time that a pod has to end.
         on_bad_unit: Action for a unit that cannot be read or encoded: `fail` stops the run and names the unit;
             `quarantine` records unit and error in the checkpoint, continues without it, and names it at the end.
         max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run, or refuses the

@@ -51,6 +51,8 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
         except ConfigError as error:
             raise ConfigError(f"{source}: {key}: {error}") from error
     check_sharding(config.sharding, config.optimizer.tables, config.log_schema, config.workers.most)
+    if config.sharding.uvm_caching and config.workers.device != "cuda":
+        raise ConfigError("sharding.uvm_caching is for GPUs: set workers.device to cuda, or leave it out")
     config.loss_weights.schedule(config.log_schema.task_names)
     _check_inputs(config)
     _check_cluster(config)

@@ -30,7 +30,8 @@ ON_CUDA: dict[str, dict[str, Any]] = {
     "ingest": {"batch_size": 4096, "lookahead": 4},
     "checkpoint": {"writer_threads": 4},
 }
-"""Defaults with `workers.device: cuda` that differ from those of a CPU, by section."""
+"""Defaults with `workers.device: cuda` that differ from those of a CPU, by section. So a dump of a config without its
+defaults is another config: dump all of it."""
 
 LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 

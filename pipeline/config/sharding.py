@@ -1,6 +1,6 @@
 """Sharding of tables over the workers, and the layouts that train the declared model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,7 @@ from features.errors import ConfigError
 from features.schema import Schema
 from pipeline.config.optimizer import TableOptimizerConfig
 
+Share = Annotated[float, Field(gt=0, lt=1)]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
 
 
@@ -19,12 +20,15 @@ class ShardingConfig(Declaration):
         types: Sharding types that the planner may choose. Checkpoints reshard freely among the default three.
             `table_row_wise` is left out if hosts have different numbers of workers.
         tables: Given types by table name.
+        uvm_caching: Tables that may lie in the memory of the host where that of a GPU is too small, with the share of
+            their rows that the GPU caches, e.g. `{user: 0.1}`: TorchRec's kernel `fused_uvm_caching`. Only on `cuda`.
         train_pipeline: TorchRec's `TrainPipelineBase`, or `TrainPipelineSparseDist`, which sends the ids of the next
             batch during the computation of this one.
     """
 
     types: list[Sharding] = Field(default=["table_wise", "row_wise", "table_row_wise"], min_length=1)
     tables: dict[str, Sharding] = {}
+    uvm_caching: dict[str, Share] = {}
     train_pipeline: Literal["base", "sparse_dist"] = "sparse_dist"
 
 
@@ -36,9 +40,10 @@ def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema:
             workers.
     """
     names = {table.name for table in schema.tables}
-    unknown = set(config.tables) - names
-    if unknown:
-        raise ConfigError(f"sharding.tables names {sorted(unknown)}, declared tables are {sorted(names)}")
+    for key, given in (("tables", config.tables), ("uvm_caching", config.uvm_caching)):
+        unknown = set(given) - names
+        if unknown:
+            raise ConfigError(f"sharding.{key} names {sorted(unknown)}, declared tables are {sorted(names)}")
     for sharding in {*config.types, *config.tables.values()}:
         if sharding == "column_wise" and tables.kind == "rowwise_adagrad":
             raise ConfigError(
@@ -52,6 +57,9 @@ def check_sharding(config: ShardingConfig, tables: TableOptimizerConfig, schema:
             )
     if "data_parallel" in config.types:
         raise ConfigError("sharding.types has data_parallel: name such tables one by one in sharding.tables")
+    on_all = sorted(name for name in config.uvm_caching if config.tables.get(name) == "data_parallel")
+    if on_all:
+        raise ConfigError(f"sharding.uvm_caching has {on_all[0]}, which is data_parallel: every GPU holds it whole")
     _check_tables(config, schema, num_workers)
 
 

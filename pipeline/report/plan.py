@@ -53,13 +53,15 @@ def gigabytes(size: float) -> str:
 
 def _memory_lines(plan: Plan) -> list[str]:
     rank, workers = plan.fullest, plan.workers
-    tables = sum(memory.total for memory in rank.tables.values())
+    tables = sum(memory.on_device for memory in rank.tables.values())
     where = "in the memory of the host, not counted" if workers.device == "cuda" else "counted"
+    in_host = rank.tables_in_host
     return [
         f"these are the sizes on rank {rank.rank}, the fullest of {workers.num} ({workers.on_a_host} on a host)",
         f"  tables {gigabytes(tables)}, dense part {gigabytes(rank.dense)}, its optimizer "
         f"{gigabytes(rank.dense_optimizer)}, its gradients {gigabytes(rank.dense_gradients)}",
         f"  batches {gigabytes(rank.batches)}, activations {gigabytes(rank.activations)}",
+        *([f"  tables in the memory of the host {gigabytes(in_host)}, not counted"] if in_host else []),
         f"  copy of the state for a save {gigabytes(rank.saved_copy)}, {where}",
         f"  {gigabytes(used_bytes(workers, rank))} of {gigabytes(workers.memory_bytes)} used{_reserve(plan)}",
     ]
@@ -105,7 +107,7 @@ def advice(plan: Plan, config: Config, smallest: int | None) -> str:
     (placed,) = [placement for placement in plan.placements if placement.table == table.name]
     where = {
         "device": f"of memory{_reserve(plan)}",
-        "host": "in the memory of its host, for the copy of a save",
+        "host": "in the memory of its host, for the copy of a save" + " and for tables" * bool(rank.tables_in_host),
         "planner": "of the 128 GiB within which TorchRec's planner places tables on the CPU",
     }[plan.lacks]
     return (
@@ -123,6 +125,8 @@ def _remedies(plan: Plan, config: Config, smallest: int | None, placed: Placemen
         found.append(f"set sharding.tables.{placed.table} to row_wise")
     if rank.saved_copy and plan.lacks == ("device" if plan.workers.device == "cpu" else "host"):
         found.append("set checkpoint.background to false")
+    if plan.lacks == "device" and plan.workers.device == "cuda" and placed.kernel == "fused":
+        found.append(f"give the table a cache on the GPU (sharding.uvm_caching.{placed.table}=0.1)")
     if plan.lacks == "device" and rank.activations + rank.batches > rank.state:
         bfloat16 = "" if config.workers.precision == "bfloat16" else " or workers.precision bfloat16"
         found.append(f"a smaller ingest.batch_size{bfloat16}")

@@ -109,7 +109,7 @@ def plan_command(config: Config, asked: Asked, show: Callable[[str], None]) -> d
     tables = ids_of_tables(config, statistics)
     warnings = warn_of_inputs(config, tables, run.row, workers.num, workers.on_a_host)
     ids = (
-        "ids per row are those of the line's statistics, and max_length for sequences"
+        "ids per row are those of the line's statistics, and max_length for sequences without a mean length"
         if statistics
         else "no statistics of the line: an id counts as always there, a sequence with its max_length"
     )

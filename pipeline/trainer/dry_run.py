@@ -44,7 +44,8 @@ class Workers:
         per_host: Number of workers on a host, if there are that many.
         device: `cpu` or `cuda`.
         memory_bytes: Memory per worker: of its GPU, or its share of the host's on `cpu`.
-        host_bytes: Memory of the host per worker with a GPU, for the copy of a save; None: not checked.
+        host_bytes: Memory of the host per worker with a GPU, for the copy of a save and for tables with a cache on the
+            GPU; None: not checked.
     """
 
     num: int
@@ -131,6 +132,11 @@ def used_bytes(workers: Workers, rank: RankMemory) -> int:
     return rank.on_device + (rank.saved_copy if workers.device == "cpu" else 0)
 
 
+def host_bytes(rank: RankMemory) -> int:
+    """Return the bytes of a rank with a GPU in the memory of its host: the copy of a save, and tables with a cache."""
+    return rank.saved_copy + rank.tables_in_host
+
+
 class _LeastMemory(PerfModel):
     """Rating of a placement by the memory of its fullest rank.
 
@@ -147,12 +153,12 @@ class _LeastMemory(PerfModel):
 
 
 def _planned_bytes(options: list[ShardingOption], num_ranks: int) -> list[int]:
-    """Return the bytes of each rank's tables as the planner counts them."""
+    """Return the bytes of each rank's tables on its device, as the planner counts them: on the CPU all are `ddr`."""
     found = [0] * num_ranks
     for shard in (shard for option in options for shard in option.shards):
         assert shard.rank is not None
         assert shard.storage is not None
-        found[shard.rank] += shard.storage.hbm + shard.storage.ddr
+        found[shard.rank] += shard.storage.hbm or shard.storage.ddr
     return found
 
 
@@ -231,6 +237,8 @@ class DryRun:
         """Return False if the weights alone are more than the memory: no plan is needed then."""
         fixed = self.config.sharding.tables
         weights = {table.name: table.num_rows * table.dim * 4 for table in self.config.log_schema.tables}
+        if workers.device == "cuda":
+            weights |= {name: weights[name] * share for name, share in self.config.sharding.uvm_caching.items()}
         whole = [weights[name] for name, chosen in fixed.items() if chosen in ("table_wise", "data_parallel")]
         replicated = sum(weights[name] for name, chosen in fixed.items() if chosen == "data_parallel")
         spread = (sum(weights.values()) - replicated) / num
@@ -244,7 +252,8 @@ class DryRun:
     ) -> tuple[list[ShardingOption] | None, EmbeddingShardingPlanner]:
         """Return the planner's placement, None if it finds none; on the CPU with the defaults of a start."""
         config = self.config
-        load = TableLoad(config.ingest.batch_size, self._ids, memory) if workers.device == "cuda" else None
+        # The memory of the host is checked afterwards, with the copy of a save, of which the planner knows nothing.
+        load = TableLoad(config.ingest.batch_size, self._ids, memory, _NO_LIMIT) if workers.device == "cuda" else None
         planner = table_planner(
             config.log_schema, config.sharding, workers.num, workers.device, workers.on_a_host, load, performance
         )
@@ -286,7 +295,7 @@ def _result(
     missing = max(short, over, 0)
     lacks = "planner" if workers.device == "cpu" and short > over else "device"
     if not missing and workers.host_bytes is not None and workers.device == "cuda":
-        missing, lacks = max(max(rank.saved_copy for rank in ranks) - workers.host_bytes, 0), "host"
+        missing, lacks = max(max(host_bytes(rank) for rank in ranks) - workers.host_bytes, 0), "host"
     times = _times(options, workers.num)
     slowest = max(range(workers.num), key=lambda rank: sum(sum(parts.values()) for parts in times[rank].values()))
     parts = {part: sum(table[part] for table in times[slowest].values()) for part in _PARTS}

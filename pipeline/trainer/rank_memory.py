@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.shard_estimators import _calculate_shard_io_sizes
 from torchrec.distributed.planner.types import ShardingOption
 
@@ -32,6 +33,8 @@ class TableMemory:
         gradients: Gradient of a data-parallel table, and the bucket in which it is reduced; a fused one has none.
         inputs: Ids that the rank looks up.
         outputs: Rows, or sums of rows, that the rank gives to others.
+        cache: The GPU's cache of a table in the memory of the host.
+        in_host: Part of the weights and of the optimizer's state that lies in the memory of the host, beside a GPU.
     """
 
     weights: int = 0
@@ -39,11 +42,14 @@ class TableMemory:
     gradients: int = 0
     inputs: int = 0
     outputs: int = 0
+    cache: int = 0
+    in_host: int = 0
 
     @property
-    def total(self) -> int:
-        """Sum of all bytes."""
-        return self.weights + self.optimizer + self.gradients + self.inputs + self.outputs
+    def on_device(self) -> int:
+        """Bytes on the device."""
+        state = self.weights + self.optimizer - self.in_host
+        return state + self.gradients + self.inputs + self.outputs + self.cache
 
     def plus(self, other: "TableMemory") -> "TableMemory":
         """Return the memory of both."""
@@ -83,13 +89,19 @@ class RankMemory:
 
     @property
     def on_device(self) -> int:
-        """Bytes on the device: all but the copy of a save."""
+        """Bytes on the device: all but the copy of a save, and tables in the memory of the host."""
         working = self.dense_gradients + self.batches + self.activations
-        return sum(t.total for t in self.tables.values()) + self.dense + self.dense_optimizer + working
+        return sum(table.on_device for table in self.tables.values()) + self.dense + self.dense_optimizer + working
+
+    @property
+    def tables_in_host(self) -> int:
+        """Bytes of tables that lie in the memory of the host, beside a GPU."""
+        return sum(table.in_host for table in self.tables.values())
 
     def figures(self) -> dict[str, Any]:
         """Return all figures by name, for a file."""
-        return asdict(self) | {"state": self.state, "on_device": self.on_device}
+        others = {"state": self.state, "on_device": self.on_device, "tables_in_host": self.tables_in_host}
+        return asdict(self) | others
 
 
 def rank_memories(
@@ -144,13 +156,20 @@ def _shares(
     replicated = option.sharding_type == "data_parallel"
     shares = []
     for shard, (rows, columns), read, given in zip(option.shards, sizes, inputs, outputs, strict=True):
-        weights = rows * columns * _FLOAT
+        weights, kind = rows * columns * _FLOAT, config.optimizer.tables.kind
+        optimizer, cache, in_host = _optimizer_bytes(kind, rows, columns), 0, 0
+        if option.compute_kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value:
+            cache = math.ceil(weights * (option.cache_load_factor or 0.0))
+            # FBGEMM keeps a row's single accumulator on the device.
+            in_host = weights + (0 if kind == "rowwise_adagrad" else optimizer)
         memory = TableMemory(
             weights=weights,
-            optimizer=_optimizer_bytes(config.optimizer.tables.kind, rows, columns),
+            optimizer=optimizer,
             gradients=2 * weights if replicated else 0,
             inputs=read * _IDS_OF[config.sharding.train_pipeline],
             outputs=given,
+            cache=cache,
+            in_host=in_host,
         )
         assert shard.rank is not None
         shares.append((shard.rank, memory))

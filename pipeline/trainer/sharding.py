@@ -1,7 +1,7 @@
 """Sharding of table rows over ranks, as TorchRec's planner has placed them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
-from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
@@ -20,7 +19,13 @@ from pipeline.config.optimizer import TableOptimizerConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.lineage.records import TableSharding
 from pipeline.trainer.optimizer import fused_type
-from pipeline.trainer.table_planner import TableLoad, fuse_optimizers, table_planner, table_sharders
+from pipeline.trainer.table_planner import (
+    TableLoad,
+    fuse_optimizers,
+    table_planner,
+    table_sharders,
+    workers_on_this_host,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +68,10 @@ def shard_model(
     fuse_optimizers(model, config, tables)
     sharders = table_sharders()
     on_hosts: list[int] = [0] * group.size()
-    dist.all_gather_object(on_hosts, get_local_size(), group=group)
+    dist.all_gather_object(on_hosts, workers_on_this_host(), group=group)
     config = config_for_hosts(config, on_hosts)
-    planner = table_planner(schema, config, group.size(), device.type, on_hosts[0], load)
+    per_host = on_hosts[0] if len(set(on_hosts)) == 1 else 1  # the planner knows only hosts that are alike
+    planner = table_planner(schema, config, group.size(), device.type, per_host, load)
     plan = planner.collective_plan(model, sharders, group)
     sharded = DistributedModelParallel(
         model,
@@ -118,14 +124,20 @@ def table_shardings(model: DistributedModelParallel) -> dict[str, TableSharding]
     return found
 
 
+def table_kernels(model: nn.Module) -> Iterator[SplitTableBatchedEmbeddingBagsCodegen]:
+    """Yield FBGEMM's kernels of this rank's tables; TorchRec keeps them in lists, so `modules` alone finds none."""
+    for module in model.modules():
+        for lookup in getattr(module, "_lookups", ()):
+            yield from (inner for inner in lookup.modules() if isinstance(inner, SplitTableBatchedEmbeddingBagsCodegen))
+
+
 def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, tables: TableOptimizerConfig) -> None:
     """Log every table's real optimizer, and check that it is the declared one: TorchRec drops a fused one silently."""
-    for module in model.modules():
-        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
-            if module.optimizer != fused_type(tables):
-                raise RuntimeError(f"a table trains with {module.optimizer}, declared is {tables.kind}")
-            logger.debug("tables %s train with %s", module.feature_table_map, module.optimizer)
-    fused = {table for table, chosen in table_shardings(model).items() if chosen.compute_kernel == "fused"}
+    for kernel in table_kernels(model):
+        if kernel.optimizer != fused_type(tables):
+            raise RuntimeError(f"a table trains with {kernel.optimizer}, declared is {tables.kind}")
+        logger.debug("tables %s train with %s", kernel.feature_table_map, kernel.optimizer)
+    fused = {table for table, chosen in table_shardings(model).items() if chosen.compute_kernel.startswith("fused")}
     declared = {name for name in table_shardings(model) if config.tables.get(name) != "data_parallel"}
     if fused != declared:
         raise RuntimeError(f"tables {sorted(declared - fused)} lost their fused optimizer {tables.kind}")
@@ -154,6 +166,17 @@ def initialise_tables(
             columns = range(first_column, first_column + local.shape[1])
             for piece, values in initial_blocks(table, seed, rows, columns):
                 local[piece.start - first_row : piece.stop - first_row].copy_(values)
+    forget_cached_rows(model)
+
+
+def forget_cached_rows(model: nn.Module) -> None:
+    """Empty the GPU's caches of tables in the host's memory (`sharding.uvm_caching`), whose rows have been written.
+
+    Needed after every change of tensors from `state_dict`, which itself writes the cached rows back first. Without
+    such tables nothing happens.
+    """
+    for kernel in table_kernels(model):
+        kernel.reset_cache_states()
 
 
 @torch.no_grad()

@@ -30,8 +30,8 @@ class BlockVector:
         in_space: Rows of each batch in each task's space, shape (N, K).
         rows: Rows of each batch, shape (N,).
         errors: 1 for a batch that a rank could not make, shape (N,).
-        earlier_losses: Losses of steps that no vector has brought yet, shape (K,). The batches are made ahead, so the
-            newest of them is the loss of the step before the last that began.
+        earlier_losses: Mean loss of the steps that no vector has brought yet, shape (K,). The batches are made ahead,
+            so the newest of these steps is the one before the last that began.
         signals: Shape (2,). First, above 0: end here, save, and be gone. Second, above 0: all ranks ask Ray at this
             step whether a node is about to be taken away.
     """
@@ -105,16 +105,16 @@ class CountedBatches(Iterator[RankingBatch]):
         next_batch: Makes this rank's next batch, for a given step; all padding once its lane has run dry.
         first_step: The step of the first batch.
         loss_weights: w_k(t) of a step, shape (K,).
-        take_losses: Sum of this rank's losses over the steps since the last call, shape (K,).
+        take_losses: Mean of this rank's losses over the steps since the last call, shape (K,); zeros without one.
         group: A gloo process group that nothing else uses.
-        signals: Signals that this rank sends with its next block.
-        steps: Steps of a block. A signal is heeded at the next block but one.
+        signals: Signals of this rank; asked at every step, sent with its next block.
+        steps: Steps of a block. A signal is heeded at the begin of the next block but one.
 
     Attributes:
         num_rows: Rows of all ranks handed out so far.
         in_space: Rows in each task's space of all ranks handed out so far, float64 of shape (K,); None before the
             first.
-        losses: Mean over the ranks of the newest losses that were taken, summed over their steps, shape (K,).
+        losses: Mean over the ranks, and over their steps, of the newest losses that were taken, shape (K,).
         error: Reason for which this rank had to stop, if there is one.
         stopped: True if any rank had to stop: nothing is saved.
         interrupted: True if the run was asked to end; all batches that were handed out are to be stepped and saved.
@@ -139,6 +139,7 @@ class CountedBatches(Iterator[RankingBatch]):
         self._group = group
         self._signals = signals
         self._steps = steps
+        self._asked = Signals()
         self._pending: _Block | None = None
         self._left: list[LogBatch | None] = []
         self._sums: BlockVector | None = None
@@ -158,6 +159,7 @@ class CountedBatches(Iterator[RankingBatch]):
         if not self._left:
             self._begin_block()
         else:
+            self._hear()
             self.look = False
         assert self._sums is not None
         place, batch = self._steps - len(self._left), self._left.pop(0)
@@ -170,7 +172,7 @@ class CountedBatches(Iterator[RankingBatch]):
                 self.end = batch.cursor
             raise StopIteration
         assert batch is not None
-        if len(self._left) == self._steps - 1:
+        if len(self._left) == self._steps - 1 and self._goes_on():
             self._pending = self._start()
         self.num_rows += int(rows)
         in_space = self._sums.in_space[place]
@@ -180,7 +182,7 @@ class CountedBatches(Iterator[RankingBatch]):
 
     def _begin_block(self) -> None:
         """Wait for the sums of the next block, and read what they say of all its steps."""
-        current = self._pending or self._start()
+        current, self._pending = self._pending or self._start(), None
         self._sums, self._left = current.wait(), list(current.batches)
         losses = self._sums.earlier_losses / self._group.size()
         if bool(losses.any()):  # the first vectors bring none, and the last one may not
@@ -189,10 +191,20 @@ class CountedBatches(Iterator[RankingBatch]):
         stop, look = self._sums.signals.tolist()
         self.interrupted, self.look = stop > 0, look > 0
 
+    def _hear(self) -> None:
+        """Ask for signals, and keep them until a block carries them."""
+        heard = self._signals()
+        self._asked = Signals(max(self._asked.stop, heard.stop), max(self._asked.look, heard.look))
+
+    def _goes_on(self) -> bool:
+        """Return True if a block follows the current one: a lane that ends or fails is not read any further."""
+        assert self._sums is not None
+        return float(self._sums.rows[-1]) > 0 and not bool(self._sums.errors.any())
+
     def settle(self) -> None:
         """Look at the losses of steps that no vector has brought yet; collective, before anything is saved."""
         losses = self._take_losses().to(torch.float64)
-        if self._pending is not None:  # carries the step before the last one
+        if self._pending is not None:  # carries those of the steps before the current block
             losses = losses + self._pending.wait().earlier_losses / self._group.size()
         dist.all_reduce(losses, group=self._group)
         self.stopped = self.stopped or not bool(torch.isfinite(losses).all())
@@ -208,7 +220,9 @@ class CountedBatches(Iterator[RankingBatch]):
                 self.error = error
             self._step += 1
         batches += [None] * (self._steps - len(batches))
-        vector = BlockVector.of(batches, losses, self._signals()).pack()
+        self._hear()
+        vector = BlockVector.of(batches, losses, self._asked).pack()
+        self._asked = Signals(stop=self._asked.stop)
         work = dist.all_reduce(vector, group=self._group, async_op=True)
         assert work is not None
         return _Block(batches, vector, work)

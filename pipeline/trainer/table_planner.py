@@ -1,11 +1,14 @@
 """TorchRec's planner, confined to layouts that train the declared model: one for a start and for a dry run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -13,7 +16,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.constants import BATCH_SIZE, POOLING_FACTOR
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints, PerfModel
-from torchrec.distributed.types import ShardingType
+from torchrec.distributed.types import CacheParams, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from features.schema import Schema, SparseFeature
@@ -54,11 +57,13 @@ class TableLoad:
         batch_size: Rows of a worker's batch.
         ids: Mean number of ids per row, by table, in the order of the features that read it.
         memory_bytes: Memory of a GPU.
+        host_bytes: Memory of the host, per GPU, for tables with a cache on the GPU.
     """
 
     batch_size: int
     ids: Mapping[str, Sequence[float]]
     memory_bytes: int
+    host_bytes: int
 
 
 def table_sharders() -> list[Any]:
@@ -86,9 +91,9 @@ def table_planner(
         load: Load of the tables; None: TorchRec's defaults, 512 rows of one id per table.
         performance: Rating of a placement; None: TorchRec's estimate of a step's time.
     """
-    memory = load.memory_bytes if load and device_type == "cuda" else None
+    memory, host = (load.memory_bytes, load.host_bytes) if load and device_type == "cuda" else (None, None)
     topology = Topology(
-        world_size=num_ranks, compute_device=device_type, local_world_size=ranks_per_host, hbm_cap=memory
+        world_size=num_ranks, compute_device=device_type, local_world_size=ranks_per_host, hbm_cap=memory, ddr_cap=host
     )
     batch_size = load.batch_size if load else BATCH_SIZE
     constraints = {table.name: _constraint(config, table, num_ranks, load) for table in schema.tables}
@@ -106,12 +111,16 @@ def _constraint(
 ) -> ParameterConstraints:
     chosen = config.tables.get(table.name)
     kernels = [EmbeddingComputeKernel.DENSE.value if chosen == "data_parallel" else EmbeddingComputeKernel.FUSED.value]
+    cached = config.uvm_caching.get(table.name)
+    if cached is not None and load is not None:  # on the CPU there is no load, and no cache
+        kernels.append(EmbeddingComputeKernel.FUSED_UVM_CACHING.value)
     # The planner cuts no piece narrower than 128, so most tables declared column-wise would stay whole.
     width = _piece_width(table.dim, num_ranks) if chosen == "column_wise" else None
     return ParameterConstraints(
         sharding_types=[chosen] if chosen else list(config.types),
         min_partition=width,
         compute_kernels=kernels,
+        cache_params=None if cached is None else CacheParams(load_factor=cached),
         pooling_factors=list(load.ids[table.name]) if load else [POOLING_FACTOR],
     )
 
@@ -150,6 +159,14 @@ def _expected_ids(feature: SparseFeature, statistics: Statistics | None) -> floa
     return 1.0 - statistics.missing_ids.get(feature.name, 0.0) if statistics else 1.0
 
 
+def workers_on_this_host() -> int:
+    """Return the number of workers on this host, as Ray Train has set it.
+
+    TorchRec's `get_local_size` returns the number of all workers instead, where this one does not divide it.
+    """
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or get_local_size()
+
+
 def device_load(
     schema: Schema, statistics: Statistics | None, batch_size: int, device: torch.device
 ) -> TableLoad | None:
@@ -161,4 +178,5 @@ def device_load(
     if device.type != "cuda":
         return None
     memory = torch.cuda.get_device_properties(device).total_memory
-    return TableLoad(batch_size, expected_ids(schema, statistics), memory)
+    host = psutil.virtual_memory().total // workers_on_this_host()
+    return TableLoad(batch_size, expected_ids(schema, statistics), memory, host)

@@ -30,11 +30,11 @@ from pipeline.log_passes.admission import Admission
 from pipeline.trainer.line_progress import LineProgress
 from pipeline.trainer.part_position import PartPosition, deal_again
 from pipeline.trainer.part_report import PartReport
-from pipeline.trainer.sharding import reset_rows, table_shardings
+from pipeline.trainer.sharding import table_shardings
 from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.train_job import TrainJob
 from pipeline.trainer.train_state import TrainState
-from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, build_train_pipeline, seed_step
+from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, build_train_pipeline, on_host, seed_step
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Trainer:
         assert manifest is not None
         optimizer.num_steps, optimizer.day_began_at = manifest.step, manifest.day_began_at
         if manifest.run != self.job.run:  # yesterday's: rows that have another id today start anew
-            reset_rows(self._state.tensors(), config.log_schema, config.seed, self._admission.needed_resets())
+            self._state.reset_rows(config.log_schema, self._admission.needed_resets())
         self.progress = LineProgress.from_manifest(manifest)
         where = (header.attempt, manifest.checkpoint, dist.get_world_size())
         logger.info("attempt %s goes on from %s, on %d workers", *where)
@@ -204,15 +204,15 @@ class Trainer:
         return output
 
     def _take_losses(self) -> Tensor:
-        """Return the sum of the losses since the last call: the device is asked once, not in every step."""
+        """Return the mean of the losses since the last call: the device is asked once, not in every step."""
         recent, self._recent = self._recent, []
         none = torch.zeros(len(self.job.config.log_schema.tasks), device=self._device)
-        losses = torch.stack([of_step for *_, of_step in recent] or [none]).cpu()
+        losses = on_host([of_step for *_, of_step in recent] or [none])
         for (step, cursor, _), of_step in zip(recent, losses, strict=False):
             if self._not_finite is None and not bool(torch.isfinite(of_step).all()):
                 keys = ", ".join(self._units[span.unit].key for span in cursor.spans)
                 self._not_finite = f"loss {named_figures(self._named(of_step))} at step {step}, in the rows of {keys}"
-        return losses.sum(0)
+        return losses.mean(0)
 
     def _named(self, losses: Tensor) -> dict[str, float]:
         return dict(zip(self.job.config.log_schema.task_names, losses.tolist(), strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -16,7 +17,7 @@ from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import DamagedFile, note_damage
 from pipeline.storage.files import Storage
 from pipeline.trainer.optimizer import StepOptimizer
-from pipeline.trainer.sharding import initialise_tables
+from pipeline.trainer.sharding import forget_cached_rows, initialise_tables, reset_rows
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,14 @@ class TrainState:
         """
         self.optimizer.materialise()
         saved_rows = load_tensors(self.tensors(), line, name, group, schema)
+        forget_cached_rows(self.model)
         if schema is not None and saved_rows:
             initialise_tables(self.model, schema, self.seed, saved_rows)
+
+    def reset_rows(self, schema: Schema, rows: Mapping[str, np.ndarray]) -> None:
+        """Reset rows of tables, as `pipeline.trainer.sharding.reset_rows`."""
+        reset_rows(self.tensors(), schema, self.seed, rows)
+        forget_cached_rows(self.model)
 
     def load_from(self, line: Line, checkpoint: str, group: dist.ProcessGroup, schema: Schema) -> None:
         """Load a checkpoint of a line, and note damage, so that the next choice sees it; as `load`."""

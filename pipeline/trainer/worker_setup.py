@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 import torch.utils.deterministic
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.optim.keyed import KeyedOptimizer
@@ -55,7 +55,7 @@ class Groups:
 
     Args:
         training: Group of gradients and embeddings.
-        counts: Group of the small vector of every step, on gloo.
+        counts: Group of the small vector of every block of steps, on gloo.
         control: Group of cursors and reasons, on gloo; also of the training thread.
         saving: Group of checkpoints, on gloo, with a time-out of its own: of the thread that writes them, and before
             its start of the training thread, which restores one.
@@ -162,6 +162,18 @@ def pin_arithmetic(deterministic: bool) -> None:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Reseed the RNG for this step, so that dropout does not depend on restarts."""
     torch.manual_seed(salt_of(f"{seed}/step/{step}/{rank}"))
+
+
+def on_host(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors that steps have given, on the host; waits for those steps on a GPU.
+
+    TorchRec asks for the next batch in a CUDA stream of its own. A copy that is begun there does not wait for the
+    steps, which run in the default stream.
+    """
+    if not tensors[0].is_cuda:
+        return torch.stack(list(tensors))
+    with torch.cuda.stream(torch.cuda.default_stream(tensors[0].device)):
+        return torch.stack(list(tensors)).cpu()
 
 
 def build_state(
