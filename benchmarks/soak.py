@@ -129,10 +129,8 @@ def _soak(folder: Path, kind: str, pieces: int, piece_rows: int) -> dict[str, An
     if not (folder / "config.yaml").exists():
         (folder / "logs").mkdir(parents=True)
         write_config(str(folder), base, checkpoint={"keep_days": 2}, ingest={"object_store_mb": 64})
-    with (
-        ray_session(load_config(folder / "config.yaml")),
-        TreeWatcher(os.getpid(), memory=True, every_s=0.5) as watcher,
-    ):
+    config = load_config(folder / "config.yaml")
+    with ray_session(config), TreeWatcher(os.getpid(), memory=True, every_s=0.5) as watcher:
         work = _reader(folder) if kind == "ingest" else _trainer(config)
         samples = Soak(folder, base, piece_rows).go_on(pieces, work, watcher)
     return _figures(samples)
