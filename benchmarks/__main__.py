@@ -33,6 +33,7 @@ NAMES = (
     "scaling",
     "starts",
     "soak",
+    "end_to_end",
 )
 
 
