@@ -88,10 +88,8 @@ def _case(users: int, videos: int, rows: int, turns: int, python: Path | None) -
         config = _project(folder, users, videos, rows)
         if python is not None:
             _write_arrays(Path(folder), users, videos)
-        found: dict[str, list[dict[str, Any]]] = {
-            "ours": [],
-            **({} if python is None else {name: [] for name in _PINS}),
-        }
+        names = ["ours", *([] if python is None else _PINS)]
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for turn in range(turns):
             with ray_session(config):
                 found["ours"].append(_ours(config, turn, rows))

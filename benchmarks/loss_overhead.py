@@ -49,10 +49,10 @@ class LocalMean(nn.Module):
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Measure both losses with the way of their denominators: by themselves, and within a step.
+    """Measure both losses alone, with the way of their denominators, and within a step.
 
-    By themselves, the sum of the counts is waited for at once; in a step it has a whole step to arrive. The share by
-    itself is thus an upper bound, and the difference of two steps carries the noise of two steps.
+    Alone, the sum of the counts is waited for at once; in a step it has a whole step to arrive. The share of the loss
+    alone is thus an upper bound, and the difference of two steps carries the noise of two steps.
 
     Args:
         quick: The one-layer head, and a fifth of the steps of a turn.
@@ -72,7 +72,7 @@ def run(quick: bool) -> dict[str, Any]:
         "turns": turns,
         "head": "one_layer" if quick else "paper",
         "milliseconds": {name: round(1e3 * value, 3) for name, value in middle.items()},
-        "share_by_itself": round((middle["loss"] - middle["loss_local"]) / middle["step"], 4),
+        "share_alone": round((middle["loss"] - middle["loss_local"]) / middle["step"], 4),
         "share_within_a_step": round(statistics.median((a - b) / a for a, b in pairs), 4),
         "goal": 0.02,
     }

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -30,13 +31,13 @@ def gloo_rank(store: str, rank: int = 0, num_ranks: int = 1) -> Iterator[None]:
         num_ranks: Number of ranks.
     """
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks)}
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", f"file://{store}", timedelta(minutes=5), rank=rank, world_size=num_ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks), "GLOO_SOCKET_IFNAME": "lo"}
+    with mock.patch.dict(os.environ, local):
+        dist.init_process_group("gloo", f"file://{store}", timedelta(minutes=5), rank=rank, world_size=num_ranks)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def read_units(config: Config, encoder: Encoder, day: DayLog) -> Iterator[Parcel]:
