@@ -7,9 +7,7 @@ import pytest
 
 from benchmarks.scale_model import BLOCK_S, Machine, Work, day_seconds, step_of, step_seconds, tables
 
-WORK = Work(
-    batch=100, lookups=3, pooled=2, dim=4, table_rows=1000, flops=50, parameters=60, log_bytes=10, read_s=0.01
-)
+WORK = Work(batch=100, lookups=3, pooled=2, dim=4, table_rows=1000, flops=50, parameters=60, log_bytes=10, read_s=0.01)
 MACHINE = Machine(
     name="slate",
     flops_per_s=1000,
