@@ -173,6 +173,13 @@ def day_seconds(work: Work, machine: Machine, workers: int, rows: float, shardin
     }
 
 
+def cpu_s_per_million_rows(work: Work, machine: Machine, workers: int) -> float:
+    """Return the CPU-seconds of all processes for a million rows, where workers share a machine without a GPU."""
+    parts = step_seconds(work, machine, workers, "row_wise")
+    own = sum(seconds for name, seconds in parts.items() if name not in PARALLEL_PARTS)
+    return 1e6 * (own / work.batch + work.read_s)
+
+
 def _over_links(sent: float, machine: Machine, workers: int) -> float:
     """Return the seconds in which a worker sends bytes to all others alike: to its node's and to the other nodes'."""
     if workers == 1:

@@ -86,7 +86,8 @@ class Soak:
             if rows != self.piece_rows:
                 raise RuntimeError(f"{rows:,} rows of piece {number}, expected {self.piece_rows:,}")
             done = (number + 1) * self.piece_rows
-            samples.append(Sample(done, watcher.peak.private // _MIB, watcher.now().private // _MIB))
+            end = watcher.now().private
+            samples.append(Sample(done, max(watcher.peak.private, end) // _MIB, end // _MIB))
             shutil.rmtree(self.folder / "logs" / f"dt={day}")
             (self.folder / "samples.json").write_text(json.dumps([asdict(sample) for sample in samples]))
         return samples

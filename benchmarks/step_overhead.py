@@ -28,7 +28,7 @@ from pipeline.trainer.train_job import TrainJob
 from pipeline.trainer.worker_setup import Groups, build_state, build_train_pipeline, pin_arithmetic
 
 _HEADS = {"paper": PAPER_HEAD, "one_layer": ONE_LAYER_HEAD}
-_STEPS, _QUICK_STEPS, _TURNS = 24, 4, 7
+_STEPS, _QUICK_STEPS, _TURNS = 16, 4, 7
 _SIZE = 1024
 
 
@@ -39,7 +39,7 @@ def run(quick: bool) -> dict[str, Any]:
     nothing is saved at its end. The sum over the ranks has one rank.
 
     Args:
-        quick: The one-layer head, and a sixth of the steps.
+        quick: The one-layer head, and a quarter of the steps.
     """
     heads = {"one_layer": ONE_LAYER_HEAD} if quick else _HEADS
     steps, turns = (_QUICK_STEPS, 3) if quick else (_STEPS, _TURNS)
