@@ -153,11 +153,11 @@ def _ours(config: Config, turn: int, rows: int) -> dict[str, Any]:
         train(config.model_copy(update={"line": own.name}), [day.isoformat()], 1)
         seconds[name] = time.perf_counter() - began
     measured = config.model_copy(update={"line": f"all-{turn}"})
-    tasks = {} if turn else evaluate(measured, [_VALID.isoformat()], None, [])["tasks"]
+    tasks = [] if turn else evaluate(measured, [_VALID.isoformat()], None, [])["tasks"]
     return {
         "rows_per_s": (rows - _FEW) / (seconds["all"] - seconds["few"]),
         "start_s": seconds["few"],
-        "auc": [task["model"]["auc"] for task in tasks.values()],
+        "auc": [task["model"]["auc"] for task in tasks],
     }
 
 
