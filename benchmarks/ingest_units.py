@@ -16,7 +16,7 @@ from pipeline.cluster.session import ray_session
 from pipeline.ingest.units import DayLog, Units, list_days
 from pipeline.storage.files import Storage
 
-_SIZES, _QUICK_SIZES = (1_000, 10_000), (100, 1_000)
+_SIZES, _QUICK_SIZES = (1_000, 10_000), (100, 400)
 _LARGEST = 150_000  # read once
 _ROWS_OF_A_UNIT, _UNITS_OF_A_FILE = 2, 100
 _SMALLEST = 20  # units of the reading that is taken for the fixed costs
@@ -30,7 +30,7 @@ def run(quick: bool) -> dict[str, Any]:
     under other names.
 
     Args:
-        quick: 100 and 1,000 units, one turn each; otherwise 5 turns, and 150,000 units once.
+        quick: 100 and 400 units, one turn each; otherwise 5 turns, and 150,000 units once.
     """
     sizes, turns = (_QUICK_SIZES, 1) if quick else (_SIZES, 5)
     largest = max(sizes) if quick else _LARGEST

@@ -121,6 +121,31 @@ H100 = Machine(
 )
 
 
+# The paper's head of benchmarks/workload.py, on one core: rates of head_gemm at its width (one thread, 1,024 rows) and
+# of sparse_step, and the fixed part of step_overhead with one layer. The rate of gloo between processes is assumed.
+CPU_WORK = Work(
+    batch=1024,
+    lookups=22,
+    pooled=3,
+    dim=16,
+    table_rows=40_000,
+    flops=6 * 633_906,
+    parameters=633_906,
+    log_bytes=100,
+    read_s=2.5e-6,
+)
+CPU_CORE = Machine(
+    name="one core",
+    flops_per_s=27e9,
+    memory_bytes_per_s=1.2e9,
+    local_bytes_per_s=1e9,
+    link_bytes_per_s=1e9,
+    fixed_s=11e-3,
+    readers=1,
+)
+MEASURED_CPU_S = {1: 203.0}  # per million rows, by workers; the mean of 191 and 215
+
+
 def step_seconds(work: Work, machine: Machine, workers: int, sharding: Sharding) -> dict[str, float]:
     """Return the seconds of each part of a step; `PARALLEL_PARTS` run beside the device's."""
     others = workers - 1
@@ -174,7 +199,7 @@ def day_seconds(work: Work, machine: Machine, workers: int, rows: float, shardin
 
 
 def cpu_s_per_million_rows(work: Work, machine: Machine, workers: int) -> float:
-    """Return the CPU-seconds of all processes for a million rows, where workers share a machine without a GPU."""
+    """Return the CPU-seconds of all processes for a million rows, on a machine without a GPU."""
     parts = step_seconds(work, machine, workers, "row_wise")
     own = sum(seconds for name, seconds in parts.items() if name not in PARALLEL_PARTS)
     return 1e6 * (own / work.batch + work.read_s)
@@ -214,8 +239,19 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)])
 
 
+def rows_of_check() -> Iterator[Row]:
+    """Yield the CPU-seconds per million rows of the model and of measured runs, by workers."""
+    for workers in (1, 2, 4):
+        found, measured = cpu_s_per_million_rows(CPU_WORK, CPU_CORE, workers), MEASURED_CPU_S.get(workers)
+        shown = (
+            ("not measured", "-") if measured is None else (_digits(measured), f"{100 * (found / measured - 1):.0f} %")
+        )
+        yield {"workers": workers, "model": _digits(found), "measured": shown[0], "error": shown[1]}
+
+
 def tables() -> Iterator[str]:
     """Yield the tables of docs/scale.md, each below its title."""
+    yield f"CPU-seconds per million rows on this machine\n\n{table(list(rows_of_check()))}"
     for title, (work, sharding) in CASES.items():
         yield f"Milliseconds of a step on H100, {title}\n\n{table(list(rows_of_steps(work, H100, sharding)))}"
     for machine in (A100, H100):
