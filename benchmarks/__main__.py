@@ -23,10 +23,17 @@ NAMES = (
     "together",
     "paced_loop",
     "startup_cpu",
-    "small_units",
+    "ingest_units",
     "plan_scale",
     "backfill",
     "metric_merge",
+    "sparse_step",
+    "loss_overhead",
+    "step_overhead",
+    "scaling",
+    "starts",
+    "soak",
+    "end_to_end",
 )
 
 

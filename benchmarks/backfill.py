@@ -3,8 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,23 +33,6 @@ _DAYS = [f"2026-11-{number:02d}" for number in range(1, 11)]
 _CHECKPOINTS, _MEASURED = _DAYS[:5], _DAYS[5:]
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Cost of a piece of work.
-
-    Args:
-        cpu: CPU-seconds of all processes.
-        wall: Seconds.
-    """
-
-    cpu: float
-    wall: float
-
-    def less(self, other: "Cost") -> "Cost":
-        """Return the cost without another's."""
-        return Cost(self.cpu - other.cpu, self.wall - other.wall)
-
-
 def run(quick: bool) -> dict[str, Any]:
     """Measure a backfill, and single evaluations of the same cells, within one Ray.
 
@@ -67,14 +49,14 @@ def run(quick: bool) -> dict[str, Any]:
         train(config, _CHECKPOINTS, passes=1)
         tiny = AskedCells(_CHECKPOINTS[0], _CHECKPOINTS[:1])
         evaluate(config, tiny.days, None, [])  # workers start and import
-        start = _cost(watcher, lambda: backfill(config, tiny))
-        single_start = _cost(watcher, lambda: evaluate(config, tiny.days, None, []))
-        row = _cost(watcher, lambda: evaluate(config, _MEASURED, None, [])).less(single_start)
+        start = watcher.cost_of(lambda: backfill(config, tiny))
+        single_start = watcher.cost_of(lambda: evaluate(config, tiny.days, None, []))
+        row = watcher.cost_of(lambda: evaluate(config, _MEASURED, None, [])).less(single_start)
         Storage(config.root).remove("metrics")
         asked = AskedCells(f"{_CHECKPOINTS[0]}..{_CHECKPOINTS[-1]}", _MEASURED)
         reading = _reading_s(config, asked)
         one_pass = _reading_s(config, AskedCells(_CHECKPOINTS[-1], _MEASURED))
-        whole = _cost(watcher, lambda: backfill(config, asked)).less(start)
+        whole = watcher.cost_of(lambda: backfill(config, asked)).less(start)
     return {
         "rows_per_day": rows,
         "reading_over_one_pass": round(reading / one_pass, 2),
@@ -134,11 +116,3 @@ def _reading_s(config: Config, asked: AskedCells) -> float:
         for _ in read_bundles(read, task, blank):
             pass
     return time.process_time() - began
-
-
-def _cost(watcher: TreeWatcher, work: Callable[[], Any]) -> Cost:
-    """Return the cost of a piece of work."""
-    before, began = sum(watcher.cpu_seconds().values()), time.monotonic()
-    work()
-    wall = time.monotonic() - began
-    return Cost(sum(watcher.cpu_seconds().values()) - before, wall)

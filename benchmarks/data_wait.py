@@ -1,6 +1,7 @@
 """Share of a worker's time spent waiting for its next batch, with the paper's head and with a one-layer head."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -65,7 +66,7 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
             return run_workers(config, plan, _train_and_time, [job], board)
 
 
-def _train_and_time(settings: dict[str, list[TrainJob]]) -> dict[str, Any]:
+def _train_and_time(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
     """Run `train_worker` with a timer on the function that makes the next batch."""
     from pipeline.trainer import train
 

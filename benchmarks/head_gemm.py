@@ -4,7 +4,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.turns import seconds_in_turns
 from models.ple import PLE, Level
 
 _BATCHES = (256, 1024, 4096)
@@ -109,19 +109,6 @@ def _settle_allocator() -> None:
     torch.ones(31 * 2**18)
 
 
-def _seconds_in_turns(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each step, measured in turns, so that a slow minute slows them all."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(_TURNS + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(repeats):
-                step()
-            if turn:  # the first warms up
-                seconds[name].append((time.perf_counter() - started) / repeats)
-    return seconds
-
-
 def _measure(case: str, batch: int) -> dict[str, Any]:
     in_features, levels = _CASES[case]
     num_tasks = len(levels[0].num_experts_per_task)
@@ -131,7 +118,7 @@ def _measure(case: str, batch: int) -> dict[str, Any]:
     products, operations = _products(in_features, levels, batch)
     ple, loop = PLE(in_features, num_tasks, levels), LoopPLE(in_features, levels)
     steps = {"gemm": products, "ple": _step(ple, x, output_grad), "loop": _step(loop, x, output_grad)}
-    seconds = _seconds_in_turns(steps, repeats=max(1, 4096 // batch))
+    seconds = seconds_in_turns(steps, _TURNS, repeats=max(1, 4096 // batch))
     ratios = {
         name: [other / mine for other, mine in zip(seconds[name], seconds["ple"], strict=True)]
         for name in ("gemm", "loop")

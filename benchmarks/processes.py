@@ -7,9 +7,12 @@ is then in no `cutime`.) The kernel counts in ticks of 10 ms.
 
 import os
 import threading
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
@@ -26,6 +29,23 @@ class Memory:
 
     private: int
     shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of a piece of work.
+
+    Args:
+        cpu: CPU-seconds of all processes.
+        wall: Seconds.
+    """
+
+    cpu: float
+    wall: float
+
+    def less(self, other: "Cost") -> "Cost":
+        """Return the cost without another's."""
+        return Cost(self.cpu - other.cpu, self.wall - other.wall)
 
 
 class TreeWatcher:
@@ -63,6 +83,17 @@ class TreeWatcher:
             for name, seconds in self._processes.values():
                 total[name] += seconds
         return dict(total)
+
+    def now(self) -> Memory:
+        """Return the present memory."""
+        return tree_memory(tree_of(self._root))
+
+    def cost_of(self, work: Callable[[], Any]) -> Cost:
+        """Return the cost of a piece of work."""
+        before, began = sum(self.cpu_seconds().values()), time.monotonic()
+        work()
+        wall = time.monotonic() - began
+        return Cost(sum(self.cpu_seconds().values()) - before, wall)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every_s):

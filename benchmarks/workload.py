@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from features.encoding import Encoder
@@ -89,15 +90,19 @@ def project(num_rows: int, row_group_rows: int, num_ids: int, **sections: dict[s
             row_group_rows=row_group_rows,
         )
         write_day(world, DAY, f"{folder}/logs")
-        raw = raw_config(folder) | sections
-        schema = Schema.model_validate(_SCHEMA)
-        statistics = StatisticsAccumulator(schema)
-        sample = make_part(world.model_copy(update={"rows_per_day": 65_536}), DAY, 0)
-        statistics.update({name: sample[name] for name in schema.columns()})
-        content = statistics.finish([DAY.isoformat()]).model_dump(mode="json")
-        Storage(f"{folder}/lines/main").write(STATISTICS, seal(content))
-        Path(folder, "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        write_config(folder, make_part(world.model_copy(update={"rows_per_day": 65_536}), DAY, 0), **sections)
         yield Path(folder)
+
+
+def write_config(folder: str, sample: pa.Table, **sections: dict[str, Any]) -> None:
+    """Write a project's `config.yaml`, and the statistics of a sample of its rows."""
+    raw = raw_config(folder) | sections
+    schema = Schema.model_validate(raw["schema"])
+    statistics = StatisticsAccumulator(schema)
+    statistics.update({name: sample[name] for name in schema.columns()})
+    content = statistics.finish([DAY.isoformat()]).model_dump(mode="json")
+    Storage(f"{folder}/lines/main").write(STATISTICS, seal(content))
+    Path(folder, "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
 
 
 def raw_config(folder: str) -> dict[str, Any]:
@@ -116,11 +121,12 @@ def raw_config(folder: str) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, **sections: dict[str, Any]) -> tuple[Config, Encoder, DayLog]:
-    """Return a project's config, its encoder, and its day.
+def load(folder: Path, day: str = DAY.isoformat(), **sections: dict[str, Any]) -> tuple[Config, Encoder, DayLog]:
+    """Return a project's config, its encoder, and a day.
 
     Args:
         folder: Folder of the project.
+        day: ISO date of the day.
         sections: Sections of the config to replace.
     """
     from pipeline.lineage.frozen_statistics import load_statistics
@@ -128,4 +134,4 @@ def load(folder: Path, **sections: dict[str, Any]) -> tuple[Config, Encoder, Day
 
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()) | sections, "benchmark")
     encoder = Encoder(config.log_schema, load_statistics(config, Line.of(config.root, config.line)))
-    return config, encoder, list_days(Storage(config.logs.path), [DAY.isoformat()], config.ingest.unit.max_rows)[0]
+    return config, encoder, list_days(Storage(config.logs.path), [day], config.ingest.unit.max_rows)[0]

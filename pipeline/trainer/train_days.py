@@ -42,7 +42,7 @@ _MANY_UNITS, _FEW_ROWS = (
     10_000,
     1000,
 )  # row groups, and rows of one, at which the number of row groups is worth a warning
-_UNIT_S = 0.0015  # seconds to read and hand on a row group of a few rows: benchmark `small_units`
+_UNIT_S = 0.0015  # seconds to read and hand on a row group of a few rows: benchmark `ingest_units`
 OF_ROWS = ("seed", "logs", "ingest", "holdout", "workers")  # beside the schema, all that the rows of a run depend on
 
 
