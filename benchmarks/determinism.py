@@ -13,7 +13,8 @@ import torch.distributed as dist
 from benchmarks.workload import PAPER_HEAD, load, project
 from models.batch import RankingBatch
 from pipeline.ingest.batcher import Batcher
-from pipeline.ingest.datasource import PlannedParcel, ReadPlan, read_parcels
+from pipeline.ingest.bundles import PlannedParcel
+from pipeline.ingest.datasource import ReadPlan, read_parcels
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import Groups, build_state, build_train_pipeline, pin_arithmetic
 

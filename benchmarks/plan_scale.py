@@ -12,8 +12,8 @@ import ray
 
 from benchmarks.workload import load, project
 from pipeline.config.ingest import IngestConfig
+from pipeline.ingest.bundles import group_bundles
 from pipeline.ingest.cursor import DayCursor, audit, expected_sums, joined_sums, union
-from pipeline.ingest.datasource import group_bundles
 from pipeline.ingest.lanes import ResumePoint
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from features.encoding import Encoder
-from pipeline.ingest.datasource import Bundle, Parcel, PlannedParcel, ReadPlan
+from pipeline.ingest.bundles import Bundle, PlannedParcel
+from pipeline.ingest.datasource import Parcel, ReadPlan
 from pipeline.ingest.units import Unit, Units, list_days
 from pipeline.storage.files import Storage
 

@@ -21,7 +21,8 @@ from features.id_counts import IdCounts, merge_counts
 from features.vocabulary import RowIndex, Vocabulary
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
-from pipeline.ingest.datasource import ReadPlan, UnitDatasource, group_bundles, unpack
+from pipeline.ingest.bundles import group_bundles
+from pipeline.ingest.datasource import ReadPlan, UnitDatasource, unpack
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, list_days

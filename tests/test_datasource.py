@@ -18,15 +18,8 @@ from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
 
 from features.encoding import Encoder
 from features.errors import DataError
-from pipeline.ingest.datasource import (
-    Parcel,
-    PlannedParcel,
-    group_bundles,
-    read_bundles,
-    read_parcels,
-    read_unit,
-    unpack,
-)
+from pipeline.ingest.bundles import PlannedParcel, group_bundles
+from pipeline.ingest.datasource import Parcel, read_bundles, read_parcels, read_unit, unpack
 from pipeline.ingest.deal import row_order
 from pipeline.ingest.units import list_days
 from pipeline.storage.files import Storage

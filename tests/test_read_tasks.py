@@ -15,16 +15,8 @@ from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
 
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
-from pipeline.ingest.datasource import (
-    MANY_BUNDLES,
-    MOST_BUNDLES,
-    Bundle,
-    PlannedParcel,
-    group_bundles,
-    read_bundles,
-    read_parcels,
-    unpack,
-)
+from pipeline.ingest.bundles import MANY_BUNDLES, MOST_BUNDLES, Bundle, PlannedParcel, group_bundles
+from pipeline.ingest.datasource import read_bundles, read_parcels, unpack
 from pipeline.ingest.deal import bundled, deal
 from pipeline.ingest.units import Unit, Units
 from pipeline.storage.files import Storage

@@ -142,6 +142,29 @@ class Units(Sequence[Unit]):
         """True for a unit that is all of its row group, bool of shape (N,)."""
         return self._units["whole"]
 
+    @property
+    def first_rows(self) -> np.ndarray:
+        """First row of each unit within its row group, int64 of shape (N,)."""
+        return self._units["first_row"]
+
+    def chosen(self, places: slice | np.ndarray) -> "Units":
+        """Return the units at some places, in that order, with the names of their own files only."""
+        found = Units(())
+        found._day, found._units = self._day, self._units[places].copy()
+        used, numbers = np.unique(found._units["file"], return_inverse=True)
+        found._units["file"] = numbers
+        found._files = tuple(self._files[file] for file in used.tolist())
+        return found
+
+    def group_numbers(self, files: dict[str, int]) -> np.ndarray:
+        """Return a number of each unit's row group, equal for equal row groups of equal files, int64 of shape (N,).
+
+        Args:
+            files: Number of each file so far; files that are missing are added.
+        """
+        numbers = [files.setdefault(file, len(files)) for file in self._files]
+        return (np.array(numbers, np.int64)[self._units["file"]] << 32) + self._units["row_group"]
+
     def row_groups(self) -> list[range]:
         """Return the units of each row group, as ranges of indices in order."""
         file, row_group = self._units["file"], self._units["row_group"]
