@@ -6,7 +6,7 @@ READY := .venv/.ready-$(DEVICE)
 # Two processes share the tests, file by file; without it they run one after the other.
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-faults check format bench docs manifests image-test clean
+.PHONY: demo test test-faults test-cuda check format bench docs manifests image-test clean
 
 demo: $(READY)
 	$(BIN)/python -m jobs.demo
@@ -16,6 +16,10 @@ test: $(READY)
 
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults
+
+# Needs a GPU, and the CUDA build: make DEVICE=cuda test-cuda.
+test-cuda: $(READY)
+	$(BIN)/python -m pytest -m cuda
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from pydantic import Field
 from features.columns import contiguous, dense_values, id_values
 from features.declaration import Declaration
 from features.hashing import hash_ids, salt_of
-from features.schema import BucketFeature, DenseFeature, Schema
+from features.schema import BucketFeature, DenseFeature, Schema, SequenceFeature
 
 _RELATIVE_ERROR = 0.005
 _LOG_GAMMA = np.log((1 + _RELATIVE_ERROR) / (1 - _RELATIVE_ERROR))
@@ -50,6 +50,8 @@ class Statistics(Declaration):
         numbers: Statistics of numbers by feature name.
         distinct_ids: Estimated distinct ids per table (HyperLogLog, standard error .8 %).
         missing_ids: Share of rows without an id, by id feature.
+        mean_lengths: Mean number of ids per row, after the cut to `max_length`, by sequence feature; empty in files of
+            earlier versions.
         schema_fingerprint: Fingerprint of the schema that the statistics belong to.
     """
 
@@ -59,6 +61,7 @@ class Statistics(Declaration):
     distinct_ids: dict[str, int]
     missing_ids: dict[str, float]
     schema_fingerprint: str
+    mean_lengths: dict[str, float] = {}
 
 
 @dataclass(slots=True)
@@ -189,6 +192,7 @@ class StatisticsAccumulator:
                 self.numbers[feature.name] = _Moments(sketch=sketch)
         self.distinct = {table.name: DistinctSketch() for table in schema.tables}
         self.missing_ids = {feature.name: 0 for feature in schema.features if feature.kind == "id"}
+        self.lengths = {feature.name: 0 for feature in schema.features if feature.kind == "sequence"}
 
     def update(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> None:
         """Observe the rows of a unit: arrays of equal length by column name."""
@@ -203,6 +207,8 @@ class StatisticsAccumulator:
                 self.distinct[feature.table].update(hash_ids(ids, salt_of(self.schema.hash_salt)))
                 if feature.kind == "id":
                     self.missing_ids[feature.name] += int(np.count_nonzero(np.diff(offsets) == 0))
+                if isinstance(feature, SequenceFeature):
+                    self.lengths[feature.name] += len(ids)
 
     def merge(self, other: "StatisticsAccumulator") -> None:
         """Add the observations of another accumulator."""
@@ -213,6 +219,8 @@ class StatisticsAccumulator:
             sketch.merge(other.distinct[name])
         for name in self.missing_ids:
             self.missing_ids[name] += other.missing_ids[name]
+        for name in self.lengths:
+            self.lengths[name] += other.lengths[name]
 
     def finish(self, days: list[str]) -> Statistics:
         """Return the statistics of all rows observed.
@@ -242,4 +250,5 @@ class StatisticsAccumulator:
             distinct_ids={name: sketch.count() for name, sketch in self.distinct.items()},
             missing_ids={name: count / max(self.rows, 1) for name, count in self.missing_ids.items()},
             schema_fingerprint=self.schema.fingerprint(),
+            mean_lengths={name: total / max(self.rows, 1) for name, total in self.lengths.items()},
         )

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from models.flat_tensors import FlatTensors
+
 
 @dataclass(slots=True)
 class LogBatch:
@@ -30,6 +32,7 @@ class LogBatch:
         groups: Hash of each row's group, in evaluations with metrics within groups only; 0 for rows without one.
         slices: Hash of each row's value in each declared slice, in evaluations by slices only.
         slice_texts: Packed texts of these values, one uint8 array per unit; they stay on the host.
+        flat: The buffer of all tensors, with room for what a step adds; None: each has memory of its own.
     """
 
     sparse: KeyedJaggedTensor
@@ -44,20 +47,46 @@ class LogBatch:
     groups: Int[Tensor, " batch"] | None = None
     slices: Int[Tensor, "batch slice"] | None = None
     slice_texts: Any = None
+    flat: FlatTensors | None = None
 
     def of_tasks(self, places: Sequence[int]) -> "LogBatch":
         """Return the batch with some of its tasks, by their numbers; fields without a task dimension are shared."""
         if list(places) == list(range(self.labels.shape[1])):
             return self
         index = torch.tensor(places)
-        by_row = {name: getattr(self, name) for name in ("labels", "in_space", "weight", "truth")}
+        by_row: dict[str, Any] = {name: getattr(self, name) for name in ("labels", "in_space", "weight", "truth")}
         by_row = {name: None if tensor is None else tensor[:, index] for name, tensor in by_row.items()}
         return replace(self, **by_row)
 
     def for_step(self, denominators: Float[Tensor, " task"], loss_weights: Float[Tensor, " task"]) -> "RankingBatch":
         """Return the batch with what a step adds; see `RankingBatch`."""
-        read = {field.name: getattr(self, field.name) for field in fields(self)}
-        return RankingBatch(**read, denominators=denominators, loss_weights=loss_weights)
+        added: dict[str, Any] = {"denominators": denominators, "loss_weights": loss_weights}
+        if self.flat is not None:
+            room = self.flat.tensors()
+            added = {name: room[name].copy_(tensor) for name, tensor in added.items()}
+        read: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return RankingBatch(**read | added)
+
+    def flattened(self, *, pin: bool) -> "LogBatch":
+        """Return the batch with all its tensors in one buffer.
+
+        Args:
+            pin: True for page-locked memory.
+        """
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        tensors |= {"sparse.values": self.sparse.values(), "sparse.lengths": self.sparse.lengths()}
+        room = torch.zeros(self.labels.shape[1])
+        flat = FlatTensors.of(tensors | {"denominators": room, "loss_weights": room}, pin=pin)
+        views = {name: view for name, view in _views(flat, self.sparse.keys()).items() if name in kept}
+        return replace(self, **views, flat=flat)
+
+
+def _views(flat: FlatTensors, keys: list[str]) -> dict[str, Any]:
+    """Return the fields of a batch that lie in a buffer."""
+    views: dict[str, Any] = flat.tensors()
+    values, lengths = views.pop("sparse.values"), views.pop("sparse.lengths")
+    return views | {"sparse": KeyedJaggedTensor(keys=keys, values=values, lengths=lengths)}
 
 
 @dataclass(slots=True)
@@ -80,6 +109,7 @@ class RankingBatch(Pipelineable):
         groups: As in `LogBatch`.
         slices: As in `LogBatch`.
         slice_texts: As in `LogBatch`.
+        flat: As in `LogBatch`.
     """
 
     sparse: KeyedJaggedTensor
@@ -96,18 +126,21 @@ class RankingBatch(Pipelineable):
     groups: Int[Tensor, " batch"] | None = None
     slices: Int[Tensor, "batch slice"] | None = None
     slice_texts: Any = None
+    flat: FlatTensors | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RankingBatch":
-        """Return the batch on a device; the cursor is shared."""
+        """Return the batch on a device; the cursor is shared. A flat batch is copied as one buffer."""
+        if self.flat is not None:
+            flat = self.flat.to(device, non_blocking=non_blocking)
+            return replace(self, **_views(flat, self.sparse.keys()), flat=flat)
         return self._each(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the tensors' memory until the stream has used them."""
+        if self.flat is not None:
+            self.flat.buffer.record_stream(stream)  # pyright: ignore[reportArgumentType]
+            return
         self._each(lambda tensor: tensor.record_stream(stream))
-
-    def pin_memory(self) -> "RankingBatch":
-        """Return the batch in page-locked memory, so that its copy to a GPU is asynchronous."""
-        return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Any], Any]) -> "RankingBatch":
         values: list[Any] = [getattr(self, field.name) for field in fields(self)]

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from models.parameter_names import Labels, ParameterPart, units_of
@@ -22,25 +22,31 @@ _PATH = "events > property-gated LSTM"
 
 @dataclass(frozen=True, slots=True)
 class EventSteps:
-    """The events of B rows, step by step, for a recurrence without padding or masks.
-
-    Rows are ordered by decreasing length: the rows of a step are the first rows of the step before.
+    """The events of B rows, step by step, for a recurrence.
 
     Args:
         events: Index of each of the E events among entries stored row by row.
         rows: Row of each event.
         places: Place of each event within its row.
         counts: Number of events of each place; at least one place.
+        is_empty: True for rows without events.
+        is_event: True for an event, False for a place that has none; None: all are events.
     """
 
     events: Int[Tensor, " event"]
     rows: Int[Tensor, " event"]
     places: Int[Tensor, " event"]
     counts: list[int]
+    is_empty: Bool[Tensor, " batch"]
+    is_event: Bool[Tensor, " event"] | None = None
 
     @classmethod
-    def of(cls, lengths: Int[Tensor, " batch"]) -> "EventSteps":
-        """Order the events of rows with the given lengths."""
+    def packed(cls, lengths: Int[Tensor, " batch"]) -> "EventSteps":
+        """Order the events of rows with the given lengths, without padding or masks.
+
+        Rows are ordered by decreasing length: the rows of a step are the first rows of the step before. The sizes are
+        read from the tensor, so a GPU's host would wait for it.
+        """
         lengths = lengths.long()
         order = lengths.argsort(descending=True, stable=True)
         longest = max(1, int(lengths.max())) if len(lengths) else 1
@@ -48,7 +54,28 @@ class EventSteps:
         places, ranked = goes_on.nonzero(as_tuple=True)
         rows = order[ranked]
         starts = lengths.cumsum(0) - lengths
-        return cls(starts[rows] + places, rows, places, goes_on.sum(1).tolist())
+        return cls(starts[rows] + places, rows, places, goes_on.sum(1).tolist(), lengths == 0)
+
+    @classmethod
+    def padded(cls, lengths: Int[Tensor, " batch"], num_places: int, num_entries: int) -> "EventSteps":
+        """Give every row the same number of places; no size depends on the lengths, so no host waits for a GPU.
+
+        Args:
+            lengths: Number of events of each row, at most `num_places`.
+            num_places: Places of a row, at least one.
+            num_entries: Number of entries; a place without an event has this index.
+        """
+        lengths = lengths.long()
+        place = torch.arange(num_places, device=lengths.device).unsqueeze(1)
+        is_event = place < lengths
+        events = torch.where(is_event, lengths.cumsum(0) - lengths + place, num_entries).flatten()
+        rows = torch.arange(len(lengths), device=lengths.device).repeat(num_places)
+        places = place.expand(-1, len(lengths)).flatten()
+        return cls(events, rows, places, [len(lengths)] * num_places, lengths == 0, is_event.flatten())
+
+    def take(self, entries: Float[Tensor, "entry width"]) -> Float[Tensor, "event width"]:
+        """Return the entries of the events; zeros for a place without one."""
+        return (entries if self.is_event is None else F.pad(entries, (0, 0, 0, 1))).index_select(0, self.events)
 
 
 class PropertyGatedLSTM(nn.Module):
@@ -153,11 +180,13 @@ class EventAttention(nn.Module):
         values = F.linear(events, first.weight[:, : self.event_width], first.bias) + of_rows.index_select(0, steps.rows)
         for layer in rest:
             values = layer(values.relu())
-        where = (steps.rows, steps.places)
-        logits = values.new_full((len(rows), len(steps.counts)), -torch.inf).index_put(where, values.squeeze(1))
+        where, values = (steps.rows, steps.places), values.squeeze(1)
+        if steps.is_event is not None:
+            values = values.masked_fill(~steps.is_event, -torch.inf)
+        logits = values.new_full((len(rows), len(steps.counts)), -torch.inf).index_put(where, values)
         # A row without events would be a softmax over nothing: NaN in an unused gradient.
-        is_empty = torch.ones_like(logits[:, 0], dtype=torch.bool).index_fill(0, steps.rows, 0)
-        return logits.masked_fill(is_empty.unsqueeze(1), 0).softmax(1)[where]
+        shares = logits.masked_fill(steps.is_empty.unsqueeze(1), 0).softmax(1)[where]
+        return shares if steps.is_event is None else shares.masked_fill(~steps.is_event, 0)
 
     def parts(self, events: Labels, rows: Labels) -> list[ParameterPart]:
         """Name the parts; see `models.parameter_names`.
@@ -186,6 +215,7 @@ class DUPN(nn.Module):
         property_width: Width of the embeddings p_t of its properties, side by side.
         user_width: Width of u, the user's profile.
         query_width: Width of q, the query.
+        max_events: Largest number of events of a row.
         hidden: Width of h_t, and of rep_s.
         attention: Widths of the attention's hidden layers.
     """
@@ -196,10 +226,12 @@ class DUPN(nn.Module):
         property_width: int,
         user_width: int,
         query_width: int,
+        max_events: int,
         hidden: int = 128,
         attention: Sequence[int] = (128, 64),
     ) -> None:
         super().__init__()
+        self.max_events = max_events
         self.lstm = PropertyGatedLSTM(item_width, property_width, hidden)
         self.attention = EventAttention(hidden + property_width, query_width + user_width, attention)
 
@@ -221,12 +253,18 @@ class DUPN(nn.Module):
             user: u.
         """
         # Zero events are computed too: every rank's backward pass has the same collectives.
-        steps = EventSteps.of(lengths)
-        properties = properties.index_select(0, steps.events)
-        states = self.lstm(items.index_select(0, steps.events), properties, steps.counts)
+        steps = self.steps_of(lengths, len(items))
+        properties = steps.take(properties)
+        states = self.lstm(steps.take(items), properties, steps.counts)
         rows = torch.cat([query, user], dim=1)
         shares = self.attention(torch.cat([states, properties], dim=1), rows, steps)
         return states.new_zeros(len(rows), states.shape[1]).index_add(0, steps.rows, shares.unsqueeze(1) * states)
+
+    def steps_of(self, lengths: Int[Tensor, " batch"], num_entries: int) -> EventSteps:
+        """Return the events step by step: packed on a CPU; padded on a GPU, where both give equal vectors."""
+        if lengths.is_cuda:
+            return EventSteps.padded(lengths, self.max_events, num_entries)
+        return EventSteps.packed(lengths)
 
     def parts(
         self, items: Labels, properties: Labels, query: Labels, user: Labels

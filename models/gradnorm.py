@@ -64,20 +64,23 @@ class GradNorm(BalanceRule):
         norms = grams.sum(0).diagonal().clamp(min=0).sqrt()
         self.first_losses.copy_(torch.where(self.first_losses > 0, self.first_losses, losses))
         is_moved = is_present & (norms > 0) & (self.first_losses > 0)
-        if bool(is_moved.any()):
-            self._move(used, norms, losses / torch.where(is_moved, self.first_losses, 1.0), is_moved)
+        self._move(used, norms, losses / torch.where(is_moved, self.first_losses, 1.0), is_moved)
         return used.expand(len(grams), -1), used
 
     def _move(self, used: Tensor, norms: Tensor, progress: Tensor, is_moved: Tensor) -> None:
-        """Take one step of gradient descent on L_grad, for the tasks that are present."""
+        """Take one step of gradient descent on L_grad, for the tasks that are present; without a look from the host."""
         of_tasks = used * norms
-        mean = of_tasks[is_moved].mean()
-        slowness = progress[is_moved].mean()
-        rates = progress / slowness if slowness > 0 else torch.ones_like(progress)
+        mean, slowness = _mean(of_tasks, is_moved), _mean(progress, is_moved)
+        rates = torch.where(slowness > 0, progress / slowness, 1.0)
         gradient = torch.sign(of_tasks - mean * rates**self.alpha) * norms / mean
         moved = (used - self.learning_rate * gradient).clamp(min=_LEAST_WEIGHT)
-        kept = used[is_moved].sum() / moved[is_moved].sum()
+        kept = _mean(used, is_moved) / _mean(moved, is_moved)
         self.weights.copy_(torch.where(is_moved, moved * kept, used))
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of chosen values; 0 of none."""
+    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
 
 
 class GradNormConfig(Declaration):

@@ -96,5 +96,5 @@ class InputArch(nn.Module):
 
 def sum_of_bags(entries: Float[Tensor, "entry dim"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
     """Sum each row's entries, which are stored row by row; zeros for a row without entries."""
-    rows = torch.repeat_interleave(lengths)
+    rows = torch.repeat_interleave(lengths, output_size=len(entries))  # without it a host would wait for its GPU
     return entries.new_zeros(len(lengths), entries.shape[1]).index_add(0, rows, entries)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,25 @@ def initial_rows(table: TableConfig, seed: int, rows: range, columns: range) -> 
     chunks = [_chunk(table, seed, chunk) for chunk in range(first, last + 1)]
     start = rows.start - first * _CHUNK_ROWS
     return torch.cat(chunks)[start : start + len(rows), columns.start : columns.stop]
+
+
+def initial_blocks(table: TableConfig, seed: int, rows: range, columns: range) -> Iterator[tuple[range, Tensor]]:
+    """Yield an initial block of a table piece by piece, since a shard may be as large as the memory.
+
+    Args:
+        table: Size and initialisation of the table.
+        seed: The run's seed.
+        rows: Rows of the block.
+        columns: Columns of the block.
+
+    Yields:
+        Successive ranges of rows, of at most one chunk, with their values as from `initial_rows`.
+    """
+    start = rows.start
+    while start < rows.stop:
+        piece = range(start, min((start // _CHUNK_ROWS + 1) * _CHUNK_ROWS, rows.stop))
+        yield piece, initial_rows(table, seed, piece, columns)
+        start = piece.stop
 
 
 def initial_rows_at(table: TableConfig, seed: int, rows: Tensor, columns: range) -> Tensor:

@@ -197,6 +197,7 @@ class UserConfig(Declaration):
             sum(widths[name] for name in self.events.properties),
             len(sides.user),
             len(sides.query),
+            next(f.max_length for f in schema.unpooled_features if f.name == self.events.item),
             self.hidden,
             self.attention,
         )

@@ -23,6 +23,7 @@ class Shape:
         seed: Of the shuffles.
         every_steps: Steps between two checkpoints, where there are any.
         block_rows: Units with together at most so many rows share a block.
+        lookahead: Batches that are made and counted together.
     """
 
     days: list[list[list[int]]]
@@ -35,6 +36,7 @@ class Shape:
     seed: int = 1
     every_steps: int = 1
     block_rows: int = 0
+    lookahead: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -56,5 +58,6 @@ SHAPES = st.builds(
     seed=st.integers(0, 9),
     every_steps=st.integers(1, 3),
     block_rows=st.sampled_from([0, 7, 4096]),
+    lookahead=st.sampled_from([1, 1, 2, 5]),
 )
 SORTED = Shape([[[9, 5], [7]], [[2], [8, 1]]], interleave=3, batch_size=4)

@@ -7,9 +7,10 @@ import torch
 from train_steps import Run, blocks_of
 
 from features.errors import DataError
+from models.tables import table_of
 from pipeline.config.project import Config
 from pipeline.storage.files import Storage
-from pipeline.trainer.sharding import reset_rows
+from pipeline.trainer.sharding import local_blocks, reset_rows
 from pipeline.trainer.train_state import TrainState
 from pipeline.trainer.worker_setup import Groups, build_state
 
@@ -58,6 +59,9 @@ class GrownLoad:
         groups = Groups.create(60)
         state = build_state(self.config, groups.training, torch.device("cpu"))
         before = blocks_of(state.tensors())
+        for name, tensor in state.model.state_dict().items():
+            for block, _ in local_blocks(tensor) if table_of(name) else []:
+                block.fill_(torch.nan)  # as the memory of a table that is not drawn, or of another model
         try:
             schema = self.config.log_schema if self.growing else None
             state.load(Storage(self.folder), "checkpoint", groups.control, schema)

@@ -1,6 +1,7 @@
 """Loss balancing by hand: every method on two parameters, and what a zero gradient does to it."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from models.balancing import LossBalancingConfig
 from models.gradient_balance import BalanceRule, GradientBalance
 from models.gradnorm import GradNorm
 from models.metabalance import MetaBalance
-from models.pcgrad import PCGrad, project
+from models.pcgrad import PCGrad, drawn_orders, project
 from models.uncertainty import UncertaintyWeights
 
 ALL = torch.ones(2, dtype=torch.bool)
@@ -154,7 +155,7 @@ def test_pcgrad_by_hand() -> None:
     g_1 + g_2 / 2 = (.5, .5), g_2 + g_1 = (0, 1); the sum is (.5, 1.5) = 2 g_1 + 1.5 g_2.
     """
     gram = grams([1.0, 0.0], [-1.0, 1.0])
-    assert project(gram[0].tolist(), [[1], [0]]) == [[1.0, 0.5], [1.0, 1.0]]
+    assert project(gram[0], torch.tensor([[1], [0]])).tolist() == [[1.0, 0.5], [1.0, 1.0]]
     of_parts, alone = PCGrad()(gram, losses(1, 1), ALL)
     assert (of_parts.tolist(), alone.tolist()) == ([[2.0, 1.5]], [1.0, 1.0])
 
@@ -168,13 +169,50 @@ def test_pcgrad_leaves_agreement_alone() -> None:
 def test_pcgrad_s_order_matters_and_is_drawn_anew() -> None:
     """Catches one order for all steps, and three tasks that are projected on in an order that is not the drawn one."""
     gram = grams([1.0, 0.0], [-1.0, 1.0], [-1.0, -2.0])
-    assert project(gram[0].tolist(), [[1, 2], [], []])[0] != project(gram[0].tolist(), [[2, 1], [], []])[0]
+    one, other = (project(gram[0], torch.tensor([order] * 3))[0].tolist() for order in ([1, 2], [2, 1]))
+    assert one != other
     # (1, 0) + (-1, 1) / 2 = (.5, .5), whose dot with (-1, -2) is -1.5; + .3 (-1, -2) is orthogonal to that.
-    assert project(gram[0].tolist(), [[1, 2], [], []])[0] == pytest.approx([1.0, 0.5, 0.3])
+    assert one == pytest.approx([1.0, 0.5, 0.3])
     rule = PCGrad()
     found = {tuple(rule(gram, losses(1, 1, 1), ALL)[0][0].tolist()) for _ in range(20)}
     assert len(found) > 1
     assert rule.num_steps == 20
+
+
+def _projected(gram: list[list[float]], orders: list[list[int]]) -> list[list[float]]:
+    """Algorithm 1 of the source, task by task."""
+    tasks = range(len(gram))
+    found = []
+    for task in tasks:
+        own = [float(task == other) for other in tasks]
+        for other in orders[task]:
+            dot = sum(own[each] * gram[each][other] for each in tasks)
+            if other != task and dot < 0 < gram[other][other]:
+                own[other] -= dot / gram[other][other]
+        found.append(own)
+    return found
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8])
+def test_projections_are_those_of_the_loop(num_tasks: int) -> None:
+    """Catches a step of one task that reads another task's order, gradient, or dot products."""
+    for step in range(10):
+        gradients = torch.randn(num_tasks, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        gram, orders = gradients @ gradients.t(), drawn_orders(torch.tensor(step), num_tasks)
+        expected = torch.tensor(_projected(gram.tolist(), orders.tolist()), dtype=torch.float64)
+        torch.testing.assert_close(project(gram, orders), expected, rtol=0, atol=1e-12)
+
+
+def test_orders_are_drawn_evenly() -> None:
+    """Catches a hash that prefers an order, gives two tasks the same one, or does not depend on the step."""
+    drawn = [drawn_orders(torch.tensor(step), 3).tolist() for step in range(6000)]
+    for task in range(3):
+        counts = Counter(tuple(orders[task]) for orders in drawn)
+        assert len(counts) == 6
+        assert all(850 < count < 1150 for count in counts.values())  # 1,000 expected, five standard deviations
+    pairs = Counter((tuple(first), tuple(second)) for first, second, _ in drawn)
+    assert len(pairs) == 36
+    assert all(100 < count < 235 for count in pairs.values())  # 167 expected
 
 
 # --- All of them ---

@@ -228,13 +228,16 @@ def test_a_checkpoint_is_what_was_when_it_was_asked_for(run_ranks: Any, tmp_path
         assert found == [1.0, 1.0, 2.0, 2.0]
 
 
-def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bool) -> tuple[str, str]:
+def _fail_in_the_background(
+    rank: int, num_ranks: int, root: str, superseded: bool, threads: int = 1
+) -> tuple[str, str]:
     """Returns what a check after a failed write says, and the next save."""
     line = Line.of(root, "main")
-    saver = Saver(line, CheckpointConfig(), dist.new_group(backend="gloo"))
+    saver = Saver(line, CheckpointConfig(writer_threads=threads), dist.new_group(backend="gloo"))
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1 and not superseded:
-            before_file(patch.setattr, no_space)
+            # DCP's own further threads take the first files.
+            before_file(patch.setattr, lambda path: no_space() if path.endswith("_0.distcp") else time.sleep(0.2))
         saver.save(_tensors(1.0), _name(1), _manifest(1))
         deadline = time.monotonic() + 30
         said = []
@@ -250,11 +253,14 @@ def _fail_in_the_background(rank: int, num_ranks: int, root: str, superseded: bo
     return said[0], said[1]
 
 
-def test_a_write_that_fails_is_heard_of_on_all_ranks(run_ranks: Any, tmp_path: Path) -> None:
-    """Catches a failed write that one rank alone knows of, or nobody, or that half of a checkpoint remains of."""
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_write_that_fails_is_heard_of_on_all_ranks(run_ranks: Any, tmp_path: Path, threads: int) -> None:
+    """Catches a failed write that one rank alone knows of, or nobody, or that half of a checkpoint remains of; and the
+    error of a thread that DCP forgets."""
     line = Line.of(str(tmp_path), "main")
     line.begin_attempt([DAY], "a", lambda: None)
-    for check, save in run_ranks(partial(_fail_in_the_background, root=str(tmp_path), superseded=False), 2):
+    fail = partial(_fail_in_the_background, root=str(tmp_path), superseded=False, threads=threads)
+    for check, save in run_ranks(fail, 2):
         assert "No space left on device" in check
         assert check == save
     assert line.newest() is None

@@ -10,12 +10,20 @@ from torch import Tensor
 from models.dupn import DUPN, EventSteps, PropertyGatedLSTM
 
 LENGTHS = [2, 0, 4, 1, 0, 3]
-ITEM, PROPERTY, USER, QUERY, HIDDEN = 3, 2, 2, 1, 4
+ITEM, PROPERTY, USER, QUERY, HIDDEN, MOST = 3, 2, 2, 1, 4, 5
+
+
+@pytest.fixture(autouse=True, params=["packed", "padded"])
+def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with the events of a CPU, and with those of a GPU."""
+    if request.param == "padded":
+        padded = EventSteps.padded
+        monkeypatch.setattr(DUPN, "steps_of", lambda self, lengths, num: padded(lengths, self.max_events, num))
 
 
 def _dupn() -> DUPN:
     torch.manual_seed(0)
-    dupn = DUPN(ITEM, PROPERTY, USER, QUERY, HIDDEN, [5, 3]).double()
+    dupn = DUPN(ITEM, PROPERTY, USER, QUERY, MOST, HIDDEN, [5, 3]).double()
     for parameter in dupn.parameters():
         parameter.data.normal_(0, 0.7)
     return dupn
@@ -162,7 +170,7 @@ def test_a_row_is_treated_by_itself() -> None:
 def test_weights_of_a_row_s_events_sum_to_one() -> None:
     """Catches a softmax over the batch, or over places that are padded."""
     dupn, (items, properties, query, user) = _dupn(), _inputs()
-    steps = EventSteps.of(torch.tensor(LENGTHS))
+    steps = EventSteps.packed(torch.tensor(LENGTHS))
     states = dupn.lstm(items[steps.events], properties[steps.events], steps.counts)
     events = torch.cat([states, properties[steps.events]], dim=1)
     shares = dupn.attention(events, torch.cat([query, user], dim=1), steps)
@@ -174,9 +182,21 @@ def test_weights_of_a_row_s_events_sum_to_one() -> None:
 
 def test_steps_by_hand() -> None:
     """Catches an event that is put into another row, place or order."""
-    steps = EventSteps.of(torch.tensor([1, 0, 3, 1]))
+    steps = EventSteps.packed(torch.tensor([1, 0, 3, 1]))
     # Entries: row 0 has the first, row 2 the next three, row 3 the last. Rows by length: 2, 0, 3, 1.
     assert steps.events.tolist() == [1, 0, 4, 2, 3]
     assert steps.rows.tolist() == [2, 0, 3, 2, 2]
     assert steps.places.tolist() == [0, 0, 0, 1, 2]
     assert steps.counts == [3, 1, 1]
+
+
+def test_padded_steps_by_hand() -> None:
+    """Catches a place without an event that reads another row's entry."""
+    steps = EventSteps.padded(torch.tensor([1, 0, 2]), 2, 3)
+    assert steps.events.tolist() == [0, 3, 1, 3, 3, 2]
+    assert steps.rows.tolist() == [0, 1, 2, 0, 1, 2]
+    assert steps.places.tolist() == [0, 0, 0, 1, 1, 1]
+    assert steps.counts == [3, 3]
+    assert steps.is_event is not None
+    assert steps.is_event.tolist() == [True, False, True, False, False, True]
+    assert steps.take(torch.tensor([[1.0], [2.0], [3.0]])).flatten().tolist() == [1, 0, 2, 0, 0, 3]

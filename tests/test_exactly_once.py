@@ -54,7 +54,12 @@ def _config(shape: Shape, logs: Storage, root: Path, encoder: Encoder, num_ranks
             "schema": encoder.schema.model_dump(mode="json", by_alias=True, exclude_defaults=True),
             "model": {"network": network, "towers": [4], "dropout": 0.1},
             "optimizer": {"tables": {"learning_rate": 0.1}, "dense": {"learning_rate": 0.01}},
-            "ingest": {"batch_size": shape.batch_size, "unit": {"max_rows": shape.max_rows}, "shuffle": shuffle},
+            "ingest": {
+                "batch_size": shape.batch_size,
+                "unit": {"max_rows": shape.max_rows},
+                "shuffle": shuffle,
+                "lookahead": shape.lookahead,
+            },
             "workers": {"num": num_ranks, "timeout_s": 60, "max_failures": 0},
             "checkpoint": {"every_steps": shape.every_steps, "keep": 1000, "background": False},
         },
@@ -140,6 +145,7 @@ class Runs:
 )
 @example(shape=Shape([[[1]]], passes=2), stops=[(3, 1), (2, 1)], num_ranks=1)
 @example(shape=replace(SORTED, passes=2), stops=[(2, 3), (3, 2)], num_ranks=2)
+@example(shape=replace(SORTED, lookahead=3), stops=[(2, 3)], num_ranks=2)
 def test_every_row_is_stepped_once_whatever_stops_it(
     shape: Shape,
     stops: list[tuple[int, int]],
@@ -160,6 +166,7 @@ def test_every_row_is_stepped_once_whatever_stops_it(
 @settings(max_examples=8)
 @given(shape=SHAPES, stops=st.lists(st.integers(1, 8), min_size=1, max_size=3), num_ranks=st.integers(1, 3))
 @example(shape=replace(SORTED, every_steps=2), stops=[3, 2], num_ranks=2)
+@example(shape=replace(SORTED, lookahead=3), stops=[2], num_ranks=2)
 def test_a_resume_ends_with_the_same_bits(
     shape: Shape,
     stops: list[int],
@@ -168,9 +175,12 @@ def test_a_resume_ends_with_the_same_bits(
     tiny_encoder: Encoder,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Catches other lanes, another order in a unit, other dice or another mix of open units after a restart."""
+    """Catches other lanes, another order in a unit, other dice or another mix of open units after a restart; and
+    batches that a thread has made ahead, with other rows or denominators than those that the trainer makes itself."""
     logs = write_log(shape.days)
-    disturbed, undisturbed = (Runs(shape, logs, tmp_path_factory.mktemp("runs"), tiny_encoder) for _ in range(2))
+    disturbed, undisturbed = (
+        Runs(of, logs, tmp_path_factory.mktemp("runs"), tiny_encoder) for of in (shape, replace(shape, lookahead=1))
+    )
     for stop in stops:
         disturbed.start(num_ranks, stop)
     found = disturbed.tensors(disturbed.start(num_ranks))
@@ -239,12 +249,14 @@ def test_lanes_drawn_anew_are_seen_to_fail(
     assert [name for name in expected if not torch.equal(expected[name], found[name])]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize(("num_ranks", "lookahead"), [(1, 1), (2, 1), (2, 3)])
 def test_a_bad_unit_at_the_end_of_a_lane(
-    num_ranks: int, write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path: Path
+    num_ranks: int, lookahead: int, write_log: Callable[..., Storage], tiny_encoder: Encoder, tmp_path: Path
 ) -> None:
     """Catches a unit that is met after the last row of its rank, in a batch that is never stepped, and is lost."""
-    shape = Shape([[[3], [3], [2]]], units=False, rows=False)  # one batch is the first unit, and the third is bad
+    shape = Shape(
+        [[[3], [3], [2]]], units=False, rows=False, lookahead=lookahead
+    )  # one batch is the first unit, and the third is bad
     logs = write_log(shape.days)
     bad = Path(logs.path(f"dt={DAYS[0]}/part-2.parquet"))
     table = pq.read_table(bad)

@@ -43,6 +43,7 @@ class RayHead:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=5"]
         command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1"]
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=200000000", f"--temp-dir={folder}"]
+        command += ["--dashboard-agent-listen-port=0"]  # the session's Ray holds the default port
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._process = subprocess.Popen(
             command,

@@ -106,6 +106,11 @@ def test_ids_per_row() -> None:
     missing = {"user_id": 0.25, "video_id": 0.0}
     found = Statistics(days=[], rows=1, numbers={}, distinct_ids={}, missing_ids=missing, schema_fingerprint="")
     assert expected_ids(schema, found) == {"user": [0.75], "video": [1.0, 6.0]}
+    (sequence,) = (feature.name for feature in schema.features if feature.kind == "sequence")
+    measured = found.model_copy(update={"mean_lengths": {sequence: 2.5}})
+    assert expected_ids(schema, measured) == {"user": [0.75], "video": [1.0, 2.5]}
+    without = found.model_copy(update={"mean_lengths": {sequence: 0.0}, "missing_ids": {"user_id": 1.0}})
+    assert expected_ids(schema, without) == {"user": [0.01], "video": [1.0, 0.01]}
 
 
 # --- What fits ---

@@ -209,6 +209,7 @@ def test_statistics_do_not_depend_on_the_order_of_units():
         assert found.rows == whole.rows == 806
         assert found.distinct_ids == whole.distinct_ids
         assert found.missing_ids == whole.missing_ids
+        assert found.mean_lengths == whole.mean_lengths
         for name, numbers in whole.numbers.items():
             assert found.numbers[name].boundaries == numbers.boundaries
             assert found.numbers[name].mean == pytest.approx(numbers.mean, rel=1e-12)
@@ -233,6 +234,7 @@ def test_ids_are_counted_per_table_and_missing_ids_per_feature():
     statistics = _observed(_schema(), columns).finish(["2026-11-01"])
     assert statistics.distinct_ids == {"video": 5, "bucket": 0}  # 1, 2, 3, 4, 5: the two 9s are cut off
     assert statistics.missing_ids == {"video_id": 0.6}
+    assert statistics.mean_lengths == {"watched": 5 / 5}  # 3 of the first list's five, 1 beside a null, 1
     assert statistics.numbers["age"].missing == 5
 
 

@@ -3,13 +3,14 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from records import manifest_of
 
 from features.encoded_rows import EncodedRows
@@ -148,6 +149,7 @@ class Run:
         wide: Whether the dense part is computed in float64.
         batches_class: Gives the batches their denominators.
         patches: Attributes to replace meanwhile, by dotted name.
+        device: `cpu`, or `cuda` with a GPU for each rank, and NCCL.
     """
 
     config: Config
@@ -159,6 +161,7 @@ class Run:
     wide: bool = False
     batches_class: type[CountedBatches] = CountedBatches
     patches: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def __call__(self, rank: int, num_ranks: int) -> dict[str, Any]:
         """Train on one rank; returns its blocks of every tensor, before and after, and the plan."""
@@ -169,22 +172,36 @@ class Run:
             return self._train(rank, num_ranks)
 
     def _train(self, rank: int, num_ranks: int) -> dict[str, Any]:
-        groups = Groups.create(60)
-        state = build_state(self.config, groups.training, torch.device("cpu"))
+        groups, device = self._begin(rank)
+        state = build_state(self.config, groups.training, device)
         if self.wide:
             state = widen(self.config, state, groups.training)
         if self.load:
             state.load(Storage(self.load), "checkpoint", groups.control)
             state.optimizer.num_steps = self.steps.start
         before = blocks_of(state.tensors())
-        self._step(state, groups, functools.partial(self.make_batch, rank, num_ranks))
+        self._step(state, groups, functools.partial(self.make_batch, rank, num_ranks), device)
         if self.save:
             manifest = manifest_of() if rank == 0 else None
             write_checkpoint(state.tensors(), Storage(self.save), "checkpoint", manifest, groups.control)
         return {"before": before, "after": blocks_of(state.tensors()), "plan": table_shardings(state.model)}
 
-    def _step(self, state: TrainState, groups: Groups, make_batch: Callable[[int], RankingBatch]) -> None:
-        pipeline = build_train_pipeline(self.config, state, torch.device("cpu"))
+    def _begin(self, rank: int) -> tuple[Groups, torch.device]:
+        groups = Groups.create(60)
+        if self.device == "cpu":
+            return groups, torch.device("cpu")
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+        return replace(groups, training=dist.new_group(backend="nccl")), device
+
+    def _step(
+        self,
+        state: TrainState,
+        groups: Groups,
+        make_batch: Callable[[int], LogBatch],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - it cannot change
+    ) -> None:
+        pipeline = build_train_pipeline(self.config, state, device)
         tasks = len(self.config.log_schema.tasks)
         ones, zeros = torch.ones(tasks), torch.zeros(tasks)
         batches = self.batches_class(make_batch, self.steps.start, lambda _: ones, lambda: zeros, groups.counts)
@@ -216,7 +233,7 @@ def widen(config: Config, state: TrainState, group: Any) -> TrainState:
             parameter.data, parameter.grad = parameter.data.double(), None
     (head,) = (module for module in state.model.modules() if isinstance(module, Head))
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    return TrainState(state.model, build_optimizer(config, state.model, group))
+    return replace(state, optimizer=build_optimizer(config, state.model, group))
 
 
 class LocalDenominators(CountedBatches):
@@ -237,7 +254,9 @@ def blocks_of(parts: dict[str, Any]) -> dict[str, list[tuple[tuple[int, int], to
         )
         for name, tensor in flat:
             found[f"{part}:{name}"] = [
-                (offset, block.clone()) for block, offset in local_blocks(tensor) if isinstance(block, torch.Tensor)
+                (offset, block.cpu().clone())
+                for block, offset in local_blocks(tensor)
+                if isinstance(block, torch.Tensor)
             ]
     return found
 

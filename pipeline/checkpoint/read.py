@@ -33,7 +33,7 @@ from pipeline.storage.files import Storage
 
 def load_tensors(
     tensors: dict[str, Any], line: Storage, name: str, group: dist.ProcessGroup, schema: Schema | None = None
-) -> None:
+) -> dict[str, int]:
     """Load tensors of a checkpoint; collective.
 
     Args:
@@ -42,6 +42,9 @@ def load_tensors(
         name: Name of the checkpoint, below that folder.
         group: A process group that only checkpoints use.
         schema: Schema whose tables with a vocabulary may have grown since; None: no table may.
+
+    Returns:
+        Number of saved rows of each table that has grown; the rows from there on are as before.
 
     Raises:
         DamagedFile: On all ranks, if a file that any of them needs is not what was written; the tensors have been
@@ -54,6 +57,7 @@ def load_tensors(
     )
     with plain_errors(f"checkpoint {name} was not read"):
         load(tensors, storage_reader=_VerifyingReader(line, name), planner=planner, process_group=group)
+    return planner.saved_rows
 
 
 def stored_tensors(line: Storage, name: str) -> dict[str, Tensor]:

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
 from features.errors import DataError
+from pipeline.checkpoint.host_copy import HostCopy
 from pipeline.checkpoint.write import write_checkpoint
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.lineage.line import Line
@@ -49,7 +48,7 @@ class Saver:
 
     def __init__(self, line: Line, config: CheckpointConfig, group: dist.ProcessGroup) -> None:
         self._line, self._config, self._group = line, config, group
-        self._copy: dict[str, Any] | None = None
+        self._copy: HostCopy | None = None
         self._thread: threading.Thread | None = None
         self._failed: Exception | None = None
         self._within_day: list[str] = []
@@ -83,10 +82,9 @@ class Saver:
             took = time.monotonic() - began
             self.newest = SaveTime(took, took)
             return
-        if self._copy is None:
-            self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
-        _copy_state_dict(tensors, self._copy, type_check=False)
-        arguments = (began, time.monotonic() - began, self._copy, name, manifest, extra_files)
+        self._copy = self._copy or HostCopy(tensors)
+        copied = self._copy.refresh(tensors)
+        arguments = (began, time.monotonic() - began, copied, name, manifest, extra_files)
         self._thread = threading.Thread(target=self._write_and_time, args=arguments, daemon=True)
         self._thread.start()
 
@@ -116,7 +114,8 @@ class Saver:
     ) -> None:
         holds = functools.partial(self._line.check_holder, manifest.attempt) if manifest else None
         try:
-            write_checkpoint(tensors, self._line.storage, name, manifest, self._group, holds, extra_files)
+            threads = self._config.writer_threads
+            write_checkpoint(tensors, self._line.storage, name, manifest, self._group, holds, extra_files, threads)
             if manifest is not None:
                 logger.info("saved %s", name)
                 if not manifest.complete:

@@ -16,15 +16,19 @@ class GrowthLoadPlanner(DefaultLoadPlanner):
 
     DCP reads the overlap of a tensor's saved pieces with this rank's pieces, for any size of the tensor; it only
     refuses, before that, a size that differs. So the saved size is replaced by the present one. Pieces without a saved
-    part are not read: rows added since keep their initial values.
+    part are not read.
 
     Args:
         num_rows: Present number of rows by table, for tables that may have grown.
+
+    Attributes:
+        saved_rows: Number of saved rows by table, of tables that have grown.
     """
 
     def __init__(self, num_rows: Mapping[str, int]) -> None:
         super().__init__()
         self._num_rows = num_rows
+        self.saved_rows: dict[str, int] = {}
 
     def set_up_planner(
         self, state_dict: STATE_DICT_TYPE, metadata: Metadata | None = None, is_coordinator: bool = False
@@ -50,4 +54,6 @@ class GrowthLoadPlanner(DefaultLoadPlanner):
                 f"table {table!r} was saved with {rows:,} rows, the config declares {now:,}: it can grow, not "
                 "shrink; restore num_rows or start a new root"
             )
+        if now > rows:
+            self.saved_rows[str(table)] = rows
         return replace(saved, size=torch.Size([now, *rest]))

@@ -5,13 +5,16 @@ ranks, or another sharding, can load them. Training waits for a copy in memory; 
 """
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecWriter
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.futures import Future
 
 from features.errors import DataError
 from features.full_disk import naming_place
@@ -32,6 +35,7 @@ def write_checkpoint(
     group: dist.ProcessGroup,
     before_commit: Callable[[], None] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
+    threads: int = 1,
 ) -> None:
     """Write a checkpoint; collective. The checkpoint exists with its manifest, which is written last.
 
@@ -43,12 +47,13 @@ def write_checkpoint(
         group: A process group that only checkpoints use.
         before_commit: Function called on rank 0 just before the manifest is written; may refuse.
         extra_files: Further files by name, the same on all ranks; rank 0 writes them.
+        threads: Threads of a rank, each of which writes a file of its own.
 
     Raises:
         Exception: On all ranks, the error of any of them.
     """
     assert (manifest is not None) == (group.rank() == 0), "rank 0 alone commits"
-    writer = FsspecWriter(f"{line.url}/{name}", thread_count=1, sync_files=line.is_local)
+    writer = _ThreadedWriter(f"{line.url}/{name}", thread_count=threads, sync_files=line.is_local)
     writer.fs = hashing = HashingFileSystem(line)
     with plain_errors(f"checkpoint {name} was not written"):
         save(tensors, storage_writer=writer, process_group=group)
@@ -84,6 +89,22 @@ def commit(
     except Exception as error:  # noqa: BLE001 - the other ranks wait for it; a plain exception can be pickled
         return RuntimeError(f"checkpoint {name} was not completed: {type(error).__name__}: {error}")
     return None
+
+
+class _ThreadedWriter(FsspecWriter):
+    """DCP's writer, which forgets the error of any thread but the first: the checkpoint would lack tensors."""
+
+    def _write_data(self, planner: Any, file_queue: Any) -> Future[list[Any]]:
+        alone = copy.copy(self)
+        alone.thread_count = 1
+        with ThreadPoolExecutor(self.thread_count) as pool:
+            works = [
+                pool.submit(super(_ThreadedWriter, alone)._write_data, planner, file_queue)
+                for _ in range(self.thread_count)
+            ]
+        written: Future[list[Any]] = Future()
+        written.set_result([result for work in works for result in work.result().value()])
+        return written
 
 
 class HashingFileSystem(FileSystem):

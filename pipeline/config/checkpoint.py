@@ -16,6 +16,7 @@ class CheckpointConfig(Declaration):
             removed after a publication, except where a branch began; absent: all stay. Entries in the ledger stay, but
             a rollback to a day without its checkpoint is impossible.
         background: True to write during training, from a copy of the tensors in memory; else training waits.
+        writer_threads: Number of threads of a rank that write its tensors, each a file of its own.
         timeout_s: Time in seconds for which a rank waits for another in a write before it fails.
     """
 
@@ -23,4 +24,5 @@ class CheckpointConfig(Declaration):
     keep: int = Field(default=2, ge=2)
     keep_days: int | None = Field(default=None, ge=2)
     background: bool = True
+    writer_threads: int = Field(default=1, ge=1, le=64)
     timeout_s: int = Field(default=1800, ge=10)

@@ -45,6 +45,10 @@ class IngestConfig(Declaration):
             is a label's, `"!VALUE"`, or `in(A, B)`.
         object_store_mb: Maximum size of encoded units that wait in the object store, in MiB.
         prefetch_units: Number of units, or blocks of small units, that a worker fetches ahead.
+        lookahead: Number of batches of a block. A thread makes the next block, and its denominators are summed over the
+            workers in one call, while the workers train the block before. With 1, on a CPU, each batch is made and
+            summed one step ahead, without a thread. Larger hides the reading, and the latency of many workers. A
+            worker holds three blocks in the host's memory, and a signal to end is heeded two blocks later.
         on_bad_unit: Action for a unit that cannot be read or encoded: `fail` stops the run and names the unit;
             `quarantine` records unit and error in the checkpoint, continues without it, and names it at the end.
         max_quarantined: The largest share of a day's rows that may be quarantined; more stops the run, or refuses the
@@ -59,5 +63,6 @@ class IngestConfig(Declaration):
     label_selector: LabelSelector = {}
     object_store_mb: int = Field(default=512, ge=1)
     prefetch_units: int = Field(default=2, ge=0, le=64)
+    lookahead: int = Field(default=1, ge=1, le=64)
     on_bad_unit: Literal["fail", "quarantine"] = "fail"
     max_quarantined: float = Field(default=0.01, ge=0, lt=1)

@@ -1,6 +1,8 @@
 """Whole configuration of a project, from one YAML file; a wrong key fails before a cluster is requested."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from features.declaration import Declaration
 from features.holdout import HoldoutConfig
@@ -22,6 +24,13 @@ from pipeline.config.predictions import PredictionsConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.config.tracking import TENSORBOARD, TrackingConfig
 from pipeline.config.workers import RayConfig, WorkersConfig
+
+ON_CUDA: dict[str, dict[str, Any]] = {
+    "workers": {"precision": "tf32", "deterministic": False},
+    "ingest": {"batch_size": 4096, "lookahead": 4},
+    "checkpoint": {"writer_threads": 4},
+}
+"""Defaults with `workers.device: cuda` that differ from those of a CPU, by section."""
 
 LINE_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 
@@ -105,6 +114,15 @@ class Config(Declaration):
     tracking: TrackingConfig = TENSORBOARD
     workers: WorkersConfig = WorkersConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_defaults_of_the_device(cls, data: Any) -> Any:
+        workers = data.get("workers") if isinstance(data, dict) else None
+        if not isinstance(workers, dict) or workers.get("device") != "cuda":
+            return data
+        given = {name: data.get(name, {}) for name in ON_CUDA}
+        return data | {name: ON_CUDA[name] | own for name, own in given.items() if isinstance(own, dict)}
 
     @property
     def joint_loss(self) -> JointLoss:

@@ -17,6 +17,7 @@ class ShardingConfig(Declaration):
 
     Args:
         types: Sharding types that the planner may choose. Checkpoints reshard freely among the default three.
+            `table_row_wise` is left out if hosts have different numbers of workers.
         tables: Given types by table name.
         train_pipeline: TorchRec's `TrainPipelineBase`, or `TrainPipelineSparseDist`, which sends the ids of the next
             batch during the computation of this one.

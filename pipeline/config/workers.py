@@ -16,7 +16,8 @@ class WorkersConfig(Declaration):
         min: Instead of `num`, with `max`: smallest number of workers with which a run continues when nodes are lost.
         max: Largest number of workers, used when the cluster has room.
         resize_every_s: Time in seconds between looks for room, in a run with `min` and `max`.
-        device: `cpu` with gloo, or `cuda` with NCCL.
+        device: `cpu` with gloo, or `cuda` with NCCL. With `cuda` some defaults are others: precision `tf32`,
+            deterministic false, `ingest.batch_size` 4096, `ingest.lookahead` 4, `checkpoint.writer_threads` 4.
         cpus: Logical CPUs of Ray per worker.
         label_selector: Labels of the Ray nodes on which workers run, e.g. `{group: training}`; empty: all nodes. A
             value is a label's, `"!VALUE"`, or `in(A, B)`.

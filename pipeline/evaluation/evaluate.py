@@ -270,7 +270,7 @@ def _same_shape(one: Config, other: Config) -> bool:
 def load(subject: Subject, before: Loaded | None, groups: Groups, device: torch.device) -> Loaded:
     """Return a subject's model with its weights, in the tensors of the previous model if they fit; collective."""
     config = subject.config
-    state = before.state if before else build_state(config, groups.training, device)
+    state = before.state if before else build_state(config, groups.training, device, draw=False)
     loaded = Loaded(config, state, before.pipeline if before else build_train_pipeline(config, state, device))
     loaded.state.load_from(subject.line, subject.checkpoint, groups.saving, config.log_schema)
     loaded.state.model.eval()

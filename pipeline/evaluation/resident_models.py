@@ -18,7 +18,6 @@ from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.datasource import Parcel
 from pipeline.ingest.parts import Part
 from pipeline.lineage.line import Line
-from pipeline.trainer.sharding import initialise_tables
 from pipeline.trainer.step_sync import CountedBatches
 from pipeline.trainer.worker_setup import Groups
 
@@ -47,9 +46,6 @@ class ResidentModels:
         return [self._held[name] for name in checkpoints]
 
     def _load(self, name: str, free: Loaded | None) -> Loaded:
-        if free is not None and self._config.log_schema.vocabularies:
-            # A table that has grown since is loaded in part: the rest must not be the other model's.
-            initialise_tables(free.state.model, self._config.log_schema, self._config.seed)
         return load(Subject(self._config, self._line, name), free, self._groups, self._device)
 
 

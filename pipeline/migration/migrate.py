@@ -223,12 +223,14 @@ def _statistics(
         return None
     old = frozen or fitted
     tables, ids = {table.name for table in schema.tables}, {f.name for f in schema.features if f.kind == "id"}
+    sequences, lengths = {f.name for f in schema.features if f.kind == "sequence"}, old.get("mean_lengths", {})
     merged = {
         "days": old["days"],
         "rows": old["rows"],
         "numbers": _known_statistics(config, parent) | fitted["numbers"],
         "distinct_ids": {name: n for name, n in old["distinct_ids"].items() if name in tables},
         "missing_ids": {name: share for name, share in old["missing_ids"].items() if name in ids},
+        "mean_lengths": {name: length for name, length in lengths.items() if name in sequences},
         "schema_fingerprint": schema.fingerprint(),
     }
     return Statistics.model_validate(merged)

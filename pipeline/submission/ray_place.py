@@ -23,7 +23,7 @@ _DIGEST = "digest"
 _NO_AGENT = "No available agent"  # Ray's answer of a head whose agents have not said yet that they are there
 
 
-def once_there(submit: Callable[[], str], within_s: float = 120.0) -> str:
+def once_there(submit: Callable[[], str], within_s: float = 180.0) -> str:
     """Submit a job as soon as the cluster has an agent that takes it: its head answers some seconds earlier.
 
     Args:
@@ -32,14 +32,21 @@ def once_there(submit: Callable[[], str], within_s: float = 120.0) -> str:
 
     Raises:
         RuntimeError: The cluster refuses the job.
+        ConfigError: No agent of its head came.
     """
     until = time.monotonic() + within_s
     while True:
         try:
             return submit()
         except RuntimeError as error:
-            if _NO_AGENT not in str(error) or time.monotonic() > until:
+            if _NO_AGENT not in str(error):
                 raise
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"the cluster's head has had no agent that takes jobs for {within_s:.0f} s: read its "
+                    "dashboard_agent.log; if another Ray on its machine holds the agent's port, start the head with "
+                    "--dashboard-agent-listen-port=0"
+                ) from error
         time.sleep(1)
 
 

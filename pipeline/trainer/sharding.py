@@ -1,7 +1,7 @@
 """Sharding of table rows over ranks, as TorchRec's planner has placed them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
+from features.errors import DataError
 from features.schema import Schema
-from models.tables import initial_rows, initial_rows_at, table_of
+from models.tables import initial_blocks, initial_rows_at, table_of
 from pipeline.config.optimizer import TableOptimizerConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.lineage.records import TableSharding
@@ -61,7 +62,10 @@ def shard_model(
     """
     fuse_optimizers(model, config, tables)
     sharders = table_sharders()
-    planner = table_planner(schema, config, group.size(), device.type, get_local_size(), load)
+    on_hosts: list[int] = [0] * group.size()
+    dist.all_gather_object(on_hosts, get_local_size(), group=group)
+    config = config_for_hosts(config, on_hosts)
+    planner = table_planner(schema, config, group.size(), device.type, on_hosts[0], load)
     plan = planner.collective_plan(model, sharders, group)
     sharded = DistributedModelParallel(
         model,
@@ -73,6 +77,32 @@ def shard_model(
     )
     _check_optimizers(sharded, config, tables)
     return sharded
+
+
+def config_for_hosts(config: ShardingConfig, on_hosts: Sequence[int]) -> ShardingConfig:
+    """Return the shardings that the planner may choose on these hosts.
+
+    `table_row_wise` gives a table to the workers of one host. TorchRec reads the number of a host's workers in each
+    process, so where hosts differ the ranks would not agree on who has which rows.
+
+    Args:
+        config: The declared shardings.
+        on_hosts: Number of workers on the host of each rank.
+
+    Raises:
+        DataError: Hosts differ, and only `table_row_wise` is left for a table.
+    """
+    if len(set(on_hosts)) == 1:
+        return config
+    left = [kind for kind in config.types if kind != "table_row_wise"]
+    fixed = sorted(table for table, kind in config.tables.items() if kind == "table_row_wise")
+    if fixed or not left:
+        where = f"sharding.tables of {', '.join(fixed)}" if fixed else "sharding.types"
+        raise DataError(
+            f"{where}: table_row_wise needs as many workers on each host, and hosts have {sorted(set(on_hosts))}: "
+            "choose row_wise, or a number of workers that fills the hosts"
+        )
+    return config.model_copy(update={"types": left})
 
 
 def table_shardings(model: DistributedModelParallel) -> dict[str, TableSharding]:
@@ -102,17 +132,28 @@ def _check_optimizers(model: DistributedModelParallel, config: ShardingConfig, t
 
 
 @torch.no_grad()
-def initialise_tables(model: DistributedModelParallel, schema: Schema, seed: int) -> None:
-    """Give every row its initial value, which depends on (seed, table, row) and not on the sharding."""
+def initialise_tables(
+    model: DistributedModelParallel, schema: Schema, seed: int, first_rows: Mapping[str, int] | None = None
+) -> None:
+    """Give rows their initial values, which depend on (seed, table, row) and not on the sharding.
+
+    Args:
+        model: The sharded model.
+        schema: Schema that declares the tables.
+        seed: The run's seed.
+        first_rows: First row to change, by table; other tables stay. None: all rows of all tables.
+    """
     declared = {table.name: table for table in schema.tables}
     for name, tensor in model.state_dict().items():
         table = declared.get(table_of(name) or "")
-        if table is None:
+        if table is None or (first_rows is not None and table.name not in first_rows):
             continue
+        first = first_rows[table.name] if first_rows is not None else 0
         for local, (first_row, first_column) in local_blocks(tensor):
-            rows = range(first_row, first_row + local.shape[0])
+            rows = range(max(first, first_row), first_row + local.shape[0])
             columns = range(first_column, first_column + local.shape[1])
-            local.copy_(initial_rows(table, seed, rows, columns))
+            for piece, values in initial_blocks(table, seed, rows, columns):
+                local[piece.start - first_row : piece.stop - first_row].copy_(values)
 
 
 @torch.no_grad()

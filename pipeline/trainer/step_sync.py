@@ -1,12 +1,14 @@
-"""The small vector that every step sums over the ranks: it gives the loss its denominators and ends the day.
+"""The small vector that is summed over the ranks for every block of steps: it gives losses their denominators, and ends
+the day.
 
 No rank waits for another's rows and no row is dropped: a rank whose lane has run dry feeds padding until the sum of
-rows over all ranks is zero. The sum depends on the batch alone, so it is started when the batch is made and needed
-only a step later. It runs in a process group of its own, issued from the training thread: two threads that use one
-group, or one group for two purposes at once, add each other's numbers up.
+rows over all ranks is zero. The sums depend on the batches alone. So those of a block of steps are started in one call
+when the block before it begins, and needed only when that is over. The call runs in a process group of its own, issued
+from the training thread: two threads that use one group, or one group for two purposes at once, add each other's
+numbers up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,60 +22,80 @@ from pipeline.ingest.cursor import BatchCursor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepVector:
-    """Vector that every step sums over the ranks, by its parts.
+class BlockVector:
+    """Vector that is summed over the ranks for a block of N steps, by its parts; all are float64.
 
     Args:
-        weight: Weight in each task's space, of the batch, float64 of shape (K,).
-        losses_two_steps_ago: Losses that were taken when the batch was made, float64 of shape (K,): the batch is made
-            a step ahead, and the loss of the step before that is the newest then.
-        in_space: Rows of the batch in each task's space, float64 of shape (K,).
-        rows: Rows of the batch.
-        errors: 1 for a rank that could not make its batch.
-        stop: Above 0: end here, save, and be gone.
-        look: Above 0: all ranks ask Ray at this step whether a node is about to be taken away.
+        weight: Weight in each task's space, of each batch, shape (N, K).
+        in_space: Rows of each batch in each task's space, shape (N, K).
+        rows: Rows of each batch, shape (N,).
+        errors: 1 for a batch that a rank could not make, shape (N,).
+        earlier_losses: Losses of steps that no vector has brought yet, shape (K,). The batches are made ahead, so the
+            newest of them is the loss of the step before the last that began.
+        signals: Shape (2,). First, above 0: end here, save, and be gone. Second, above 0: all ranks ask Ray at this
+            step whether a node is about to be taken away.
     """
 
     weight: Tensor
-    losses_two_steps_ago: Tensor
     in_space: Tensor
-    rows: float
-    errors: float
-    stop: float
-    look: float
-
-    def pack(self) -> Tensor:
-        """Return the vector, float64 of shape (3 K + 4,)."""
-        figures = torch.tensor([self.rows, self.errors, self.stop, self.look], dtype=torch.float64)
-        return torch.cat([self.weight, self.losses_two_steps_ago, self.in_space, figures])
+    rows: Tensor
+    errors: Tensor
+    earlier_losses: Tensor
+    signals: Tensor
 
     @classmethod
-    def unpack(cls, vector: Tensor) -> "StepVector":
-        """Read a vector that `pack` made, or a sum of such vectors."""
-        num_tasks = (len(vector) - 4) // 3
-        weight, losses, in_space, figures = vector.split([num_tasks, num_tasks, num_tasks, 4])
-        rows, errors, stop, look = figures.tolist()
+    def of(cls, batches: Sequence[LogBatch | None], earlier_losses: Tensor, signals: Signals) -> "BlockVector":
+        """Return a rank's vector of a block.
+
+        Args:
+            batches: Its batches; None for one that could not be made, and for those after it.
+            earlier_losses: As in the class.
+            signals: This rank's signals.
+        """
+        weight = torch.zeros(len(batches), len(earlier_losses), dtype=torch.float64)
+        in_space, rows = torch.zeros_like(weight), torch.zeros(len(batches), dtype=torch.float64)
+        for place, batch in enumerate(batches):
+            if batch is not None:
+                weight[place] = (batch.in_space * batch.weight).sum(0, dtype=torch.float64)
+                in_space[place] = torch.from_numpy(batch.cursor.in_space)
+                rows[place] = batch.cursor.num_rows
+        errors = torch.tensor([float(batch is None) for batch in batches], dtype=torch.float64)
+        asked = torch.tensor([signals.stop, signals.look], dtype=torch.float64)
         return cls(
-            weight=weight,
-            losses_two_steps_ago=losses,
-            in_space=in_space,
+            weight=weight, in_space=in_space, rows=rows, errors=errors, earlier_losses=earlier_losses, signals=asked
+        )
+
+    def pack(self) -> Tensor:
+        """Return the vector, of shape (N (2 K + 2) + K + 2,)."""
+        parts = (self.weight, self.in_space, self.rows, self.errors, self.earlier_losses, self.signals)
+        return torch.cat([part.flatten() for part in parts])
+
+    @classmethod
+    def unpack(cls, vector: Tensor, steps: int) -> "BlockVector":
+        """Read a vector that `pack` made for N steps, or a sum of such vectors."""
+        tasks = (len(vector) - 2 * steps - 2) // (2 * steps + 1)
+        sizes = [steps * tasks, steps * tasks, steps, steps, tasks, 2]
+        weight, in_space, rows, errors, losses, signals = vector.split(sizes)
+        return cls(
+            weight=weight.view(steps, tasks),
+            in_space=in_space.view(steps, tasks),
             rows=rows,
             errors=errors,
-            stop=stop,
-            look=look,
+            earlier_losses=losses,
+            signals=signals,
         )
 
 
 @dataclass(slots=True)
-class _Pending:
-    batch: LogBatch | None
+class _Block:
+    batches: list[LogBatch | None]
     vector: Tensor
     work: dist.Work
 
-    def wait(self) -> StepVector:
+    def wait(self) -> BlockVector:
         """Wait for the sum over the ranks."""
         self.work.wait()
-        return StepVector.unpack(self.vector)
+        return BlockVector.unpack(self.vector, len(self.batches))
 
 
 class CountedBatches(Iterator[RankingBatch]):
@@ -85,7 +107,8 @@ class CountedBatches(Iterator[RankingBatch]):
         loss_weights: w_k(t) of a step, shape (K,).
         take_losses: Sum of this rank's losses over the steps since the last call, shape (K,).
         group: A gloo process group that nothing else uses.
-        signals: Signals that this rank sends with its next batch.
+        signals: Signals that this rank sends with its next block.
+        steps: Steps of a block. A signal is heeded at the next block but one.
 
     Attributes:
         num_rows: Rows of all ranks handed out so far.
@@ -107,6 +130,7 @@ class CountedBatches(Iterator[RankingBatch]):
         take_losses: Callable[[], Tensor],
         group: dist.ProcessGroup,
         signals: Callable[[], Signals] = Signals,
+        steps: int = 1,
     ) -> None:
         self._next_batch = next_batch
         self._step = first_step
@@ -114,7 +138,10 @@ class CountedBatches(Iterator[RankingBatch]):
         self._take_losses = take_losses
         self._group = group
         self._signals = signals
-        self._pending: _Pending | None = None
+        self._steps = steps
+        self._pending: _Block | None = None
+        self._left: list[LogBatch | None] = []
+        self._sums: BlockVector | None = None
         self._dry = False
         self.num_rows = 0
         self.in_space: Tensor | None = None
@@ -128,58 +155,60 @@ class CountedBatches(Iterator[RankingBatch]):
     def __next__(self) -> RankingBatch:
         if self._dry:
             raise StopIteration
+        if not self._left:
+            self._begin_block()
+        else:
+            self.look = False
+        assert self._sums is not None
+        place, batch = self._steps - len(self._left), self._left.pop(0)
+        rows = float(self._sums.rows[place])
+        self.interrupted = self.interrupted and rows > 0
+        self.stopped = self.stopped or float(self._sums.errors[place]) > 0
+        if rows == 0 or self.stopped or self.interrupted:
+            self._dry = True
+            if batch is not None and not self.interrupted:
+                self.end = batch.cursor
+            raise StopIteration
+        assert batch is not None
+        if len(self._left) == self._steps - 1:
+            self._pending = self._start()
+        self.num_rows += int(rows)
+        in_space = self._sums.in_space[place]
+        self.in_space = in_space if self.in_space is None else self.in_space + in_space
+        denominators = (self._sums.weight[place] / self._group.size()).to(torch.float32)
+        return batch.for_step(denominators, self._loss_weights(batch.cursor.step))
+
+    def _begin_block(self) -> None:
+        """Wait for the sums of the next block, and read what they say of all its steps."""
         current = self._pending or self._start()
-        summed = current.wait()
-        losses, self.look = summed.losses_two_steps_ago / self._group.size(), summed.look > 0
+        self._sums, self._left = current.wait(), list(current.batches)
+        losses = self._sums.earlier_losses / self._group.size()
         if bool(losses.any()):  # the first vectors bring none, and the last one may not
             self.losses = losses
-        self.stopped = summed.errors > 0 or not bool(torch.isfinite(losses).all())
-        self.interrupted = summed.stop > 0 and summed.rows > 0
-        if summed.rows == 0 or self.stopped or self.interrupted:
-            self._dry = True
-            if current.batch is not None and not self.interrupted:
-                self.end = current.batch.cursor
-            raise StopIteration
-        assert current.batch is not None
-        self._pending = self._start()
-        self.num_rows += int(summed.rows)
-        self.in_space = summed.in_space if self.in_space is None else self.in_space + summed.in_space
-        denominators = (summed.weight / self._group.size()).to(torch.float32)
-        return current.batch.for_step(denominators, self._loss_weights(current.batch.cursor.step))
+        self.stopped = not bool(torch.isfinite(losses).all())
+        stop, look = self._sums.signals.tolist()
+        self.interrupted, self.look = stop > 0, look > 0
 
     def settle(self) -> None:
         """Look at the losses of steps that no vector has brought yet; collective, before anything is saved."""
         losses = self._take_losses().to(torch.float64)
         if self._pending is not None:  # carries the step before the last one
-            losses = losses + self._pending.wait().losses_two_steps_ago / self._group.size()
+            losses = losses + self._pending.wait().earlier_losses / self._group.size()
         dist.all_reduce(losses, group=self._group)
         self.stopped = self.stopped or not bool(torch.isfinite(losses).all())
 
-    def _start(self) -> _Pending:
-        """Make the next batch and start its sum; a rank that cannot make one says so to the others."""
+    def _start(self) -> _Block:
+        """Make the batches of the next block and start their sum; a rank that cannot make one says so to the others."""
         losses = self._take_losses().to(torch.float64)
-        batch: LogBatch | None = None
-        try:
-            batch = self._next_batch(self._step)
-        except DataError as error:
-            self.error = error
-        self._step += 1
-        weight, in_space, rows = torch.zeros_like(losses), torch.zeros_like(losses), 0
-        if batch is not None:
-            in_space = torch.from_numpy(batch.cursor.in_space).to(torch.float64)
-            weight = (batch.in_space * batch.weight).sum(0, dtype=torch.float64)
-            rows = batch.cursor.num_rows
-        signals, errors = self._signals(), float(batch is None)
-        mine = StepVector(
-            weight=weight,
-            losses_two_steps_ago=losses,
-            in_space=in_space,
-            rows=rows,
-            errors=errors,
-            stop=signals.stop,
-            look=signals.look,
-        )
-        vector = mine.pack()
+        batches: list[LogBatch | None] = []
+        while len(batches) < self._steps and self.error is None:
+            try:
+                batches.append(self._next_batch(self._step))
+            except DataError as error:
+                self.error = error
+            self._step += 1
+        batches += [None] * (self._steps - len(batches))
+        vector = BlockVector.of(batches, losses, self._signals()).pack()
         work = dist.all_reduce(vector, group=self._group, async_op=True)
         assert work is not None
-        return _Pending(batch, vector, work)
+        return _Block(batches, vector, work)

@@ -24,6 +24,8 @@ from pipeline.config.optimizer import TableOptimizerConfig
 from pipeline.config.sharding import ShardingConfig
 from pipeline.trainer.optimizer import fused_arguments, fused_class
 
+_FEWEST_IDS = 0.01  # per row: the planner divides by it
+
 
 class _BagSharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder of bags, with row-wise sharding on CPU, which works there although it is not offered."""
@@ -130,8 +132,7 @@ def fuse_optimizers(model: nn.Module, config: ShardingConfig, tables: TableOptim
 def expected_ids(schema: Schema, statistics: Statistics | None) -> dict[str, list[float]]:
     """Return the mean number of ids per row, by table, in the order of the features that read it.
 
-    The statistics of a line have the share of rows without an id. They have no lengths of sequences, so a sequence
-    counts with its `max_length`.
+    A sequence of which the statistics have no mean length counts with its `max_length`.
 
     Args:
         schema: Tables and features.
@@ -139,14 +140,14 @@ def expected_ids(schema: Schema, statistics: Statistics | None) -> dict[str, lis
     """
     ids: dict[str, list[float]] = {table.name: [] for table in schema.tables}
     for feature in schema.sparse_features:
-        ids[feature.table].append(_expected_ids(feature, statistics.missing_ids if statistics else {}))
+        ids[feature.table].append(max(_expected_ids(feature, statistics), _FEWEST_IDS))
     return ids
 
 
-def _expected_ids(feature: SparseFeature, missing: Mapping[str, float]) -> float:
+def _expected_ids(feature: SparseFeature, statistics: Statistics | None) -> float:
     if feature.kind == "sequence":
-        return float(feature.max_length)
-    return max(1.0 - missing.get(feature.name, 0.0), 0.01)
+        return statistics.mean_lengths.get(feature.name, feature.max_length) if statistics else feature.max_length
+    return 1.0 - statistics.missing_ids.get(feature.name, 0.0) if statistics else 1.0
 
 
 def device_load(

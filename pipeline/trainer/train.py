@@ -1,10 +1,11 @@
 """One training worker, top to bottom: build, restore, read, step, save."""
 
+import functools
 import gc
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -20,6 +21,8 @@ from models.ranker import StepOutput
 from pipeline.checkpoint.saver import Saver
 from pipeline.cluster.signals import PreemptionNotice, SignalReader, asked_to_stop
 from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.batches_ahead import made_ahead
+from pipeline.ingest.cursor import BatchCursor
 from pipeline.ingest.plan import SHARD, Header
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import Units
@@ -65,7 +68,7 @@ def train_worker(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
 
 
 def train_model(
-    job: TrainJob, segments: Iterable[Segment], groups: Groups, device: torch.device, reached: dict[str, Any]
+    job: TrainJob, segments: Iterator[Segment], groups: Groups, device: torch.device, reached: dict[str, Any]
 ) -> None:
     """Train one model on its segments.
 
@@ -80,9 +83,11 @@ def train_model(
         DataError: On all ranks: why the run has to stop.
         Interrupted: On all ranks: it was asked to end, and is saved.
     """
-    trainer = Trainer(job, groups, build_state(job.config, groups.training, device, job.statistics), device)
+    first = next(segments)
+    draw = first.header.checkpoint is None
+    trainer = Trainer(job, groups, build_state(job.config, groups.training, device, job.statistics, draw=draw), device)
     try:
-        for segment in segments:
+        for segment in itertools.chain([first], segments):
             trainer.restore(segment.header)
             trainer.train_part(segment)
         trainer.saver.wait()
@@ -106,7 +111,7 @@ class Trainer:
         self.job, self._groups, self._state, self._device = job, groups, state, device
         self._pipeline = build_train_pipeline(job.config, state, device)
         self._schedule = job.config.loss_weights.schedule(job.config.log_schema.task_names)
-        self._losses = torch.zeros(len(job.config.log_schema.tasks))
+        self._recent: list[tuple[int, BatchCursor, Tensor]] = []
         self._parts = {part.key: part for part in job.parts}
         self._admission: Admission = ray.get(job.admission)
         self.progress = LineProgress()
@@ -141,12 +146,7 @@ class Trainer:
         logger.info("attempt %s goes on from %s, on %d workers", *where)
 
     def train_part(self, segment: Segment) -> None:
-        """Train one part of one pass, and save it.
-
-        Raises:
-            DataError: On all ranks: why the run has to stop.
-            Interrupted: On all ranks: it was asked to end, and is saved.
-        """
+        """Train one part of one pass, and save it; raises as `train_model`."""
         header, config = segment.header, self.job.config
         part, ingest, tasks = self._parts[header.day, header.log_day], config.ingest, config.log_schema.task_names
         log, rank, num_ranks = part.log, dist.get_rank(), dist.get_world_size()
@@ -155,19 +155,22 @@ class Trainer:
         if self.progress.begins(header.pass_index, header.day):
             self._state.optimizer.begin_day()
         self._units = log.units
-        interleave = ingest.shuffle.interleave
+        interleave, lookahead = ingest.shuffle.interleave, ingest.lookahead
         batcher = Batcher(self.job.read, log.units, segment.parcels, ingest.batch_size, interleave, tasks)
-        batches = CountedBatches(
-            lambda step: self._next_batch(batcher, step),
-            self.step,
-            self._loss_weights(header),
-            self._take_losses,
-            self._groups.counts,
-            self._signals,
-        )
-        self.report = PartReport(self._board, self.job, position, batches, self.saver)
-        every = config.checkpoint.every_steps
-        self.progress.begin_log(log)
+        with made_ahead(batcher.next_batch, self.step, lookahead, self._device) as make_batch:
+            made, weights = functools.partial(self._next_batch, make_batch), self._loss_weights(header)
+            signals, group = self._signals, self._groups.counts
+            batches = CountedBatches(made, self.step, weights, self._take_losses, group, signals, lookahead)
+            self.report = PartReport(self._board, self.job, position, batches, self.saver)
+            self.progress.begin_log(log)
+            self._train_batches(batches, position)
+        self.progress.days_done += part.is_last
+        self.save(batches, position, complete=True)
+        self.report.post(final=True)
+
+    def _train_batches(self, batches: CountedBatches, position: PartPosition) -> None:
+        """Step all batches, and save the position within the part when it is time to; raises as `train_model`."""
+        every = self.job.config.checkpoint.every_steps
         self._pipeline.reset()
         while (output := self.next_step(batches)) is not None:
             position.stepped.advance(output.batch.cursor)
@@ -183,14 +186,11 @@ class Trainer:
             self.save(batches, position, complete=False)
             self.saver.wait()
             raise Interrupted
-        self.progress.days_done += part.is_last
-        self.save(batches, position, complete=True)
-        self.report.post(final=True)
 
-    def _next_batch(self, batcher: Batcher, step: int) -> LogBatch:
+    def _next_batch(self, make_batch: Callable[[int], LogBatch], step: int) -> LogBatch:
         self.saver.check()
         with self.report.waiting():
-            return batcher.next_batch(step)
+            return make_batch(step)
 
     def next_step(self, batches: CountedBatches) -> StepOutput | None:
         """Make one step of TorchRec's pipeline; return None when the day is over on all ranks."""
@@ -200,17 +200,19 @@ class Trainer:
         except StopIteration:
             return None
         self.first_step_at = self.first_step_at or time.time()
-        losses = output.losses.cpu()
-        self._losses += losses
-        if self._not_finite is None and not bool(torch.isfinite(losses).all()):
-            keys = [self._units[span.unit].key for span in output.batch.cursor.spans]
-            named = named_figures(self._named(losses))
-            self._not_finite = f"loss {named} at step {self.step - 1}, in the rows of {', '.join(keys)}"
+        self._recent.append((self.step - 1, output.batch.cursor, output.losses.detach()))
         return output
 
     def _take_losses(self) -> Tensor:
-        taken, self._losses = self._losses, torch.zeros_like(self._losses)
-        return taken
+        """Return the sum of the losses since the last call: the device is asked once, not in every step."""
+        recent, self._recent = self._recent, []
+        none = torch.zeros(len(self.job.config.log_schema.tasks), device=self._device)
+        losses = torch.stack([of_step for *_, of_step in recent] or [none]).cpu()
+        for (step, cursor, _), of_step in zip(recent, losses, strict=False):
+            if self._not_finite is None and not bool(torch.isfinite(of_step).all()):
+                keys = ", ".join(self._units[span.unit].key for span in cursor.spans)
+                self._not_finite = f"loss {named_figures(self._named(of_step))} at step {step}, in the rows of {keys}"
+        return losses.sum(0)
 
     def _named(self, losses: Tensor) -> dict[str, float]:
         return dict(zip(self.job.config.log_schema.task_names, losses.tolist(), strict=True))

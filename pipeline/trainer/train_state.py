@@ -16,6 +16,7 @@ from pipeline.lineage.line import Line
 from pipeline.lineage.stored_checkpoint import DamagedFile, note_damage
 from pipeline.storage.files import Storage
 from pipeline.trainer.optimizer import StepOptimizer
+from pipeline.trainer.sharding import initialise_tables
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,12 @@ class TrainState:
     Args:
         model: The sharded model.
         optimizer: Optimizers of the model.
+        seed: The run's seed, by which rows of tables have their initial values.
     """
 
     model: DistributedModelParallel
     optimizer: StepOptimizer
+    seed: int
 
     def tensors(self) -> dict[str, Any]:
         """Return tensors by part and name, views of the live ones; tables and their optimizer state are sharded."""
@@ -50,14 +53,16 @@ class TrainState:
             name: Name of the checkpoint, below that folder.
             group: A process group that only checkpoints use.
             schema: Schema whose tables with a vocabulary may have more rows than in the checkpoint: their first rows
-                are loaded, the others, with their optimizer state, stay as they are. None: no table may.
+                are loaded, the others get their initial values. None: no table may.
 
         Raises:
             DamagedFile: On all ranks, if a file that any of them needs is not what was written.
             DataError: One of these tables has fewer rows.
         """
         self.optimizer.materialise()
-        load_tensors(self.tensors(), line, name, group, schema)
+        saved_rows = load_tensors(self.tensors(), line, name, group, schema)
+        if schema is not None and saved_rows:
+            initialise_tables(self.model, schema, self.seed, saved_rows)
 
     def load_from(self, line: Line, checkpoint: str, group: dist.ProcessGroup, schema: Schema) -> None:
         """Load a checkpoint of a line, and note damage, so that the next choice sees it; as `load`."""

@@ -165,7 +165,12 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def build_state(
-    config: Config, group: dist.ProcessGroup, device: torch.device, statistics: Statistics | None = None
+    config: Config,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    statistics: Statistics | None = None,
+    *,
+    draw: bool = True,
 ) -> TrainState:
     """Build and shard the model, with every parameter at its initial value; collective.
 
@@ -176,6 +181,7 @@ def build_state(
         group: Process group of the training thread.
         device: Device of this rank.
         statistics: Statistics of the line, by which the planner of a GPU's tables expects ids.
+        draw: False where a checkpoint is loaded next: the rows of the tables are not drawn before.
     """
     torch.manual_seed(config.seed)
     autocast = torch.bfloat16 if config.workers.precision == "bfloat16" else None
@@ -185,9 +191,10 @@ def build_state(
     model = build_ranker(config.log_schema, network, towers, dropout, autocast, config.joint_loss, ranks, declared)
     load = device_load(config.log_schema, statistics, config.ingest.batch_size, device)
     sharded = shard_model(model, config.log_schema, config.sharding, config.optimizer.tables, group, device, load)
-    initialise_tables(sharded, config.log_schema, config.seed)
+    if draw:
+        initialise_tables(sharded, config.log_schema, config.seed)
     logger.debug("tables: %s", table_shardings(sharded))
-    return TrainState(sharded, build_optimizer(config, sharded, group))
+    return TrainState(sharded, build_optimizer(config, sharded, group), config.seed)
 
 
 def build_optimizer(config: Config, sharded: DistributedModelParallel, group: dist.ProcessGroup) -> StepOptimizer:
