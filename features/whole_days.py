@@ -64,6 +64,8 @@ def refuse_days_that_are_there(days: Sequence[date], logs: Path) -> None:
 def published_whole(logs: Path) -> Iterator[Path]:
     """Yield a directory for folders `dt=YYYY-MM-DD`, which move to `logs` at the end; other content is deleted.
 
+    Each day is marked complete by an empty file `_SUCCESS`, which `daily.preflight.success_marker` looks for.
+
     If anything fails, no day moves, and nothing is left behind.
     """
     new = not logs.exists()
@@ -75,6 +77,7 @@ def published_whole(logs: Path) -> Iterator[Path]:
             yield staging
         with ExitStack() as undo:
             for folder in sorted(staging.glob("dt=*")):
+                (folder / "_SUCCESS").touch()
                 undo.callback(shutil.rmtree, folder.rename(logs / folder.name))
             undo.pop_all()
     finally:

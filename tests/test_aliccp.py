@@ -50,7 +50,9 @@ def source(tmp_path: Path) -> Path:
 
 def read_days(logs: Path) -> dict[str, list[dict[str, Any]]]:
     return {
-        folder.name: [row for part in sorted(folder.iterdir()) for row in pq.ParquetFile(part).read().to_pylist()]
+        folder.name: [
+            row for part in sorted(folder.glob("*.parquet")) for row in pq.ParquetFile(part).read().to_pylist()
+        ]
         for folder in sorted(logs.iterdir())
     }
 
@@ -90,7 +92,7 @@ def test_days_are_cut_into_row_groups_and_files(source: Path, tmp_path: Path, mo
     lines = [sample(number, buy=int(number % 3 == 0)) for number in range(26)]  # of which 9 are impossible
     (source / "sample_skeleton_train.csv").write_text("".join(lines))
     assert import_aliccp(source, tmp_path / "logs").num_impossible == 9
-    footers = [pq.read_metadata(part) for part in sorted((tmp_path / "logs" / "dt=2017-01-01").iterdir())]
+    footers = [pq.read_metadata(part) for part in sorted((tmp_path / "logs" / "dt=2017-01-01").glob("*.parquet"))]
     assert [[f.row_group(n).num_rows for n in range(f.num_row_groups)] for f in footers] == [[4, 4], [4, 4], [1]]
     rows = read_days(tmp_path / "logs")["dt=2017-01-01"]
     assert [row["sample_id"] for row in rows] == [number for number in range(26) if number % 3]

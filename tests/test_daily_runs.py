@@ -147,7 +147,9 @@ def test_held_out_rows_move_no_weight(three_days: Config, logs: Path, tmp_path: 
     for place, same in ((True, True), (False, False)):  # the second is the negative control
         changed = tmp_path / f"{place}"
         shutil.copytree(logs, changed / "logs")
-        for file, held in zip(sorted((changed / f"logs/dt={DAYS[0]}").iterdir()), _held(logs, DAYS[0]), strict=True):
+        for file, held in zip(
+            sorted((changed / f"logs/dt={DAYS[0]}").glob("*.parquet")), _held(logs, DAYS[0]), strict=True
+        ):
             _flip_clicks(file, held == place)
         config = three_days.model_copy(
             update={
@@ -177,7 +179,7 @@ def _spoilt(config: Config, tmp_path: Path, spoil: Any) -> Config:
     """The same line, with the last day's log spoilt."""
     shutil.copytree(config.logs.path, tmp_path / "logs")
     shutil.copytree(config.root, tmp_path / "root")
-    for file in sorted((tmp_path / f"logs/dt={DAYS[3]}").iterdir()):
+    for file in sorted((tmp_path / f"logs/dt={DAYS[3]}").glob("*.parquet")):
         spoil(file)
     logs = config.logs.model_copy(update={"path": str(tmp_path / "logs")})
     return config.model_copy(update={"root": str(tmp_path / "root"), "logs": logs})
@@ -232,7 +234,7 @@ def test_late_labels_are_trained_once(logs: Path, tmp_path: Path, local_training
     train(config, DAYS[:3], passes=1)
     daily(config, DAYS[3])
     played = {
-        day: sum(int((_table(file)["played"].to_numpy() == 1).sum()) for file in (logs / f"dt={day}").iterdir())
+        day: sum(int((_table(file)["played"].to_numpy() == 1).sum()) for file in (logs / f"dt={day}").glob("*.parquet"))
         for day in DAYS[:4]
     }
     for number, day in enumerate(DAYS[:4]):
@@ -279,7 +281,7 @@ def test_days_with_a_vocabulary(
     The last day is cut off by a dead worker, goes on as another command, and has to be what it is without.
     """
     shutil.copytree(logs, tmp_path / "logs")
-    for file in (tmp_path / f"logs/dt={DAYS[2]}").iterdir():
+    for file in (tmp_path / f"logs/dt={DAYS[2]}").glob("*.parquet"):
         _rename_videos(file)
     config = make_config(tmp_path / "logs", tmp_path / "root", checkpoint={"every_steps": 5})
     config = _with_vocabulary(config, 90)

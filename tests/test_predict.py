@@ -64,7 +64,9 @@ def test_the_rows_and_files_are_those_of_the_log(trained: Config, predicted: Pat
     """Catches rows that are lost, come twice or stand in another order or file, and parts that are left over."""
     found = files_of(predicted)
     logs = Path(trained.logs.path)
-    assert list(found) == sorted(str(path.relative_to(logs)) for day in DAYS for path in logs.glob(f"dt={day}/*"))
+    assert list(found) == sorted(
+        str(path.relative_to(logs)) for day in DAYS for path in logs.glob(f"dt={day}/*.parquet")
+    )
     for name, table in found.items():
         log = pq.read_table(logs / name)
         assert table.select(KEYS).equals(log.select(KEYS))
@@ -324,10 +326,12 @@ def test_another_checkpoint_or_log_in_the_same_place(
     own = tmp_path / "own"
     shutil.copytree(predicted, own)
     (own / f"_days/{DAYS[0]}.json").unlink()
-    for file in day.iterdir():  # another system writes the day again under names of its own
+    for file in day.glob("*.parquet"):  # another system writes the day again under names of its own
         file.rename(file.with_name(f"other-{file.name}"))
     predict(with_keys(history), DAYS[:1], str(own), labels=True)
-    assert sorted(path.name for path in (own / day.name).iterdir()) == sorted(path.name for path in day.iterdir())
+    assert sorted(path.name for path in (own / day.name).iterdir()) == sorted(
+        path.name for path in day.glob("*.parquet")
+    )
     predictions_of = read_predictions(Storage(str(own)))
     assert (
         sum(num_rows_of(Storage(str(own)), name) for name in files_of_day(Storage(str(own)), predictions_of, DAYS[0]))

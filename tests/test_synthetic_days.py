@@ -118,7 +118,7 @@ def test_files_and_row_groups(tmp_path, day_two):
     paths = write_day(SMALL, day_of(2), tmp_path / "logs")
     folder = tmp_path / "logs" / "dt=2026-03-03"
     assert paths == [folder / f"part-0000{part}.parquet" for part in range(3)]
-    assert sorted(tmp_path.rglob("*")) == [tmp_path / "logs", folder, *paths]
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "logs", folder, folder / "_SUCCESS", *paths]
     footers = [pq.read_metadata(path) for path in paths]
     assert [[f.row_group(i).num_rows for i in range(f.num_row_groups)] for f in footers] == [[400, 400, 200]] * 3
     assert pa.concat_tables([pq.ParquetFile(path).read() for path in paths]).equals(day_two)

@@ -4,7 +4,6 @@ config=/etc/counterpoise/config.yaml
 entrypoint="python -m jobs.daily --config $config --max-catch-up 0"
 # shellcheck disable=SC2034
 places="--set root=/data/root --set logs.path=/data/logs --set ingest.batch_size=64"
-places="$places --set daily.preflight.success_marker=false" # jobs.make_logs writes none
 port=26379
 dashboard=28265
 token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
@@ -49,7 +48,7 @@ start_worker() { # NAME ADDRESS CPUS_AFTERWARDS
 
 start_cluster() {
     start_node head --head --node-ip-address 127.0.0.1 --port "$port" --num-cpus 0 --dashboard-host 127.0.0.1 \
-        --dashboard-port "$dashboard"
+        --dashboard-port "$dashboard" --dashboard-agent-listen-port "$((dashboard + 1))"
     for _ in $(seq 60); do
         podman_here exec head ray health-check --address "127.0.0.1:$port" >/dev/null 2>&1 && break
         sleep 1
