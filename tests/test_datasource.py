@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
+from small_units import DAY, alone, numbers_of, planned, read_plan_of, unit_entries
 
 from features.encoding import Encoder
 from features.errors import DataError
@@ -185,7 +185,7 @@ def test_a_bad_unit_is_named(
         _spoilt(logs, file, change)
     after = [
         parcel
-        for task in group_bundles(alone(unit_entries(units)))
+        for task in group_bundles(planned(alone(unit_entries(units))))
         for block in read_bundles(plan, task, tiny_encoder.empty())
         for parcel in unpack(block)
     ]
