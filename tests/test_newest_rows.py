@@ -66,6 +66,28 @@ def test_runs_equal_a_dictionary(spans: list[Any], text: bool) -> None:
     assert _contents(_run(spans, text, kinds)) == _plain(spans, text)
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_ids_of_files_with_wider_integers(backwards: bool) -> None:
+    """Catches users whose ids do not fit the type of another file: an error of Arrow at the merge."""
+    files: list[tuple[pa.DataType, list[int]]] = [
+        (pa.int8(), [-128, 127]),
+        (pa.uint8(), [255, 127]),
+        (pa.dictionary(pa.int8(), pa.int16()), [300, -300]),
+        (pa.int16(), [300, -32_768]),
+        (pa.uint32(), [2**32 - 1, 255]),
+        (pa.int32(), [70_000, 300]),
+        (pa.int64(), [2**63 - 1, -(2**63), 70_000]),
+    ]
+    spans = [(0, unit, ids) for unit, (_, ids) in enumerate(files)]
+    kinds = [kind for kind, _ in files]
+    if backwards:
+        spans, kinds = spans[::-1], kinds[::-1]
+    found = _run(spans, False, kinds)
+    assert found is not None
+    assert found.ids.type == pa.int64()
+    assert _contents(found) == _plain(spans, False)
+
+
 def test_the_second_hash_tells_users_apart() -> None:
     """Catches two users of one key, as two texts may be, of whom only one is written."""
     rows = np.zeros(3, PLACES)
