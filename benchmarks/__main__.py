@@ -27,6 +27,7 @@ NAMES = (
     "plan_scale",
     "backfill",
     "metric_merge",
+    "driver_memory",
 )
 
 
