@@ -67,7 +67,7 @@ def _measure(plan: RunPlan, log: DayLog, num_ranks: int) -> dict[str, float]:
 
     segments = timed("deal", lambda: plan.segments([StreamStart()], num_ranks))
     bundles = timed("turns", lambda: plan.bundles(segments, num_ranks))
-    tasks = timed("tasks", lambda: group_bundles(bundles))
+    tasks = timed("tasks", lambda: list(group_bundles(bundles)))
     common = ray.cloudpickle.dumps(plan.read_plan(segments))
     timed("a_task_gets", lambda: (pickle.loads(common), pickle.loads(pickle.dumps(tasks[len(tasks) // 2]))))
     lanes = segments[0].dealt.lanes
