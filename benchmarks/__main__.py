@@ -34,6 +34,7 @@ NAMES = (
     "starts",
     "soak",
     "end_to_end",
+    "driver_memory",
 )
 
 

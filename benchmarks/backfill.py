@@ -22,7 +22,8 @@ from pipeline.evaluation import backfill as of_backfill
 from pipeline.evaluation.backfill import backfill
 from pipeline.evaluation.cells import AskedCells
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.ingest.datasource import group_bundles, read_bundles
+from pipeline.ingest.bundles import group_bundles
+from pipeline.ingest.datasource import read_bundles
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.log_passes.statistics import fit_statistics
 from pipeline.storage.files import Storage

@@ -12,8 +12,8 @@ import ray
 
 from benchmarks.workload import load, project
 from pipeline.config.ingest import IngestConfig
+from pipeline.ingest.bundles import group_bundles
 from pipeline.ingest.cursor import DayCursor, audit, expected_sums, joined_sums, union
-from pipeline.ingest.datasource import group_bundles
 from pipeline.ingest.lanes import ResumePoint
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
@@ -67,7 +67,7 @@ def _measure(plan: RunPlan, log: DayLog, num_ranks: int) -> dict[str, float]:
 
     segments = timed("deal", lambda: plan.segments([StreamStart()], num_ranks))
     bundles = timed("turns", lambda: plan.bundles(segments, num_ranks))
-    tasks = timed("tasks", lambda: group_bundles(bundles))
+    tasks = timed("tasks", lambda: list(group_bundles(bundles)))
     common = ray.cloudpickle.dumps(plan.read_plan(segments))
     timed("a_task_gets", lambda: (pickle.loads(common), pickle.loads(pickle.dumps(tasks[len(tasks) // 2]))))
     lanes = segments[0].dealt.lanes

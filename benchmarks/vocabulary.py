@@ -67,8 +67,8 @@ def _with_vocabularies(hashing: Encoder, units: list[dict[str, pa.Array]], size:
     vocabularies, spent = {}, 0.0
     for table in tables:
         keys, counts = _keys(schema, table, units, size), np.random.default_rng(1).integers(1, 100, size)
-        started = time.process_time()
-        vocabularies[table.name] = Vocabulary.empty(table).update(mapping, _DAY, keys, counts).vocabulary
+        started, empty = time.process_time(), Vocabulary.empty(table)
+        vocabularies[table.name] = empty.update(mapping, _DAY, empty.seen(mapping, keys, counts)).vocabulary
         spent = time.process_time() - started
     return Encoder(schema, hashing.statistics, vocabularies=vocabularies), spent
 

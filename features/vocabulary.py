@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from features.errors import DataError
 from features.hashing import rows_of
+from features.id_counts import SeenIds
 from features.tables import TableConfig, VocabularyConfig
 
 _FORMAT = "1"
@@ -127,7 +128,22 @@ class Vocabulary:
         """Return the rows of ids, int32 of shape (N,), for keys, uint64 of shape (N,); repeated calls use `index`."""
         return self.index().lookup(keys)
 
-    def update(self, config: VocabularyConfig, day: str, keys: np.ndarray, counts: np.ndarray) -> "VocabularyUpdate":
+    def seen(self, config: VocabularyConfig, keys: np.ndarray, counts: np.ndarray) -> SeenIds:
+        """Return what `update` needs of a day's ids, or of those in a part of the range of keys.
+
+        Args:
+            config: Rules of admission and eviction.
+            keys: Keys of the ids seen, increasing, each once, uint64 of shape (D,).
+            counts: Occurrences of each id, int64 of shape (D,).
+        """
+        return SeenIds.of((keys, counts), self.keys, config.min_count, self.room)
+
+    @property
+    def room(self) -> int:
+        """Number of rows for ids, given or free: an update admits no more new ids."""
+        return self.num_rows - self.tail_rows
+
+    def update(self, config: VocabularyConfig, day: str, seen: SeenIds) -> "VocabularyUpdate":
         """Admit the new and frequent ids of a day, if needed in place of those unseen for long.
 
         Free rows are given first, the lowest to the most frequent id. The ids that are left evict the ids unseen for
@@ -136,39 +152,29 @@ class Vocabulary:
         Args:
             config: Rules of admission and eviction.
             day: ISO date; the newest of several days that are counted together.
-            keys: Keys of the ids seen, increasing, each once, uint64 of shape (D,).
-            counts: Occurrences of each id, int64 of shape (D,).
+            seen: Ids of the day, as `seen` returns them of this vocabulary.
         """
         today = np.datetime64(day, "D").astype(np.int32)
-        places, known = self._find(keys)
         last_seen = self.last_seen.copy()
-        last_seen[places[known]] = np.maximum(last_seen[places[known]], today)
-        new = np.flatnonzero(~known & (counts >= config.min_count))
-        new = new[np.argsort(-counts[new], kind="stable")]
-        free = self._free_rows()
-        evicted = np.flatnonzero(today - last_seen >= config.keep_days) if len(new) > len(free) else new[:0]
-        evicted = evicted[np.argsort(last_seen[evicted], kind="stable")][: len(new) - len(free)]
-        given = np.concatenate((free, self.rows[evicted]))[: len(new)]
-        admitted = new[: len(given)]
+        places = np.searchsorted(self.keys, seen.known)
+        last_seen[places] = np.maximum(last_seen[places], today)
+        free, num_new = self._free_rows(), len(seen.new)
+        unseen = today - last_seen >= config.keep_days if num_new > len(free) else np.zeros(len(self), bool)
+        evicted = np.flatnonzero(unseen)
+        evicted = evicted[np.argsort(last_seen[evicted], kind="stable")][: max(num_new - len(free), 0)]
+        given = np.concatenate((free, self.rows[evicted]))[:num_new]
         stays = np.ones(len(self), bool)
         stays[evicted] = False
-        changed = self._replace_ids(stays, last_seen, keys[admitted], given, today)
+        changed = self._replace_ids(stays, last_seen, seen.new[: len(given)], given, today)
         figures = {
-            "seen": len(keys),
-            "admitted": len(admitted),
+            "seen": seen.num_seen,
+            "admitted": len(given),
             "evicted": len(evicted),
-            "in_tail": len(keys) - int(known.sum()) - len(admitted),
-            "no_room": len(new) - len(admitted),
+            "in_tail": seen.num_seen - len(seen.known) - len(given),
+            "no_room": seen.num_frequent - len(given),
             "size": len(changed),
         }
         return VocabularyUpdate(changed, np.sort(self.rows[evicted]), figures)
-
-    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return each key's index, or insertion point, and the mask of known keys."""
-        places = np.searchsorted(self.keys, keys)
-        known = places < len(self)
-        known[known] = self.keys[places[known]] == keys[known]
-        return places, known
 
     def _free_rows(self) -> np.ndarray:
         free = np.ones(self.num_rows, bool)
@@ -243,22 +249,3 @@ class VocabularyUpdate:
     vocabulary: Vocabulary
     rows_to_reset: np.ndarray
     figures: dict[str, int]
-
-
-def merge_counts(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Add two counts of ids.
-
-    Args:
-        first: Keys, increasing, each once, uint64 of shape (N,), and their counts, int64 of shape (N,).
-        second: Keys and counts of the same form.
-
-    Returns:
-        The keys of both, increasing, each once, and their counts.
-    """
-    keys, counts = (np.concatenate(both) for both in zip(first, second, strict=True))
-    order = np.argsort(keys, kind="stable")  # a stable sort merges two sorted runs in one pass
-    keys, counts = keys[order], counts[order]
-    begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
-    return keys[begins], np.add.reduceat(counts, begins) if len(begins) else counts

@@ -36,6 +36,7 @@ import pytest
 import ray
 import ray.data
 import ray.train
+from local_objects import Kept, keep_objects
 from ray import cloudpickle
 from ray.train import WorkerGroupError
 
@@ -62,7 +63,7 @@ def on_processes(survivors: Path | None = None) -> Iterator[None]:
             and leave their process ids in this folder; None: they die with it.
     """
     with pytest.MonkeyPatch.context() as patch:
-        _keep_objects(patch.setattr)
+        keep_objects(patch.setattr)
         patch.setattr(ray, "is_initialized", lambda: True)
         patch.setattr(ray, "cluster_resources", lambda: {"CPU": 100.0})
         patch.setattr(ray.data, "range", lambda _: None)
@@ -73,25 +74,7 @@ def on_processes(survivors: Path | None = None) -> Iterator[None]:
         yield
 
 
-# --- Objects ---
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Object that a reference leads to; the reference carries it."""
-
-    value: Any
-
-
-def _keep_objects(patch: Callable[..., None]) -> None:
-    get = ray.get
-
-    def get_kept(kept: Any, *arguments: Any, **named: Any) -> Any:
-        return kept.value if isinstance(kept, _Kept) else get(kept, *arguments, **named)
-
-    patch(ray, "put", _Kept)
-    patch(ray, "get", get_kept)
-    patch(ray, "wait", lambda kept, **_: (kept, []))
+# --- Progress ---
 
 
 class _Board:
@@ -110,17 +93,17 @@ def _post(folder: Path, newest: Any) -> None:
     (folder / "next").rename(folder / "newest")
 
 
-def _read(folder: Path) -> _Kept:
+def _read(folder: Path) -> Kept:
     file = folder / "newest"
-    return _Kept(pickle.loads(file.read_bytes()) if file.exists() else None)
+    return Kept(pickle.loads(file.read_bytes()) if file.exists() else None)
 
 
-def _request_stop(folder: Path) -> _Kept:
-    return _Kept((folder / "stop").touch())
+def _request_stop(folder: Path) -> Kept:
+    return Kept((folder / "stop").touch())
 
 
-def _is_stopping(folder: Path) -> _Kept:
-    return _Kept((folder / "stop").exists())
+def _is_stopping(folder: Path) -> Kept:
+    return Kept((folder / "stop").exists())
 
 
 # --- Data ---
@@ -290,7 +273,7 @@ def _serve(pipe: Connection, data: bytes) -> None:
         rank = str(order.rank)
         os.environ |= order.environment | {"LOCAL_RANK": rank, "RANK": rank, "GLOO_SOCKET_IFNAME": "lo"}
         os.environ |= {"LOCAL_WORLD_SIZE": str(order.num_ranks), "WORLD_SIZE": str(order.num_ranks)}
-        _keep_objects(setattr)
+        keep_objects(setattr)
         context = SimpleNamespace(
             get_world_rank=lambda: order.rank,
             get_local_rank=lambda: order.rank,

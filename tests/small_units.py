@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from features.encoding import Encoder
-from pipeline.ingest.datasource import Bundle, Parcel, PlannedParcel, ReadPlan
+from pipeline.ingest.bundles import Bundle, Bundles, PlannedParcel, SegmentBundles
+from pipeline.ingest.datasource import Parcel, ReadPlan
 from pipeline.ingest.units import Unit, Units, list_days
 from pipeline.storage.files import Storage
 
@@ -33,3 +36,30 @@ def numbers_of(parcel: Parcel) -> list[int]:
 def alone(entries: list[PlannedParcel]) -> list[Bundle]:
     """Return each parcel as a block of its own."""
     return [(entry,) for entry in entries]
+
+
+def planned(bundles: Sequence[Bundle]) -> Bundles:
+    """Return bundles as a plan keeps them: a piece begins at a signal, and where the segment changes."""
+    pieces: list[list[Bundle]] = []
+    for bundle in bundles:
+        first = bundle[0]
+        if not pieces or first.kind in ("start", "bad") or first.segment != pieces[-1][0][0].segment:
+            pieces.append([])
+        pieces[-1].append(bundle)
+    return Bundles([_piece(piece) for piece in pieces])
+
+
+def _piece(bundles: list[Bundle]) -> SegmentBundles:
+    first = bundles[0][0]
+    signals = [first] if first.kind in ("start", "bad") else []
+    named = [[(entry, entry.source) for entry in bundle if entry.source] for bundle in bundles[len(signals) :]]
+    found = [pair for bundle in named for pair in bundle]
+    return SegmentBundles(
+        first.segment,
+        len(signals),
+        first if signals else None,
+        Units(source for _, source in found),
+        np.array([entry.unit for entry, _ in found], np.int32),
+        np.array([entry.skip for entry, _ in found], np.int64),
+        np.cumsum([0, *map(len, named)], dtype=np.int64),
+    )

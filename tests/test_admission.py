@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ from hypothesis import strategies as st
 from features.encoding import Encoder
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
-from features.vocabulary import RowIndex, Vocabulary, merge_counts
+from features.id_counts import IdCounts, merge_counts
+from features.vocabulary import RowIndex, Vocabulary
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
-from pipeline.ingest.datasource import ReadPlan, UnitDatasource, group_bundles, unpack
+from pipeline.ingest.bundles import group_bundles
+from pipeline.ingest.datasource import ReadPlan, UnitDatasource, unpack
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, list_days
-from pipeline.log_passes.admission import admit, count_ids
+from pipeline.log_passes import count_partitions
+from pipeline.log_passes.admission import admit
+from pipeline.log_passes.count_partitions import Counts, count_by_partition, num_partitions
 from pipeline.log_passes.reduce_units import MergedRuns
+from pipeline.log_passes.unit_work import CountIds
 from pipeline.storage.files import Storage
 
 DAYS = ["2026-03-01", "2026-03-02"]
@@ -92,6 +97,18 @@ def by_key(config: Config, counts: Counter[int]) -> dict[int, int]:
     return dict(zip(keys.tolist(), counts.values(), strict=True))
 
 
+def _same(counts: Counts) -> Counts:
+    return counts
+
+
+def count_ids(config: Config, logs: Sequence[DayLog]) -> dict[str, IdCounts]:
+    """Return all counts by table, which no process of a run ever holds together."""
+    work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
+    finish = [_same] * num_partitions(sum(len(log.units) for log in logs))
+    parts = list(count_by_partition(logs, work, finish, config.ingest.label_selector))
+    return {name: merge_counts(*(part[name] for part in parts)) for name in config.log_schema.vocabularies}
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("days", [DAYS[:1], DAYS[1:], DAYS])
 def test_ids_are_counted_as_they_are_looked_up(logs: Storage, ray_cluster: None, days: list[str]) -> None:
@@ -109,8 +126,14 @@ def test_ids_are_counted_as_they_are_looked_up(logs: Storage, ray_cluster: None,
 
 
 @pytest.mark.ray
-def test_days_are_admitted(logs: Storage, ray_cluster: None) -> None:
-    """Catches an admission that forgets yesterday's vocabulary, takes another day's name, or is not the same again."""
+@pytest.mark.parametrize("units_per_part", [16, 2])
+def test_days_are_admitted(
+    logs: Storage, ray_cluster: None, units_per_part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an admission that forgets yesterday's vocabulary, takes another day's name, or is not the same again; or
+    that is another one if its ids are counted in parts.
+    """
+    monkeypatch.setattr(count_partitions, "UNITS_PER_PARTITION", units_per_part)
     config = make_config(logs)
     table = config.log_schema.tables[0]
     first = admit(config, {}, day_logs(config, DAYS[:1]))
@@ -122,7 +145,8 @@ def test_days_are_admitted(logs: Storage, ray_cluster: None) -> None:
     assert set(first.vocabularies["video"].last_seen.tolist()) == {int(np.datetime64(DAYS[0], "D").astype(int))}
     second = admit(config, first.vocabularies, day_logs(config, DAYS[1:]))
     counts = count_ids(config, day_logs(config, DAYS[1:]))["video"]
-    by_hand = first.vocabularies["video"].update(config.log_schema.vocabularies["video"], DAYS[1], *counts)
+    mapping, start = config.log_schema.vocabularies["video"], first.vocabularies["video"]
+    by_hand = start.update(mapping, DAYS[1], start.seen(mapping, *counts))
     assert second.vocabularies["video"].to_arrow() == by_hand.vocabulary.to_arrow()
     assert second.rows_to_reset["video"].tolist() == by_hand.rows_to_reset.tolist()
     assert len(second.rows_to_reset["video"]) > 0
@@ -188,10 +212,8 @@ def test_parts_are_summed_in_little_memory(parts: list[dict[int, int]]) -> None:
 def _large_vocabulary(config: Config, num_ids: int) -> Vocabulary:
     table = config.log_schema.tables[0]
     keys = np.sort(hash_ids(pa.array(np.arange(num_ids)), salt_of(config.log_schema.hash_salt)))
-    update = Vocabulary.empty(table).update(
-        config.log_schema.vocabularies["video"], DAYS[0], keys, np.full(num_ids, 2, np.int64)
-    )
-    return update.vocabulary
+    empty, mapping = Vocabulary.empty(table), config.log_schema.vocabularies["video"]
+    return empty.update(mapping, DAYS[0], empty.seen(mapping, keys, np.full(num_ids, 2, np.int64))).vocabulary
 
 
 def _encoder(config: Config, num_ids: int) -> Encoder:

@@ -14,19 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
+from small_units import DAY, alone, numbers_of, planned, read_plan_of, unit_entries
 
 from features.encoding import Encoder
 from features.errors import DataError
-from pipeline.ingest.datasource import (
-    Parcel,
-    PlannedParcel,
-    group_bundles,
-    read_bundles,
-    read_parcels,
-    read_unit,
-    unpack,
-)
+from pipeline.ingest.bundles import PlannedParcel, group_bundles
+from pipeline.ingest.datasource import Parcel, read_bundles, read_parcels, read_unit, unpack
 from pipeline.ingest.deal import row_order
 from pipeline.ingest.units import list_days
 from pipeline.storage.files import Storage
@@ -192,7 +185,7 @@ def test_a_bad_unit_is_named(
         _spoilt(logs, file, change)
     after = [
         parcel
-        for task in group_bundles(alone(unit_entries(units)))
+        for task in group_bundles(planned(alone(unit_entries(units))))
         for block in read_bundles(plan, task, tiny_encoder.empty())
         for parcel in unpack(block)
     ]

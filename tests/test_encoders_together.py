@@ -135,7 +135,7 @@ def test_users_do_not_depend_on_the_vocabulary() -> None:
     empty = Vocabulary.empty(schema.tables[0])
     rule: Any = schema.vocabularies["user"]
     keys = np.sort(np.random.default_rng(1).integers(0, 2**63, 20).astype(np.uint64))
-    full = empty.update(rule, DAY, keys, np.ones(20, np.int64)).vocabulary
+    full = empty.update(rule, DAY, empty.seen(rule, keys, np.ones(20, np.int64))).vocabulary
     columns = {"user": pa.array([5, None, 7, 5, None]), "click": pa.array([0, 1, 0, 1, 0])}
     measured = MeasuredColumns(users="user")
     found = [

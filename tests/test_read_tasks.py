@@ -1,7 +1,7 @@
 """Read tasks and blocks: which units share one, and what a rank receives of them."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_units import DAY, alone, numbers_of, read_plan_of, unit_entries
+from small_units import DAY, alone, numbers_of, planned, read_plan_of, unit_entries
 
 from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
-from pipeline.ingest.datasource import (
-    MANY_BUNDLES,
-    MOST_BUNDLES,
-    Bundle,
-    PlannedParcel,
-    group_bundles,
-    read_bundles,
-    read_parcels,
-    unpack,
-)
+from pipeline.ingest.bundles import MANY_BUNDLES, MOST_BUNDLES, Bundle, Bundles, PlannedParcel, group_bundles
+from pipeline.ingest.datasource import read_bundles, read_parcels, unpack
 from pipeline.ingest.deal import bundled, deal
 from pipeline.ingest.units import Unit, Units
 from pipeline.storage.files import Storage
@@ -42,6 +34,11 @@ def _day(groups: list[int]) -> Units:
         for group, count in enumerate(groups)
         for place in range(count)
     )
+
+
+def _tasks(bundles: Sequence[Bundle], task_rows: int) -> list[list[Bundle]]:
+    """The bundles of each task."""
+    return [list(task) for task in group_bundles(planned(bundles), task_rows)]
 
 
 def _check_tasks(bundles: list[Bundle], tasks: list[list[Bundle]]) -> None:
@@ -70,8 +67,7 @@ def test_ranges_of_a_row_group_share_a_task(data: st.DataObject, groups: list[in
         PlannedParcel("start", 1),
         *unit_entries(units, data.draw(st.permutations(range(len(units)))), segment=1),
     ]
-    tasks = group_bundles(alone(entries), task_rows=0)
-    _check_tasks(alone(entries), tasks)
+    _check_tasks(alone(entries), _tasks(alone(entries), task_rows=0))
     two, apart = alone(unit_entries(_day([2]))), alone(unit_entries(_day([1, 1])))
     with pytest.raises(AssertionError):  # negative control: a task a unit
         _check_tasks(two, [[bundle] for bundle in two])
@@ -86,10 +82,10 @@ def test_tasks_by_hand():
     a, b, c = alone(unit_entries(units))
     again_a, again_b = ((replace(entry, segment=1),) for (entry,) in (a, b))
     bundles = [start, start, a, blank, b, c, blank]
-    assert group_bundles(bundles, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
-    assert group_bundles([b, a, again_a, again_b], task_rows=19) == [[b], [a], [again_a, again_b]]
-    assert group_bundles([start, blank]) == [[start, blank]]
-    assert group_bundles([]) == []
+    assert _tasks(bundles, task_rows=0) == [[start, start, a, blank, b], [c, blank]]
+    assert _tasks([b, a, again_a, again_b], task_rows=19) == [[b], [a], [again_a, again_b]]
+    assert _tasks([start, blank], task_rows=19) == [[start, blank]]
+    assert _tasks([], task_rows=19) == []
 
 
 def test_bundles_of_a_large_day_share_tasks():
@@ -97,20 +93,21 @@ def test_bundles_of_a_large_day_share_tasks():
     units = Units(Unit(DAY, "file", n, 0, 65_536, whole=True) for n in range(3 * MANY_BUNDLES // 2))
     for num, each in ((MANY_BUNDLES, 1), (MANY_BUNDLES + 1, 2), (len(units), 2)):
         bundles = alone(unit_entries(units, range(num)))
-        tasks = group_bundles(bundles)
+        tasks = group_bundles(planned(bundles))
         assert list(itertools.chain(*tasks)) == bundles
         assert {len(task) for task in tasks[:-1]} == {each}
-    assert max(map(len, group_bundles(alone(unit_entries(units)) * 40))) == MOST_BUNDLES
+    pieces = planned(alone(unit_entries(units))).pieces
+    assert max(map(len, group_bundles(Bundles(pieces * 40)))) == MOST_BUNDLES
 
 
 def test_small_units_share_a_task():
     """A row group of two rows costs a task of its own: an hour for a day's rows in ten thousand of them."""
     units = _day([1] * 7)
     bundles = alone([PlannedParcel("start", 0), *unit_entries(units), PlannedParcel("blank", 0)])
-    tasks = group_bundles(bundles, task_rows=30)
+    tasks = _tasks(bundles, task_rows=30)
     assert [len(task) for task in tasks] == [4, 3, 2]  # three units of ten rows, with starts and blanks
     assert list(itertools.chain(*tasks)) == bundles
-    assert len(group_bundles(bundles)) == 1
+    assert len(group_bundles(planned(bundles))) == 1
 
 
 @given(
@@ -127,7 +124,7 @@ def test_units_that_share_a_block(
     entries[0] = replace(entries[0], skip=min(skip, sizes[0]))
     ends = [0, *sorted(cut for cut in cuts if cut < len(entries)), len(entries)]
     bundles = [tuple(entries[start:stop]) for start, stop in itertools.pairwise(ends)]
-    blocks = list(read_bundles(plan, bundles, tiny_encoder.empty()))
+    blocks = list(read_bundles(plan, planned(bundles), tiny_encoder.empty()))
     assert [block.num_rows for block in blocks] == [1] * len(bundles)
     together = pa.concat_tables(blocks).combine_chunks()  # as Ray hands on neighbours
     received = [parcel for place in range(len(blocks)) for parcel in unpack(together.slice(place, 1))]
@@ -198,4 +195,4 @@ def test_ranges_of_a_row_group_are_decoded_once_on_any_number_of_ranks():
         blocks = [bundled(lane, units, [unit.num_rows for unit in units], 4096) for lane in lanes]
         turns = itertools.zip_longest(*blocks, fillvalue=[])
         bundles = [tuple(unit_entries(units, block)) for turn in turns for block in turn if block]
-        assert [len(task) for task in group_bundles(bundles)] == [4] * 5
+        assert [len(task) for task in group_bundles(planned(bundles))] == [4] * 5

@@ -24,8 +24,9 @@ from features.errors import DataError
 from models.batch import LogBatch
 from pipeline.config.ingest import IngestConfig, ShuffleConfig, UnitConfig
 from pipeline.ingest.batcher import Batcher
+from pipeline.ingest.bundles import PlannedParcel, group_bundles
 from pipeline.ingest.cursor import DayCursor, StoredCursor, audit, expected_sums
-from pipeline.ingest.datasource import PlannedParcel, group_bundles, read_bundles
+from pipeline.ingest.datasource import read_bundles
 from pipeline.ingest.lanes import ResumePoint
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import Header, RunPlan, StreamStart

@@ -116,9 +116,8 @@ def test_only_rows_may_have_grown(dim: int, other: str) -> None:
 def _vocabulary(config: Config) -> Vocabulary:
     keys = np.arange(40, dtype=np.uint64) << np.uint64(50)
     mapping = config.log_schema.vocabularies["video"]
-    return (
-        Vocabulary.empty(config.log_schema.tables[1]).update(mapping, "2026-03-01", keys, np.ones(40, int)).vocabulary
-    )
+    start = Vocabulary.empty(config.log_schema.tables[1])
+    return start.update(mapping, "2026-03-01", start.seen(mapping, keys, np.ones(40, int))).vocabulary
 
 
 def _save(rank: int, num_ranks: int, root: str, config: Config, background: bool) -> None:

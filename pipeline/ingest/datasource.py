@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +25,12 @@ from features.encoded_rows import EncodedRows
 from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
+from pipeline.ingest.bundles import Bundle, Kind, PlannedParcel
 from pipeline.ingest.day_files import first_line, is_bad_file
 from pipeline.ingest.deal import row_order
 from pipeline.ingest.row_groups import OpenFiles, RowGroupReader
 from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
-
-SMALL_ROWS = 4096
-"""Units of together at most so many rows share a block, if they are of one rank, and a read task."""
-
-MANY_BUNDLES, MOST_BUNDLES = 16_384, 16
-"""Bundles from which on several share a read task, whatever their rows; and the largest number of those."""
-
-Kind = Literal["start", "unit", "blank", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +85,6 @@ def unpack(block: pa.Table) -> list[Parcel]:
     assert block.num_rows == 1, f"{block.num_rows} rows in one block"
     rows = pa.table({name: block[name][0].values for name in block.column_names})
     return [Parcel.from_row(rows.slice(place, 1)) for place in range(rows.num_rows)]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedParcel:
-    """Plan of a parcel.
-
-    Args:
-        kind: `start`, `unit`, `blank`, or a `bad` plan.
-        segment: Index of the segment.
-        unit: Index of the unit among those of its log; -1 for other kinds.
-        source: The unit; None for other kinds.
-        skip: Number of rows of the unit, in its row order, that the model has seen.
-        text: The header of a `start`, or the error.
-        encoder: Index of the encoder of a unit's rows.
-    """
-
-    kind: Kind
-    segment: int
-    unit: int = -1
-    source: Unit | None = None
-    skip: int = 0
-    text: str = ""
-    encoder: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +151,6 @@ def _without_labels(rows: EncodedRows, where: np.ndarray) -> EncodedRows:
     return replace(rows, labels=np.where(where, np.float32(np.nan), rows.labels), weights=weights)
 
 
-Bundle = tuple[PlannedParcel, ...]
-"""Parcels of one rank that travel as one block: several where units have few rows, else one."""
-
-
 class UnitDatasource(Datasource):
     """Bundles in a fixed order, grouped into read tasks.
 
@@ -211,49 +177,14 @@ class UnitDatasource(Datasource):
             self._plan_ref = ray.put(self._plan)
         return [
             ReadTask(
-                functools.partial(_run_task, self._plan_ref, tuple(bundles)),
+                functools.partial(_run_task, self._plan_ref, bundles),
                 BlockMetadata(num_rows=len(bundles), size_bytes=None, input_files=None, exec_stats=None),
             )
             for bundles in self._tasks
         ]
 
 
-def group_bundles(bundles: Sequence[Bundle], task_rows: int = SMALL_ROWS) -> list[list[Bundle]]:
-    """Group bundles into tasks, in order.
-
-    Successive ranges of one row group share a task, and its decoding. So do whole row groups of few rows, and the
-    opening of their file: it costs more than reading them. Successive bundles of a large day share a task, whatever
-    their rows, since Ray Data stores every task as an object before the first row is read.
-
-    Args:
-        bundles: Bundles in order.
-        task_rows: Units share a task if they have no more rows than this together.
-    """
-    tasks: list[list[Bundle]] = []
-    last: Unit | None = None
-    rows = 0  # of the units of the newest task
-    share = min(MOST_BUNDLES, -(-len(bundles) // MANY_BUNDLES))
-    for bundle in bundles:
-        units = [entry.source for entry in bundle if entry.source is not None]
-        more = sum(unit.num_rows for unit in units)
-        is_small = last is not None and last.whole and bool(units) and units[0].whole and rows + more <= task_rows
-        has_room = bool(tasks) and len(tasks[-1]) < share
-        follows = not units or last is None or is_small or has_room or _is_next_range(last, units[0])
-        if tasks and follows:
-            tasks[-1].append(bundle)
-        else:
-            tasks.append([bundle])
-            rows = 0
-        last = units[-1] if units else last
-        rows += more
-    return tasks
-
-
-def _is_next_range(last: Unit, unit: Unit) -> bool:
-    return (unit.file, unit.row_group) == (last.file, last.row_group) and unit.first_row > last.first_row
-
-
-def _run_task(plan_ref: Any, bundles: tuple[Bundle, ...]) -> Iterator[pa.Table]:
+def _run_task(plan_ref: Any, bundles: Sequence[Bundle]) -> Iterator[pa.Table]:
     plan: ReadPlan = ray.get(plan_ref)
     blank = plan.encoder.empty()
     if plan.holdout is not None and plan.rows == "trained":
@@ -269,8 +200,9 @@ def read_bundles(plan: ReadPlan, bundles: Sequence[Bundle], blank: EncodedRows) 
         bundles: Bundles of the task.
         blank: Zero rows, which give the columns of a parcel without rows.
     """
-    parcels = read_parcels(plan, [entry for bundle in bundles for entry in bundle])
-    for bundle in bundles:
+    made = list(bundles)
+    parcels = read_parcels(plan, [entry for bundle in made for entry in bundle])
+    for bundle in made:
         yield pack([next(parcels) for _ in bundle], blank)
 
 

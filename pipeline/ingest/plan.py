@@ -7,12 +7,14 @@ from different checkpoints, and two starts never write into one directory.
 
 import contextlib
 import gc
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import ray.data
 import ray.train
 from ray.data import DataContext, DataIterator, ExecutionResources
@@ -21,7 +23,8 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.holdout import HoldoutConfig, Rows
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingest.datasource import SMALL_ROWS, Bundle, PlannedParcel, ReadPlan, UnitDatasource, group_bundles
+from pipeline.ingest.bundles import SMALL_ROWS, Bundles, PlannedParcel, SegmentBundles, group_bundles
+from pipeline.ingest.datasource import ReadPlan, UnitDatasource
 from pipeline.ingest.deal import Lanes, bundled, rounds
 from pipeline.ingest.lanes import DealtLog, ResumePoint, deal_log
 from pipeline.ingest.pacing import PacedLoop
@@ -187,28 +190,28 @@ class RunPlan:
         begun = [] if resume.complete else [(*every[places[0]], resume)]
         return [*begun, *todo[places[0] + 1 :]]
 
-    def bundles(self, segments: Sequence[PlannedSegment], num_ranks: int) -> list[Bundle]:
+    def bundles(self, segments: Sequence[PlannedSegment], num_ranks: int) -> Bundles:
         """Return the parcels of all ranks, as blocks in the splitter's order of dealing."""
-        with _no_collection():
-            return self._bundles(segments, num_ranks)
-
-    def _bundles(self, segments: Sequence[PlannedSegment], num_ranks: int) -> list[Bundle]:
-        bundles: list[Bundle] = []
         if not segments:  # Ray Data wants something to read
-            bundles += [(PlannedParcel("blank", 0),)] * num_ranks
-        for number, segment in enumerate(segments):
-            log, seen = segment.part.log, segment.dealt.before.seen
-            bundles += [(PlannedParcel("start", number, text=segment.header.to_json()),)] * num_ranks
-            units = list(log.units)
-            rows = [unit.num_rows - seen.get(index, 0) for index, unit in enumerate(units)]
-            for block in _in_turns(segment.dealt.lanes, log.units, rows, self.block_rows):
-                bundle = tuple(
-                    PlannedParcel("unit", number, index, units[index], skip=seen.get(index, 0), encoder=encoder)
-                    for index in block
-                    for encoder in segment.part.encoders
-                )
-                bundles.append(bundle or (PlannedParcel("blank", number),))
-        return bundles
+            return Bundles([SegmentBundles.signals(PlannedParcel("blank", 0), num_ranks)])
+        with _no_collection():
+            return Bundles([self._of_segment(*numbered, num_ranks) for numbered in enumerate(segments)])
+
+    def _of_segment(self, number: int, segment: PlannedSegment, num_ranks: int) -> SegmentBundles:
+        units, seen = segment.part.log.units, segment.dealt.before.seen
+        skips = np.zeros(len(units), np.int64)
+        skips[list(seen)] = list(seen.values())
+        indices, ends = _in_turns(segment.dealt.lanes, units, (units.num_rows - skips).tolist(), self.block_rows)
+        return SegmentBundles(
+            number,
+            num_ranks,
+            PlannedParcel("start", number, text=segment.header.to_json()),
+            units.chosen(indices),
+            indices,
+            skips[indices],
+            ends,
+            segment.part.encoders,
+        )
 
     def read_plan(self, segments: Sequence[PlannedSegment]) -> ReadPlan:
         """Return the input of the data tasks for reading segments."""
@@ -230,7 +233,8 @@ class RunPlan:
             segments = self.segments(self.begin_attempts(), num_ranks)
             bundles = self.bundles(segments, num_ranks)
         except DataError as error:  # Ray Train would start the workers again and again: they say it and end
-            segments, bundles = [], [(PlannedParcel("bad", 0, text=str(error)),)] * num_ranks
+            signal = PlannedParcel("bad", 0, text=str(error))
+            segments, bundles = [], Bundles([SegmentBundles.signals(signal, num_ranks)])
         plan = self.read_plan(segments)
         tasks = group_bundles(bundles, self.block_rows)
         context = DataContext.get_current().copy()  # the process's own stays as it is
@@ -263,17 +267,23 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _in_turns(lanes: Lanes, units: Units, rows: Sequence[int], block_rows: int) -> list[list[int]]:
-    """Return the units of each block, in the splitter's order of dealing; a blank has none."""
+def _in_turns(lanes: Lanes, units: Units, rows: Sequence[int], block_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the units of all blocks in the splitter's order of dealing, and each block's first; a blank has none.
+
+    Returns:
+        Indices of units, int32 of shape (N,), and places among them, int64 of shape (B + 1,).
+    """
     blocks: list[list[int]] = []
     numbered: Lanes = []
     for lane in lanes:
         own = bundled(lane, units, rows, block_rows)
         numbered.append(list(range(len(blocks), len(blocks) + len(own))))
         blocks += own
-    sizes = {number: sum(rows[index] for index in block) for number, block in enumerate(blocks)}
+    sizes = {number: sum([rows[index] for index in block]) for number, block in enumerate(blocks)}
     turns = rounds(numbered, sizes, slack_rows=2 * max(sizes.values(), default=0))
-    return [[] if number is None else blocks[number] for turn in turns for number in turn]
+    dealt = [[] if number is None else blocks[number] for turn in turns for number in turn]
+    ends = np.cumsum([0, *map(len, dealt)], dtype=np.int64)
+    return np.fromiter(itertools.chain.from_iterable(dealt), np.int32, int(ends[-1])), ends
 
 
 class LaneConfig(ray.train.DataConfig):

@@ -76,7 +76,7 @@ _UNIT_FIELDS = np.dtype(
 
 
 class Units(Sequence[Unit]):
-    """The units of one day, in file order, as one array.
+    """Units of one day as one array; those of a whole day are in file order.
 
     A day may have 150,000 units, and every worker gets them. The array takes 21 bytes a unit and is read at once. The
     same units as objects took seconds to read.
@@ -141,6 +141,30 @@ class Units(Sequence[Unit]):
     def whole(self) -> np.ndarray:
         """True for a unit that is all of its row group, bool of shape (N,)."""
         return self._units["whole"]
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """First row of each unit within its row group, int64 of shape (N,)."""
+        return self._units["first_row"]
+
+    def chosen(self, places: slice | np.ndarray) -> "Units":
+        """Return the units at some places, in that order, with the names of their own files only."""
+        found = Units.__new__(Units)
+        found._day, found._units = self._day, self._units[places].copy()
+        files = found._units["file"].tolist()  # a list: np.unique takes longer for the few units of a read task
+        numbers = {file: number for number, file in enumerate(dict.fromkeys(files))}
+        found._units["file"] = [numbers[file] for file in files]
+        found._files = tuple(self._files[file] for file in numbers)
+        return found
+
+    def group_numbers(self, files: dict[str, int]) -> np.ndarray:
+        """Return a number of each unit's row group, equal for equal row groups of equal files, int64 of shape (N,).
+
+        Args:
+            files: Number of each file so far; files that are missing are added.
+        """
+        numbers = [files.setdefault(file, len(files)) for file in self._files]
+        return (np.array(numbers, np.int64)[self._units["file"]] << 32) + self._units["row_group"]
 
     def row_groups(self) -> list[range]:
         """Return the units of each row group, as ranges of indices in order."""

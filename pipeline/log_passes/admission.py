@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.errors import DataError
+from features.id_counts import IdCounts, SeenIds, split_keys
 from features.schema import Schema
-from features.vocabulary import Vocabulary, merge_counts
+from features.tables import VocabularyConfig
+from features.vocabulary import Vocabulary
 from pipeline.config.project import Config
 from pipeline.ingest.units import DayLog
-from pipeline.log_passes.reduce_units import MergedRuns, reduce_units
-from pipeline.log_passes.unit_work import CountIds, Counts, merge_counts_by_table
+from pipeline.log_passes.count_partitions import count_by_partition, num_partitions
+from pipeline.log_passes.unit_work import CountIds
 from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
@@ -67,10 +69,10 @@ def admit(config: Config, previous: Mapping[str, Vocabulary], day_logs: Sequence
     """
     tables = [table for table in config.log_schema.tables if table.name in config.log_schema.vocabularies]
     start = {table.name: previous.get(table.name, Vocabulary.empty(table)).grown(table.num_rows) for table in tables}
-    counts = count_ids(config, day_logs) if start else {}
+    seen = seen_ids(config, start, day_logs) if start else {}
     newest = max(day.day for day in day_logs)
     mappings = config.log_schema.vocabularies
-    updates = {name: start[name].update(mappings[name], newest, *counts[name]) for name in start}
+    updates = {name: start[name].update(mappings[name], newest, seen[name]) for name in start}
     for name, update in updates.items():
         logger.info("ids of table %s on %s: %s", name, newest, update.figures)
     return Admission(
@@ -119,26 +121,72 @@ def _file_of(table: str) -> str:
     return f"vocabulary-{table}.arrow"
 
 
-def count_ids(config: Config, day_logs: Sequence[DayLog]) -> dict[str, Counts]:
-    """Count the ids of the tables that declare a vocabulary, over all id and sequence features that read them.
+def seen_ids(config: Config, vocabularies: Mapping[str, Vocabulary], day_logs: Sequence[DayLog]) -> dict[str, SeenIds]:
+    """Count the ids of tables with a vocabulary, and return what the updates of the vocabularies need of the counts.
 
-    The parts are merged in the driver, which then needs about 100 bytes per distinct id.
+    All id and sequence features that read a table count. The counts stay in Ray tasks, by parts of the range of keys.
+    The driver receives for each part the known ids that were seen, and at most as many new ones as a table has rows.
 
     Args:
         config: The project's configuration.
+        vocabularies: Vocabularies that will be updated, by table.
         day_logs: The days.
 
     Returns:
-        Keys, increasing, each once, uint64, and the numbers of lookups by the encoder, int64, by table.
+        The ids by table.
 
     Raises:
         DataError: A unit could not be read, unless `ingest.on_bad_unit` is `quarantine`: then its ids do not count.
     """
-    runs = {name: MergedRuns(merge_counts, lambda found: len(found[0])) for name in config.log_schema.vocabularies}
     work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
-    for part in reduce_units(day_logs, work, merge_counts_by_table, config.ingest.label_selector):
-        for error in part.errors:
-            logger.warning("not counted: %s", error)
-        for name, counts in (part.merged or {}).items():
-            runs[name].add(counts)
-    return {name: found.total() or (np.empty(0, np.uint64), np.empty(0, np.int64)) for name, found in runs.items()}
+    num_parts = num_partitions(sum(len(day.units) for day in day_logs))
+    finish = needed_by_part(vocabularies, config.log_schema.vocabularies, num_parts)
+    found: dict[str, SeenIds] = {}
+    for seen in count_by_partition(day_logs, work, finish, config.ingest.label_selector):
+        for name, ids in seen.items():
+            found[name] = found[name].joined(ids, vocabularies[name].room) if name in found else ids
+    return found
+
+
+def needed_by_part(
+    vocabularies: Mapping[str, Vocabulary], mappings: Mapping[str, VocabularyConfig], num_parts: int
+) -> list["NeededIds"]:
+    """Return for each part of the range of keys the function from its counts to the ids that the updates need.
+
+    Args:
+        vocabularies: Vocabularies that will be updated, by table.
+        mappings: Rules of admission by table.
+        num_parts: Number of parts, a power of two.
+    """
+    places = {name: split_keys(vocabulary.keys, num_parts) for name, vocabulary in vocabularies.items()}
+    return [
+        NeededIds(
+            with_row={name: vocabulary.keys[places[name][part]] for name, vocabulary in vocabularies.items()},
+            min_counts={name: mappings[name].min_count for name in vocabularies},
+            most={name: vocabulary.room for name, vocabulary in vocabularies.items()},
+        )
+        for part in range(num_parts)
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeededIds:
+    """Function from the counts of a part of the range of keys to the ids that updates of vocabularies need.
+
+    Args:
+        with_row: Keys of the part that have a row, increasing, by table.
+        min_counts: Least count of a new id by table.
+        most: Maximum number of new ids by table.
+    """
+
+    with_row: dict[str, np.ndarray]
+    min_counts: dict[str, int]
+    most: dict[str, int]
+
+    def __call__(self, counts: Mapping[str, IdCounts]) -> dict[str, SeenIds]:
+        """Return the ids by table; a part without a readable unit has none."""
+        none = np.empty(0, np.uint64), np.empty(0, np.int64)
+        return {
+            name: SeenIds.of(counts.get(name, none), keys, self.min_counts[name], self.most[name])
+            for name, keys in self.with_row.items()
+        }

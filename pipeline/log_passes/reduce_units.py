@@ -1,5 +1,6 @@
 """Pass over units in Ray Data tasks, for computations on a log beside training; each task merges what it finds."""
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,7 @@ def reduce_units(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.execution_options.label_selector = dict(label_selector) or None
-    units = [unit for day in days for unit in day.units]
-    each = -(-len(units) // MOST_TASKS) or 1
-    rows = [{"units": pickle.dumps(units[begin : begin + each])} for begin in range(0, len(units), each)]
+    rows = [{"units": pickle.dumps(units)} for units in runs_of_units(days)]
     with ray.data.DataContext.current(context):
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Reduce(work, merge))
     for row in found.iter_rows():
@@ -67,6 +66,18 @@ def reduce_units(
         if isinstance(result, DataError):
             raise result
         yield result
+
+
+def runs_of_units(days: Sequence[DayLog]) -> Iterator[list[Unit]]:
+    """Yield the successive units of each task of a pass, as many in each task but the last; of `MOST_TASKS` at most.
+
+    Args:
+        days: Days of the units.
+    """
+    each = -(-sum(len(day.units) for day in days) // MOST_TASKS) or 1
+    units = itertools.chain.from_iterable(day.units for day in days)
+    while run := list(itertools.islice(units, each)):
+        yield run
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,14 @@ from features.encoding import Encoder
 from features.errors import DataError
 from features.hashing import hash_ids, salt_of
 from features.holdout import HoldoutConfig
+from features.id_counts import IdCounts
 from features.profile import DayProfile
 from features.schema import BucketFeature, IdFeature, Schema, SequenceFeature
 from features.statistics import StatisticsAccumulator
-from features.vocabulary import merge_counts
 from pipeline.ingest.datasource import named_unit, read_unit
 from pipeline.ingest.units import Unit
 from pipeline.storage.files import Storage
 
-Counts = tuple[np.ndarray, np.ndarray]
 Sums = tuple[np.ndarray, np.ndarray]
 
 
@@ -36,11 +35,6 @@ def merge_sums(one: Sums, other: Sums) -> Sums:
     sums[inverse[: len(one[0])]] = one[1]
     sums[inverse[len(one[0]) :]] += other[1]
     return ids, sums
-
-
-def merge_counts_by_table(one: dict[str, Counts], other: dict[str, Counts]) -> dict[str, Counts]:
-    """Merge results of `CountIds`."""
-    return {name: merge_counts(counts, other[name]) for name, counts in one.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ class CountIds:
     schema: Schema
     pass_over_bad: bool
 
-    def __call__(self, unit: Unit) -> dict[str, Counts] | str:
+    def __call__(self, unit: Unit) -> dict[str, IdCounts] | str:
         """Return counts by table; or the error of an unreadable unit, if such units are skipped."""
         try:
             return self._count(unit)
@@ -98,7 +92,7 @@ class CountIds:
                 return str(error)
             raise
 
-    def _count(self, unit: Unit) -> dict[str, Counts]:
+    def _count(self, unit: Unit) -> dict[str, IdCounts]:
         readers: dict[str, list[IdFeature | SequenceFeature]] = {name: [] for name in self.schema.vocabularies}
         for feature in self.schema.sparse_features:
             if feature.table in readers and not isinstance(feature, BucketFeature):

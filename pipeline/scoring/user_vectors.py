@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.train
 import torch
@@ -28,11 +29,10 @@ from pipeline.ingest.units import Unit
 from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
+from pipeline.log_passes.reduce_units import MergedRuns
+from pipeline.scoring.newest_rows import PLACES, NewestRows, newest_over_ranks
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import begin_worker, refuse_damage
-
-OutputPlace = tuple[int, int, int]
-"""Place of a row: part, unit, row within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
 class UserVectors:
     """Newest vector of every user that this rank has seen.
 
-    A vector takes 4 bytes times its width, and some 200 more.
+    A user takes 28 bytes, the id and 4 bytes times the vector's width; twice as many while runs of users are merged.
 
     Args:
         model: Model whose module of kind `UserArch` is watched.
@@ -144,7 +144,7 @@ class UserVectors:
         self._logs, self._column = logs, column
         self._units: Sequence[Unit] = ()
         self._part, self._open, self._ids = 0, -1, pa.nulls(0)
-        self._found: dict[Any, tuple[OutputPlace, np.ndarray]] = {}
+        self._found = MergedRuns(NewestRows.merged, len)
         (arch,) = (module for module in model.modules() if isinstance(module, UserArch))
         self.width = arch.width
         arch.register_forward_hook(self._note)
@@ -170,16 +170,12 @@ class UserVectors:
             if span.unit != self._open:
                 self._ids = read_unit(self._logs, self._units[span.unit], [self._column])[self._column]
                 self._open = span.unit
-            ids = self._ids.take(pa.array(span.rows)).to_pylist()
-            last = {user: at for at, user in enumerate(ids) if user is not None}
-            for user, at in last.items():
-                self._keep(user, (self._part, span.unit, int(span.rows[at])), vectors[first + at])
+            ids = self._ids.take(pa.array(span.rows))
+            of_span = vectors[first : first + len(span.rows)]
+            found = NewestRows.of(ids, self._part, span.unit, span.rows, of_span)
+            if len(found):
+                self._found.add(found)
             first += len(span.rows)
-
-    def _keep(self, user: Any, place: OutputPlace, vector: np.ndarray) -> None:
-        before = self._found.get(user)
-        if before is None or before[0] < place:
-            self._found[user] = place, vector.copy()
 
     def write(self, out: Storage, group: dist.ProcessGroup) -> int:
         """Write the users whose last row this rank has seen, in a file of its own; collective.
@@ -187,24 +183,25 @@ class UserVectors:
         Returns:
             Number of users on all ranks.
         """
-        gathered: list[Any] = [None] * dist.get_world_size()
-        kind = self._ids.type if self._found else None
-        dist.all_gather_object(gathered, (kind, {u: place for u, (place, _) in self._found.items()}), group=group)
-        newest: dict[Any, OutputPlace] = {}
-        for _, places in gathered:
-            for user, place in places.items():
-                newest[user] = max(place, newest.get(user, place))
-        mine = {user: vector for user, (place, vector) in self._found.items() if newest[user] == place}
+        found = self._found.total()
+        kinds: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(kinds, self._ids.type if found is not None else None, group=group)
+        kind = next((kind for kind in kinds if kind is not None), pa.null())
+        mine, num_users = newest_over_ranks(np.empty(0, PLACES) if found is None else found.places, group)
+        table = self._table(pa.nulls(0), np.empty((0, self.width), np.float32), kind)
+        if found is not None:
+            found = found.chosen(mine)
+            table = self._table(found.ids, found.vectors, kind)
         sink = pa.BufferOutputStream()
-        pq.write_table(self._table(mine, next((kind for kind, _ in gathered if kind is not None), pa.null())), sink)
+        pq.write_table(table, sink)
         out.write(f"part-{dist.get_rank():05d}.parquet", sink.getvalue().to_pybytes())
-        return len(newest)
+        return num_users
 
-    def _table(self, vectors: dict[Any, np.ndarray], kind: pa.DataType) -> pa.Table:
-        users = sorted(vectors)
-        flat = np.concatenate([vectors[user] for user in users]) if users else np.empty(0, np.float32)
+    def _table(self, users: pa.Array, vectors: np.ndarray, kind: pa.DataType) -> pa.Table:
+        order = pc.array_sort_indices(users)
+        flat = pa.array(vectors[order.to_numpy()].ravel())
         columns = {
-            self._column: pa.array(users, kind),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), self.width),
+            self._column: users.take(order).cast(kind),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, self.width),
         }
         return pa.table(columns)
