@@ -109,6 +109,21 @@ def test_a_unit_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert len(cancelled) == 4  # the tasks from that of row group 5 on
 
 
+def test_a_count_that_fails_when_it_runs_again() -> None:
+    """Catches the counts of units that are missing in a merge, since their task failed after a node was lost."""
+    error = DataError("row group 5")
+    with pytest.raises(DataError, match="row group 5"):
+        count_partitions._merge({}, error)
+    outcome = count_partitions._count(Draw("raise"), list(_log(9).units), 2)
+    assert [str(part) for part in outcome] == ["row group 5"] * 3
+
+
+def test_days_without_units_have_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a part that has no result, which its table would wait for."""
+    local_objects.keep_objects(monkeypatch.setattr)
+    assert list(count_partitions.count_by_partition([], Draw("skip"), [dict, dict], {})) == [{}, {}]
+
+
 def test_few_results_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches results of all tasks that are kept until the end: references, and small results, fill the driver."""
     kept: weakref.WeakSet[Any] = weakref.WeakSet()

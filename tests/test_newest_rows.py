@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.errors import DataError
 from pipeline.log_passes.reduce_units import MergedRuns
 from pipeline.scoring.newest_rows import PLACES, NewestRows, newest_over_ranks
 from pipeline.trainer.worker_setup import Groups
@@ -88,6 +90,33 @@ def test_ids_of_files_with_wider_integers(backwards: bool) -> None:
     assert _contents(found) == _plain(spans, False)
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([(pa.bool_(), [True]), (pa.int64(), [5, 1])], pa.int64()),
+        ([(pa.uint64(), [5]), (pa.int64(), [5, -1])], pa.int64()),
+        ([(pa.uint64(), [2**63 + 5]), (pa.int64(), [5, 1]), (pa.uint64(), [1])], pa.uint64()),
+    ],
+)
+def test_ids_of_several_types(files: list[Any], expected: pa.DataType, backwards: bool) -> None:
+    """Catches an id that the type of another file changes, and a type that depends on the order of the files."""
+    spans = [(0, unit, ids) for unit, (_, ids) in enumerate(files)]
+    kinds = [kind for kind, _ in files]
+    if backwards:
+        spans, kinds = spans[::-1], kinds[::-1]
+    found = _run(spans, False, kinds)
+    assert found is not None
+    assert found.ids.type == expected
+    assert _contents(found) == _plain(spans, False)
+
+
+def test_ids_that_no_type_holds() -> None:
+    """Catches ids that wrap around."""
+    with pytest.raises(DataError, match="some users have negative ids, others ids of 2"):
+        _run([(0, 0, [2**63]), (0, 1, [-1])], False, [pa.uint64(), pa.int64()])
+
+
 def test_the_second_hash_tells_users_apart() -> None:
     """Catches two users of one key, as two texts may be, of whom only one is written."""
     rows = np.zeros(3, PLACES)
@@ -120,11 +149,11 @@ class Compare:
             sizes.append(output.nbytes)
             return send(output, *arguments, **named)
 
-        dist.all_to_all_single = noted
-        dist.all_gather_object = None  # nobody receives all users
         found = _run(self.spans[rank::num_ranks], self.text, [pa.string() if self.text else pa.int64()])
         places = np.empty(0, PLACES) if found is None else found.places
-        mine, num_users = newest_over_ranks(places, groups.control)
+        # Nobody receives all users. Other tests run in this process afterwards.
+        with mock.patch.multiple(dist, all_to_all_single=noted, all_gather_object=None):
+            mine, num_users = newest_over_ranks(places, groups.control)
         return _contents(found.chosen(mine) if found else None), num_users, max(sizes)
 
 

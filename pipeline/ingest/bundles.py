@@ -5,6 +5,7 @@ are made when a bundle is asked for: by the read task.
 """
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
@@ -142,12 +143,13 @@ class Bundles(Sequence[Bundle]):
 
     def cut(self, begin: int, end: int) -> "Bundles":
         """Return the bundles from one to another, exclusive; their size does not depend on the others."""
-        placed = zip(self.pieces, itertools.pairwise(self._begins), strict=True)
+        begins, end = self._begins, min(end, len(self))
+        first, last = bisect_right(begins, begin) - 1, bisect_left(begins, end)
         return Bundles(
             [
-                piece.cut(max(begin - first, 0), min(end, last) - first)
-                for piece, (first, last) in placed
-                if first < end and begin < last
+                self.pieces[place].cut(max(begin - begins[place], 0), min(end, begins[place + 1]) - begins[place])
+                for place in range(first, last)
+                if begins[place] < begins[place + 1]
             ]
         )
 

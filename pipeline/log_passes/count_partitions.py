@@ -3,10 +3,11 @@
 import collections
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RaySystemError
 
 from features.errors import DataError
 from features.id_counts import IdCounts, merge_counts, split_keys
@@ -60,14 +61,16 @@ def count_by_partition(
     Raises:
         DataError: The function of a unit raised it.
     """
-    options: dict[str, Any] = {"max_retries": -1}  # as often as nodes go, as tasks of Ray Data
+    # As tasks of Ray Data: on all nodes, again whenever a node goes.
+    options: dict[str, Any] = {"max_retries": -1, "retry_exceptions": [RaySystemError], "scheduling_strategy": "SPREAD"}
     if label_selector:
         options["label_selector"] = dict(label_selector)
     merged = _MergedParts(ray.remote(_merge).options(**options))
     for parts in _counted(days, work, len(finish), options):
         merged.add(parts)
     reduced = ray.remote(_finish).options(**options)
-    results = collections.deque(reduced.remote(finish[part], *refs) for part, refs in enumerate(merged.remaining()))
+    remaining = merged.remaining() or [()] * len(finish)
+    results = collections.deque(reduced.remote(finish[part], *refs) for part, refs in enumerate(remaining))
     del merged
     while results:
         yield ray.get(results.popleft())
@@ -138,7 +141,7 @@ def _count(work: Callable[[Unit], Counts | str], units: Sequence[Unit], num_part
             else:
                 runs.add(found)
     except DataError as error:
-        return error, *[{}] * num_parts
+        return error, *[error] * num_parts
     return errors, *_parts(runs.total() or {}, num_parts)
 
 
@@ -150,12 +153,19 @@ def _parts(counts: Counts, num_parts: int) -> list[Counts]:
     ]
 
 
-def _merge(*counts: Counts) -> Counts:
-    """Return the sum of counts; those of a task without a readable unit are empty."""
-    found: Iterable[Counts] = [by_table for by_table in counts if by_table]
+def _merge(*counts: Counts | DataError) -> Counts:
+    """Return the sum of counts; those of a task without a readable unit are empty.
+
+    Raises:
+        DataError: A count failed that Ray ran once more, since a node with its results was lost.
+    """
+    for error in counts:
+        if isinstance(error, DataError):
+            raise error
+    found = [by_table for by_table in counts if by_table and not isinstance(by_table, DataError)]
     names = next(iter(found), {})
     return {name: merge_counts(*(by_table[name] for by_table in found)) for name in names}
 
 
-def _finish(apply: Callable[[Counts], Result], *counts: Counts) -> Result:
+def _finish(apply: Callable[[Counts], Result], *counts: Counts | DataError) -> Result:
     return apply(_merge(*counts))

@@ -1,5 +1,6 @@
 """The newest row of every user that a rank has seen, as arrays; the ranks compare them by shares of the keys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,7 +10,9 @@ import torch
 import torch.distributed as dist
 
 from features.columns import one_array
+from features.errors import DataError
 from features.hashing import hash_ids
+from features.ids import id_type
 
 _SALTS = (0, 0x5851F42D4C957F2D)
 PLACES = np.dtype([("key", "<u8"), ("check", "<u8"), ("part", "<i4"), ("unit", "<i4"), ("row", "<i4")])
@@ -22,7 +25,7 @@ class NewestRows:
 
     Args:
         places: Users and rows, by increasing key, `PLACES` of shape (U,).
-        ids: Ids of the users, Arrow array of length U: int64, large strings, large binary or another type.
+        ids: Ids of the users, Arrow array of length U: int64, uint64, large strings or large binary.
         vectors: float32 of shape (U, width).
     """
 
@@ -35,7 +38,7 @@ class NewestRows:
         """Return the newest row of each user among rows of one unit.
 
         Args:
-            ids: Id of each of N rows; a null is nobody's row.
+            ids: Id of each of N rows, integers or text; a null is nobody's row.
             part: Index of the part.
             unit: Index of the unit.
             rows: Row within the unit, integers of shape (N,).
@@ -53,10 +56,15 @@ class NewestRows:
         return len(self.places)
 
     def merged(self, other: Self) -> Self:
-        """Return the newest rows of the users of both."""
+        """Return the newest rows of the users of both.
+
+        Raises:
+            DataError: No type holds the ids of both.
+        """
         places = np.concatenate((self.places, other.places))
         newest = newest_of_users(places)
-        ids = one_array(pa.chunked_array([self.ids, other.ids.cast(self.ids.type)])).take(pa.array(newest))
+        kind = common_type([id_types(self.ids), id_types(other.ids)])
+        ids = one_array(pa.chunked_array([self.ids.cast(kind), other.ids.cast(kind)])).take(pa.array(newest))
         mine = newest < len(self)
         vectors = np.empty((len(newest), self.vectors.shape[1]), np.float32)
         vectors[mine], vectors[~mine] = self.vectors[newest[mine]], other.vectors[newest[~mine] - len(self)]
@@ -70,11 +78,38 @@ class NewestRows:
 def _wide(ids: pa.Array) -> pa.Array:
     """Return ids in the widest type of their kind: files may have several widths, and all users' text much length."""
     found = ids.type.value_type if pa.types.is_dictionary(ids.type) else ids.type
-    if pa.types.is_integer(found) and found != pa.uint64():
-        return ids.cast(pa.int64())
-    if pa.types.is_string(found):
-        return ids.cast(pa.large_string())
-    return ids.cast(pa.large_binary() if pa.types.is_binary(found) else found)
+    if id_type(found) == "integer":
+        return ids.cast(found if found == pa.uint64() else pa.int64())
+    is_text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    return ids.cast(pa.large_string() if is_text else pa.large_binary())
+
+
+def id_types(ids: pa.Array) -> list[pa.DataType]:
+    """Return the types that hold ids as `NewestRows` has them: their own first, then the others without a loss."""
+    others = {pa.int64(): pa.uint64(), pa.uint64(): pa.int64(), pa.large_string(): pa.large_binary()}
+    try:
+        ids.cast(others.get(ids.type, ids.type))
+    except pa.ArrowInvalid:
+        return [ids.type]
+    return list(dict.fromkeys([ids.type, others.get(ids.type, ids.type)]))
+
+
+def common_type(found: Sequence[list[pa.DataType]]) -> pa.DataType:
+    """Return the type in which several arrays of ids are written; their order does not matter.
+
+    Args:
+        found: Result of `id_types` of each.
+
+    Raises:
+        DataError: There is none: some ids are negative, and others 2^63 or more.
+    """
+    own = {first for first, *_ in found}
+    if len(own) == 1:
+        return own.pop()
+    for kind in (pa.int64(), pa.uint64(), pa.large_binary()):
+        if all(kind in types for types in found):
+            return kind
+    raise DataError("some users have negative ids, others ids of 2^63 or more: write all ids with one type")
 
 
 def newest_of_users(places: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from features.errors import ConfigError, DataError, Interrupted
+from features.ids import is_id
 from models.batch import RankingBatch
 from models.user import UserArch
 from pipeline.cluster.progress import ProgressBoard
@@ -30,7 +31,7 @@ from pipeline.lineage.compatible import check_same_schema
 from pipeline.lineage.line import Line
 from pipeline.lineage.log_form import check_ids
 from pipeline.log_passes.reduce_units import MergedRuns
-from pipeline.scoring.newest_rows import PLACES, NewestRows, newest_over_ranks
+from pipeline.scoring.newest_rows import PLACES, NewestRows, common_type, id_types, newest_over_ranks
 from pipeline.storage.files import Storage
 from pipeline.trainer.worker_setup import begin_worker, refuse_damage
 
@@ -168,7 +169,7 @@ class UserVectors:
         first = 0
         for span in batch.cursor.spans:
             if span.unit != self._open:
-                self._ids = read_unit(self._logs, self._units[span.unit], [self._column])[self._column]
+                self._ids = self._read_ids(self._units[span.unit])
                 self._open = span.unit
             ids = self._ids.take(pa.array(span.rows))
             of_span = vectors[first : first + len(span.rows)]
@@ -177,6 +178,12 @@ class UserVectors:
                 self._found.add(found)
             first += len(span.rows)
 
+    def _read_ids(self, unit: Unit) -> pa.Array:
+        ids = read_unit(self._logs, unit, [self._column])[self._column]
+        if not (is_id(ids.type) or pa.types.is_null(ids.type)):
+            raise DataError(f"{unit.key}: column {self._column!r} is {ids.type}, users have integers or texts")
+        return ids
+
     def write(self, out: Storage, group: dist.ProcessGroup) -> int:
         """Write the users whose last row this rank has seen, in a file of its own; collective.
 
@@ -184,9 +191,10 @@ class UserVectors:
             Number of users on all ranks.
         """
         found = self._found.total()
-        kinds: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(kinds, self._ids.type if found is not None else None, group=group)
-        kind = next((kind for kind in kinds if kind is not None), pa.null())
+        types: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(types, None if found is None else id_types(found.ids), group=group)
+        known = [of_rank for of_rank in types if of_rank is not None]
+        kind = common_type(known) if known else pa.null()
         mine, num_users = newest_over_ranks(np.empty(0, PLACES) if found is None else found.places, group)
         table = self._table(pa.nulls(0), np.empty((0, self.width), np.float32), kind)
         if found is not None:
