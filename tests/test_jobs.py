@@ -87,7 +87,7 @@ def scribble(config: dict[str, Any], folder: Path) -> None:
 
 
 def empty_day(config: dict[str, Any], folder: Path) -> None:
-    for file in part(folder).parent.iterdir():
+    for file in part(folder).parent.glob("*.parquet"):
         pq.write_table(pq.read_table(file).slice(0, 0), file)
 
 
