@@ -97,7 +97,9 @@ def _slices(folder: Path, days: Sequence[str], day: str) -> dict[str, int]:
 
 
 def _read(folder: Path, day: str) -> pa.Table:
-    return pa.concat_tables([pq.ParquetFile(file).read() for file in sorted((folder / f"logs/dt={day}").iterdir())])
+    return pa.concat_tables(
+        [pq.ParquetFile(file).read() for file in sorted((folder / f"logs/dt={day}").glob("*.parquet"))]
+    )
 
 
 def _measured(config: Config, days: Sequence[str], measured: Sequence[str]) -> dict[str, Any]:
