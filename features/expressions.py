@@ -9,6 +9,7 @@ value, a non-zero number is true.
 """
 
 import ast
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def parse_expression(text: str) -> Expression:
     return Expression(text, tuple(names))
 
 
+@functools.lru_cache(maxsize=1024)  # a unit of rows evaluates every expression again
 def _parse(text: str) -> ast.Expression:
     if len(text) > _MAX_LENGTH:
         raise ConfigError(f"expression of {len(text)} characters, expected at most {_MAX_LENGTH}: {text[:60]!r}...")

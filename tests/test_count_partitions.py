@@ -138,7 +138,7 @@ def test_few_results_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(local_objects, "Kept", Counted)
     local_objects.keep_objects(monkeypatch.setattr)
-    monkeypatch.setattr(count_partitions, "MOST_RUNNING", 8)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     gc.disable()  # references are not in cycles
     _counts([_log(1000)], Draw(), 4)
     gc.enable()

@@ -22,8 +22,9 @@ UNITS_PER_PARTITION, MOST_PARTITIONS = 16, 64
 FAN_IN = 16
 """Results of one level that are merged into one of the next: few are in the object store at any time."""
 
-MOST_RUNNING = 128
-"""Tasks that count at one time. The driver holds the small ones of their results, up to 100 kB each."""
+TASKS_PER_CPU, MOST_RUNNING = 2, 128
+"""Tasks that count at one time, for each CPU of the cluster and at most. Ray keeps each part of their results in the
+driver while it has less than 100 kB, so they take up to 13 MB there for each CPU, and 820 MB at most."""
 
 Counts = Mapping[str, IdCounts]
 """Counts by table."""
@@ -65,12 +66,12 @@ def count_by_partition(
     options: dict[str, Any] = {"max_retries": -1, "retry_exceptions": [RaySystemError], "scheduling_strategy": "SPREAD"}
     if label_selector:
         options["label_selector"] = dict(label_selector)
-    merged = _MergedParts(ray.remote(_merge).options(**options))
+    merged = _MergedParts(ray.remote(_merge_parts).options(**options))
     for parts in _counted(days, work, len(finish), options):
         merged.add(parts)
     reduced = ray.remote(_finish).options(**options)
     remaining = merged.remaining() or [()] * len(finish)
-    results = collections.deque(reduced.remote(finish[part], *refs) for part, refs in enumerate(remaining))
+    results = collections.deque(reduced.remote(finish[part], refs) for part, refs in enumerate(remaining))
     del merged
     while results:
         yield ray.get(results.popleft())
@@ -83,7 +84,7 @@ def _counted(
     count: Any = ray.remote(_count).options(num_returns=num_parts + 1, **options)
     shared = ray.put(work)
     tasks = (count.remote(shared, units, num_parts) for units in runs_of_units(days))
-    running = collections.deque(itertools.islice(tasks, MOST_RUNNING))
+    running = collections.deque(itertools.islice(tasks, _most_running()))
     try:
         while running:
             outcome, *parts = running[0]
@@ -98,6 +99,10 @@ def _counted(
     finally:
         for outcome, *_ in running:  # after an error
             ray.cancel(outcome)
+
+
+def _most_running() -> int:
+    return min(TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 1)), 1), MOST_RUNNING)
 
 
 class _MergedParts:
@@ -120,7 +125,7 @@ class _MergedParts:
         if len(self._levels[level]) == FAN_IN:
             if self._running:  # merges that wait would keep what they merge
                 ray.wait(self._running, num_returns=len(self._running), fetch_local=False)
-            self._running = [self._merge.remote(*refs) for refs in zip(*self._levels[level], strict=True)]
+            self._running = [self._merge.remote(refs) for refs in zip(*self._levels[level], strict=True)]
             self._levels[level] = []
             self.add(self._running, level + 1)
 
@@ -153,6 +158,15 @@ def _parts(counts: Counts, num_parts: int) -> list[Counts]:
     ]
 
 
+def _merge_parts(refs: Sequence[Any]) -> Counts:
+    """Return the sum of a part's counts.
+
+    References in a sequence, and not arguments: Ray writes small arguments into the task, which the driver keeps until
+    the result is gone.
+    """
+    return _merge(*ray.get(list(refs)))
+
+
 def _merge(*counts: Counts | DataError) -> Counts:
     """Return the sum of counts; those of a task without a readable unit are empty.
 
@@ -167,5 +181,5 @@ def _merge(*counts: Counts | DataError) -> Counts:
     return {name: merge_counts(*(by_table[name] for by_table in found)) for name in names}
 
 
-def _finish(apply: Callable[[Counts], Result], *counts: Counts | DataError) -> Result:
-    return apply(_merge(*counts))
+def _finish(apply: Callable[[Counts], Result], refs: Sequence[Any]) -> Result:
+    return apply(_merge_parts(refs))
