@@ -5,6 +5,8 @@ BIN := .venv/bin
 READY := .venv/.ready-$(DEVICE)
 # Two processes share the tests, file by file; without it they run one after the other.
 PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
+# A run has hundreds of processes. Without Python's compiled files each of them would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-faults test-cuda check format bench docs manifests image-test clean
 
