@@ -12,20 +12,21 @@ from benchmarks.workload import PAPER_HEAD, load, project
 from models.batch import RankingBatch
 from pipeline.trainer.worker_setup import Groups, build_state, build_train_pipeline, pin_arithmetic
 
-_STEPS, _QUICK_STEPS, _TURNS = 40, 10, 5
+_STEPS, _TURNS = 40, 5
+_QUICK_STEPS, _QUICK_TURNS = 3, 2
 
 
 def run(quick: bool) -> dict[str, Any]:
     """Train the paper's head on one rank, on the CPU, with and without deterministic kernels in turns.
 
     Args:
-        quick: A quarter of the steps of a turn.
+        quick: 2 turns of 3 steps.
     """
-    steps = _QUICK_STEPS if quick else _STEPS
+    steps, turns = (_QUICK_STEPS, _QUICK_TURNS) if quick else (_STEPS, _TURNS)
     with project(2**15, 2**15, 20_000) as folder, tempfile.TemporaryDirectory() as store:
         batches = [with_own_denominators(batch) for batch in day_batches(*load(folder, model=PAPER_HEAD))]
         with gloo_rank(f"{store}/store"):
-            seconds = _measure(batches, folder, steps)
+            seconds = _measure(batches, folder, steps, turns)
         pin_arithmetic(False)
     ratios = [on / off for on, off in zip(seconds[True], seconds[False], strict=True)]
     return {
@@ -37,14 +38,14 @@ def run(quick: bool) -> dict[str, Any]:
     }
 
 
-def _measure(batches: list[RankingBatch], folder: Any, steps: int) -> dict[bool, list[float]]:
+def _measure(batches: list[RankingBatch], folder: Any, steps: int, turns: int) -> dict[bool, list[float]]:
     """Return the seconds of a step in each turn, keyed by `deterministic`."""
     config, _, _ = load(folder, model=PAPER_HEAD)
     state = build_state(config, Groups.create(300).training, torch.device("cpu"))
     pipeline = build_train_pipeline(config, state, torch.device("cpu"))
     feed = round_and_round(batches)
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for turn in range(_TURNS + 1):
+    for turn in range(turns + 1):
         for deterministic in (True, False):
             pin_arithmetic(deterministic)
             started = time.perf_counter()

@@ -137,7 +137,7 @@ class Runs:
         return weights(config, latest.checkpoint, self.folder)
 
 
-@settings(max_examples=12)
+@settings(max_examples=7)
 @given(
     shape=SHAPES,
     stops=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 8)), max_size=3),
@@ -163,7 +163,7 @@ def test_every_row_is_stepped_once_whatever_stops_it(
     assert audit_line(config, None)["rows"] == shape.passes * shape.num_rows
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(shape=SHAPES, stops=st.lists(st.integers(1, 8), min_size=1, max_size=3), num_ranks=st.integers(1, 3))
 @example(shape=replace(SORTED, every_steps=2), stops=[3, 2], num_ranks=2)
 @example(shape=replace(SORTED, lookahead=3), stops=[2], num_ranks=2)
