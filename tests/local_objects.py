@@ -1,7 +1,7 @@
 """Objects and tasks of the test's own process, in the place of Ray's: a task runs when it is called."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,15 +27,9 @@ class Task:
         return replace(self, num_returns=num_returns)
 
     def remote(self, *arguments: Any) -> Any:
-        found = self.function(*map(_argument, arguments))
+        given = [argument.value if isinstance(argument, Kept) else argument for argument in arguments]
+        found = self.function(*_copied(given))
         return Kept(_copied(found)) if self.num_returns == 1 else [Kept(_copied(part)) for part in found]
-
-
-def _argument(given: Any) -> Any:
-    """A copy of a value, of what a reference leads to, or, of several references in a list, these themselves."""
-    if isinstance(given, Sequence) and given and all(isinstance(one, Kept) for one in given):
-        return given
-    return _copied(given.value if isinstance(given, Kept) else given)
 
 
 def _copied(value: Any) -> Any:
@@ -51,12 +45,9 @@ def keep_objects(patch: Callable[..., None]) -> None:
     get = ray.get
 
     def get_kept(kept: Any, *arguments: Any, **named: Any) -> Any:
-        if isinstance(kept, list):
-            return [_copied(get_kept(one)) for one in kept]
         return kept.value if isinstance(kept, Kept) else get(kept, *arguments, **named)
 
     patch(ray, "put", Kept)
-    patch(ray, "cluster_resources", lambda: {"CPU": 100.0})
     patch(ray, "get", get_kept)
     patch(ray, "wait", lambda kept, **_: (kept, []))
     patch(ray, "remote", Task)

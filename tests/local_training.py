@@ -65,6 +65,7 @@ def on_processes(survivors: Path | None = None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         keep_objects(patch.setattr)
         patch.setattr(ray, "is_initialized", lambda: True)
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 100.0})
         patch.setattr(ray.data, "range", lambda _: None)
         patch.setattr(ray.data, "from_items", lambda rows, **_: _Items(rows))
         patch.setattr(ray.data, "read_datasource", lambda source, **_: _Blocks(source.get_read_tasks(1)))

@@ -10,13 +10,14 @@ from typing import Any
 import local_objects
 import numpy as np
 import pytest
+import ray
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.id_counts import IdCounts
 from pipeline.ingest.units import DayLog, Unit, Units
-from pipeline.log_passes import count_partitions, reduce_units
+from pipeline.log_passes import count_partitions
 from pipeline.log_passes.count_partitions import Counts, count_by_partition, num_partitions
 
 DAY = "2026-03-01"
@@ -90,7 +91,7 @@ def test_ids_are_counted_once(
     logs = [_log(num, f"2026-03-0{place + 1}") for place, num in enumerate(num_units)]
     with pytest.MonkeyPatch.context() as patch:
         local_objects.keep_objects(patch.setattr)
-        patch.setattr(reduce_units, "MOST_TASKS", most_tasks)
+        patch.setattr(count_partitions, "MOST_TASKS", most_tasks)
         patch.setattr(count_partitions, "MOST_RUNNING", most_running)
         patch.setattr(count_partitions, "FAN_IN", fan_in)
         assert _counts(logs, Draw(bad), 2**bits) == _plain(logs, Draw(bad))
@@ -113,9 +114,17 @@ def test_a_count_that_fails_when_it_runs_again() -> None:
     """Catches the counts of units that are missing in a merge, since their task failed after a node was lost."""
     error = DataError("row group 5")
     with pytest.raises(DataError, match="row group 5"):
-        count_partitions._merge({}, error)
+        count_partitions._merge_parts(count_partitions.Part.of({}), error)
     outcome = count_partitions._count(Draw("raise"), list(_log(9).units), 2)
     assert [str(part) for part in outcome] == ["row group 5"] * 3
+
+
+def test_parts_are_too_large_to_stay_in_the_driver() -> None:
+    """Catches counted or merged parts that Ray keeps in the driver until the pass ends: 2 GB for 100 million ids."""
+    limit = 100 * 1024  # bytes, Ray's default
+    _, *parts = count_partitions._count(Draw(), list(_log(3).units), 4)
+    for part in [*parts, count_partitions._merge_parts(*parts[:2])]:
+        assert len(ray.cloudpickle.dumps(part)) > limit
 
 
 def test_days_without_units_have_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +147,7 @@ def test_few_results_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(local_objects, "Kept", Counted)
     local_objects.keep_objects(monkeypatch.setattr)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(count_partitions, "MOST_RUNNING", 8)
     gc.disable()  # references are not in cycles
     _counts([_log(1000)], Draw(), 4)
     gc.enable()

@@ -4,8 +4,10 @@ import collections
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 from ray.exceptions import RaySystemError
 
@@ -22,9 +24,15 @@ UNITS_PER_PARTITION, MOST_PARTITIONS = 16, 64
 FAN_IN = 16
 """Results of one level that are merged into one of the next: few are in the object store at any time."""
 
-TASKS_PER_CPU, MOST_RUNNING = 2, 128
-"""Tasks that count at one time, for each CPU of the cluster and at most. Ray keeps each part of their results in the
-driver while it has less than 100 kB, so they take up to 13 MB there for each CPU, and 820 MB at most."""
+MOST_TASKS = 1024
+"""Largest number of tasks that count. The driver keeps some 4 kB for each part of each: how to make it again."""
+
+MOST_RUNNING = 128
+"""Tasks that count at one time. Their results are in the object store, at most some 1 GB of small ones."""
+
+STORED_BYTES = 2**17
+"""Smallest size of a counted or merged part. Ray keeps a result below 100 kB in the driver, for as long as anything
+that was made of it lives: 2 GB for 100 million ids."""
 
 Counts = Mapping[str, IdCounts]
 """Counts by table."""
@@ -71,7 +79,7 @@ def count_by_partition(
         merged.add(parts)
     reduced = ray.remote(_finish).options(**options)
     remaining = merged.remaining() or [()] * len(finish)
-    results = collections.deque(reduced.remote(finish[part], refs) for part, refs in enumerate(remaining))
+    results = collections.deque(reduced.remote(finish[part], *refs) for part, refs in enumerate(remaining))
     del merged
     while results:
         yield ray.get(results.popleft())
@@ -83,8 +91,8 @@ def _counted(
     """Yield references to the parts of each task's counts, in unit order."""
     count: Any = ray.remote(_count).options(num_returns=num_parts + 1, **options)
     shared = ray.put(work)
-    tasks = (count.remote(shared, units, num_parts) for units in runs_of_units(days))
-    running = collections.deque(itertools.islice(tasks, _most_running()))
+    tasks = (count.remote(shared, units, num_parts) for units in runs_of_units(days, MOST_TASKS))
+    running = collections.deque(itertools.islice(tasks, MOST_RUNNING))
     try:
         while running:
             outcome, *parts = running[0]
@@ -99,10 +107,6 @@ def _counted(
     finally:
         for outcome, *_ in running:  # after an error
             ray.cancel(outcome)
-
-
-def _most_running() -> int:
-    return min(TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 1)), 1), MOST_RUNNING)
 
 
 class _MergedParts:
@@ -125,13 +129,32 @@ class _MergedParts:
         if len(self._levels[level]) == FAN_IN:
             if self._running:  # merges that wait would keep what they merge
                 ray.wait(self._running, num_returns=len(self._running), fetch_local=False)
-            self._running = [self._merge.remote(refs) for refs in zip(*self._levels[level], strict=True)]
+            self._running = [self._merge.remote(*refs) for refs in zip(*self._levels[level], strict=True)]
             self._levels[level] = []
             self.add(self._running, level + 1)
 
     def remaining(self) -> list[tuple[Any, ...]]:
         """Return references to what is left to merge, by part."""
         return list(zip(*itertools.chain(*self._levels), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Counts of a part of the range of keys, as large as an object of the object store.
+
+    Args:
+        counts: The counts.
+        filling: Bytes up to `STORED_BYTES`.
+    """
+
+    counts: Counts
+    filling: np.ndarray
+
+    @classmethod
+    def of(cls, counts: Counts) -> "Part":
+        """Return counts with their filling."""
+        size = sum(keys.nbytes + numbers.nbytes for keys, numbers in counts.values())
+        return cls(counts, np.zeros(max(STORED_BYTES - size, 0), np.uint8))
 
 
 def _count(work: Callable[[Unit], Counts | str], units: Sequence[Unit], num_parts: int) -> tuple[Any, ...]:
@@ -147,7 +170,7 @@ def _count(work: Callable[[Unit], Counts | str], units: Sequence[Unit], num_part
                 runs.add(found)
     except DataError as error:
         return error, *[error] * num_parts
-    return errors, *_parts(runs.total() or {}, num_parts)
+    return errors, *map(Part.of, _parts(runs.total() or {}, num_parts))
 
 
 def _parts(counts: Counts, num_parts: int) -> list[Counts]:
@@ -158,28 +181,28 @@ def _parts(counts: Counts, num_parts: int) -> list[Counts]:
     ]
 
 
-def _merge_parts(refs: Sequence[Any]) -> Counts:
-    """Return the sum of a part's counts.
-
-    References in a sequence, and not arguments: Ray writes small arguments into the task, which the driver keeps until
-    the result is gone.
-    """
-    return _merge(*ray.get(list(refs)))
-
-
-def _merge(*counts: Counts | DataError) -> Counts:
-    """Return the sum of counts; those of a task without a readable unit are empty.
+def _merge_parts(*parts: Part | DataError) -> Part:
+    """Return the sum of parts.
 
     Raises:
         DataError: A count failed that Ray ran once more, since a node with its results was lost.
     """
-    for error in counts:
+    return Part.of(_sum(parts))
+
+
+def _sum(parts: Sequence[Part | DataError]) -> Counts:
+    for error in parts:
         if isinstance(error, DataError):
             raise error
-    found = [by_table for by_table in counts if by_table and not isinstance(by_table, DataError)]
+    return _merge(*(part.counts for part in parts if isinstance(part, Part)))
+
+
+def _merge(*counts: Counts) -> Counts:
+    """Return the sum of counts; those of a task without a readable unit are empty."""
+    found = [by_table for by_table in counts if by_table]
     names = next(iter(found), {})
     return {name: merge_counts(*(by_table[name] for by_table in found)) for name in names}
 
 
-def _finish(apply: Callable[[Counts], Result], refs: Sequence[Any]) -> Result:
-    return apply(_merge_parts(refs))
+def _finish(apply: Callable[[Counts], Result], *parts: Part | DataError) -> Result:
+    return apply(_sum(parts))

@@ -58,7 +58,7 @@ def reduce_units(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.execution_options.label_selector = dict(label_selector) or None
-    rows = [{"units": pickle.dumps(units)} for units in runs_of_units(days)]
+    rows = [{"units": pickle.dumps(units)} for units in runs_of_units(days, MOST_TASKS)]
     with ray.data.DataContext.current(context):
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Reduce(work, merge))
     for row in found.iter_rows():
@@ -68,13 +68,14 @@ def reduce_units(
         yield result
 
 
-def runs_of_units(days: Sequence[DayLog]) -> Iterator[list[Unit]]:
-    """Yield the successive units of each task of a pass, as many in each task but the last; of `MOST_TASKS` at most.
+def runs_of_units(days: Sequence[DayLog], most: int) -> Iterator[list[Unit]]:
+    """Yield the successive units of each task of a pass, as many in each task but the last.
 
     Args:
         days: Days of the units.
+        most: Largest number of tasks.
     """
-    each = -(-sum(len(day.units) for day in days) // MOST_TASKS) or 1
+    each = -(-sum(len(day.units) for day in days) // most) or 1
     units = itertools.chain.from_iterable(day.units for day in days)
     while run := list(itertools.islice(units, each)):
         yield run
