@@ -25,7 +25,7 @@ FAN_IN = 16
 """Results of one level that are merged into one of the next: few are in the object store at any time."""
 
 MOST_TASKS = 1024
-"""Largest number of tasks that count. The driver keeps some 4 kB for each part of each: how to make it again."""
+"""Largest number of tasks that count. The driver keeps some 3 kB for each part of each: how to make it again."""
 
 MOST_RUNNING = 128
 """Tasks that count at one time. Their results are in the object store, at most some 1 GB of small ones."""
