@@ -66,7 +66,7 @@ def _measure(rows: int, head: dict[str, Any]) -> dict[str, Any]:
             return run_workers(config, plan, _train_and_time, [job], board)
 
 
-def _train_and_time(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
+def _train_and_time(jobs: Sequence[TrainJob], lane: Any) -> dict[str, Any]:
     """Run `train_worker` with a timer on the function that makes the next batch."""
     from pipeline.trainer import train
 
@@ -80,7 +80,7 @@ def _train_and_time(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
             return batch
 
     train.Batcher = WatchedBatcher
-    train_worker(settings)
+    train_worker(jobs, lane)
     return {"rows": watch.rows, "seconds": watch.ended - watch.began, "waiting_s": watch.waiting}
 
 

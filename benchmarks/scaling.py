@@ -43,8 +43,9 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def _slope(config: Config, workers: int, turn: int, watcher: TreeWatcher) -> Cost:
-    """Return the cost of the passes by which a long training exceeds a short one."""
+    """Return the cost of the passes by which a long training exceeds a short one, on workers that have trained."""
     days = [DAY.isoformat()]
+    train(_of(config, workers, turn, 0), days, 1)
     short, long = (
         watcher.cost_of(partial(train, _of(config, workers, turn, passes), days, passes)) for passes in _PASSES
     )

@@ -14,7 +14,7 @@ from benchmarks.processes import Cost, TreeWatcher
 from benchmarks.workload import write_config
 from features.synthetic.logs import SyntheticConfig, make_part, write_day
 from jobs import daily
-from pipeline.cluster.session import TorchTrainer
+from pipeline.cluster.trainer_of_jobs import TorchTrainer
 
 _FIRST = date(2026, 11, 1)
 _ROWS, _DAYS, _QUICK_DAYS = 1_000, 30, 3

@@ -19,7 +19,7 @@ _MODELS = 4
 def run(quick: bool) -> dict[str, Any]:
     """Train the same models both ways, within one Ray, on one worker.
 
-    The saving is a start of Ray Train, its actors and a worker for every model but the first, for any number of rows.
+    The workers have started before. The saving is a reading of the day for every model but the first.
 
     Args:
         quick: An eighth of the rows.

@@ -62,7 +62,7 @@ def _die_after(owner: Any, name: str) -> None:
     setattr(owner, name, lambda *arguments: kill_me(work(*arguments)))
 
 
-def _worker_that_kills(settings: dict[str, Any], step: int, pid: int) -> dict[str, Any]:
+def _worker_that_kills(job: Any, lane: Any, step: int, pid: int) -> dict[str, Any]:
     """`train_worker`, whose rank 0 kills the driver after a number of its own steps."""
     own = [0]
 
@@ -72,10 +72,10 @@ def _worker_that_kills(settings: dict[str, Any], step: int, pid: int) -> dict[st
             os.kill(pid, signal.SIGKILL)
 
     after_step(setattr, kill)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
-def _worker_that_kills_at_a_manifest(settings: dict[str, Any], pid: int) -> dict[str, Any]:
+def _worker_that_kills_at_a_manifest(job: Any, lane: Any, pid: int) -> dict[str, Any]:
     """`train_worker`, which kills the driver before the manifest of the day's third checkpoint, or a later one."""
     own = [0]
 
@@ -89,14 +89,14 @@ def _worker_that_kills_at_a_manifest(settings: dict[str, Any], pid: int) -> dict
 
     after_step(setattr, count)
     before_manifest(setattr, kill)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
-def _worker_that_asks(settings: dict[str, Any], pid: int) -> dict[str, Any]:
+def _worker_that_asks(job: Any, lane: Any, pid: int) -> dict[str, Any]:
     """`evaluate_worker`, whose rank 0 first asks the driver to end."""
     if ray.train.get_context().get_world_rank() == 0:
         os.kill(pid, signal.SIGTERM)
-    return evaluate.evaluate_worker(settings)
+    return evaluate.evaluate_worker(job, lane)
 
 
 if __name__ == "__main__":

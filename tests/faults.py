@@ -150,10 +150,10 @@ def no_space(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def worker_on_a_full_disk(settings: dict[str, Any], step: int) -> dict[str, Any]:
+def worker_on_a_full_disk(job: Any, lane: Any, step: int) -> dict[str, Any]:
     """Run `train_worker` on a disk that is full from the checkpoint of a step on."""
     before_file(setattr, lambda path: no_space() if f"{step:010d}" in path else None)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
 def set_clock_back(patch: Patch, seconds: float) -> None:
@@ -217,7 +217,7 @@ def train_with_faults(faults: Sequence[Fault], monkeypatch: pytest.MonkeyPatch, 
     return result
 
 
-def faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[str, Any]:
+def faulty_worker(job: Any, lane: Any, faults: Sequence[Fault]) -> dict[str, Any]:
     """`train_worker` with faults in one folder; the code of the worker itself is the product's."""
     rank = ray.train.get_context().get_world_rank()
     own = [0]
@@ -244,7 +244,7 @@ def faulty_worker(settings: dict[str, Any], faults: Sequence[Fault]) -> dict[str
     after_step(setattr, note_and_fail)
     before_file(setattr, leave_half)
     before_manifest(setattr, lambda: kill_me() if happens("manifest") else None)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
 def _leave_half(path: str) -> None:

@@ -52,3 +52,4 @@ def keep_objects(patch: Callable[..., None]) -> None:
     patch(ray, "wait", lambda kept, **_: (kept, []))
     patch(ray, "remote", Task)
     patch(ray, "cancel", lambda _: None)
+    patch(ray, "kill", lambda _: None)

@@ -4,7 +4,8 @@ Everything of the product runs as it does on Ray: the command's part, the plan o
 real files, real gloo ranks, the trainer, the checkpoints, what a failure is told as. Only what Ray itself does is done
 here: it keeps objects, deals one-row blocks round and round (`test_ray_streaming.py::test_ray_deals_the_lanes` holds
 Ray to that), starts a group of workers, ends all of it when one of them dies or fails, and starts it again as often as
-`max_failures` says. The workers are forked from a process that has imported TorchRec.
+`max_failures` says. The queue of the workers is the product's, behind a socket. The workers are forked from a process
+that has imported TorchRec.
 
 `on_processes()` puts this in Ray's place for the rest of a process: a test's, through the fixture `local_training`, or
 a command's that a test starts.
@@ -37,11 +38,13 @@ import ray
 import ray.data
 import ray.train
 from local_objects import Kept, keep_objects
+from local_queue import local_queue
 from ray import cloudpickle
 from ray.train import WorkerGroupError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from pipeline.cluster import progress, session
-from pipeline.ingest.plan import LaneConfig
+from pipeline.cluster import progress, serve_jobs, worker_group
+from pipeline.cluster.trainer_of_jobs import FailuresOfWork
 
 _PRELOAD = [
     "local_training",
@@ -70,7 +73,9 @@ def on_processes(survivors: Path | None = None) -> Iterator[None]:
         patch.setattr(ray.data, "from_items", lambda rows, **_: _Items(rows))
         patch.setattr(ray.data, "read_datasource", lambda source, **_: _Blocks(source.get_read_tasks(1)))
         patch.setattr(progress.ProgressBoard, "remote", _Board)
-        patch.setattr(session, "TorchTrainer", functools.partial(ProcessTrainer, survivors=survivors))
+        patch.setattr(worker_group, "queue_on_this_node", local_queue)
+        patch.setattr(worker_group, "end_stream", lambda lanes: None)
+        patch.setattr(worker_group, "TorchTrainer", functools.partial(ProcessTrainer, survivors=survivors))
         yield
 
 
@@ -116,7 +121,8 @@ class _Items:
     rows: Sequence[Any]
     work: Callable[[Any], Any] | None = None
 
-    def map(self, work: Callable[[Any], Any]) -> "_Items":
+    def map(self, work: Callable[[Any], Any], *, num_cpus: float) -> "_Items":
+        assert num_cpus <= 1
         return _Items(self.rows, pickle.loads(cloudpickle.dumps(work)))
 
     def iter_rows(self) -> Iterator[Any]:
@@ -146,7 +152,7 @@ class _Blocks:
 
 
 class ProcessTrainer:
-    """`TorchTrainer`, as `run_workers` calls it."""
+    """`TorchTrainer`, as a `WorkerGroup` calls it."""
 
     def __init__(
         self,
@@ -156,29 +162,38 @@ class ProcessTrainer:
         scaling_config: Any,
         torch_config: Any,
         run_config: Any,
-        datasets: dict[str, Any],
-        dataset_config: Any,
         survivors: Path | None = None,
     ) -> None:
         assert torch_config.backend == "gloo"
+        fork_server()  # here: the thread that fits would change the environment of the command's
         self._work = train_loop_per_worker, train_loop_config
         self._num_ranks: int = scaling_config.num_workers
         self._timeout_s: int = torch_config.timeout_s
-        self._max_failures: int = run_config.failure_config.max_failures
-        self._datasets, self._dataset_config, self._survivors = datasets, dataset_config, survivors
+        self._queue = train_loop_config["queue"]
+        self._failures = FailuresOfWork(run_config.failure_config, self._queue)
+        self._survivors = survivors
+        self._group: _Group | None = None
+        self._is_aborted = False
+        self.abort = SimpleNamespace(remote=self._abort)
 
-    def fit(self) -> Any:
-        """Runs the workers to their end, again after a failure; returns what rank 0's returned."""
-        for starts_left in reversed(range(self._max_failures + 1)):
-            # Not `SpeakingLanes.configure`: it marks the lines of Ray Train's process, and this is the command's.
-            shards = LaneConfig.configure(self._dataset_config, self._datasets, self._num_ranks)
-            with _Group(self._work, shards, self._timeout_s, self._survivors) as group:
-                results, failures = group.end()
+    def fit(self) -> None:
+        """Runs the workers to their end, again after a failure."""
+        self._queue.begin.remote(self)
+        while not self._is_aborted:
+            with _Group(self._work, self._num_ranks, self._timeout_s, self._survivors) as self._group:
+                failures = self._group.end()
+            self._queue.forget_workers.remote()
             if not failures:
-                return SimpleNamespace(return_value=results[0])
-            if starts_left == 0:
-                raise WorkerGroupError("\n".join(map(str, failures.values())), failures)
-        raise AssertionError("unreachable")
+                return
+            error = WorkerGroupError("\n".join(map(str, failures.values())), failures)
+            if self._is_aborted or self._failures.make_decision(error) == FailureDecision.RAISE:
+                raise error
+
+    def _abort(self) -> Kept:
+        self._is_aborted = True
+        if self._group is not None:
+            self._group.kill()
+        return Kept(None)
 
 
 def fork_server() -> Any:
@@ -195,14 +210,14 @@ def fork_server() -> Any:
 class _Group:
     """One start of all ranks; whatever is left of them is killed at its end."""
 
-    def __init__(self, work: Any, shards: Sequence[dict[str, Any]], timeout_s: int, survivors: Path | None) -> None:
+    def __init__(self, work: Any, num_ranks: int, timeout_s: int, survivors: Path | None) -> None:
         self._folder = tempfile.mkdtemp(prefix="gloo-")
         self._ranks: list[tuple[Any, Connection]] = []
         context, environment = fork_server(), dict(os.environ)
-        for rank, shard in enumerate(shards):
+        for rank in range(num_ranks):
             ours, theirs = context.Pipe()
             store = f"file://{self._folder}/store"
-            order = _Order(rank, len(shards), store, timeout_s, environment, survivors, shard, *work)
+            order = _Order(rank, num_ranks, store, timeout_s, environment, survivors, *work)
             process = context.Process(target=_serve, args=(theirs, cloudpickle.dumps(order)), daemon=True)
             process.start()
             theirs.close()
@@ -212,15 +227,18 @@ class _Group:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.kill()
         for process, pipe in self._ranks:
-            process.kill()
             process.join()
             pipe.close()
         shutil.rmtree(self._folder)
 
-    def end(self) -> tuple[dict[int, Any], dict[int, Exception]]:
-        """Return the results by rank, and the errors of the ranks that failed."""
-        results: dict[int, Any] = {}
+    def kill(self) -> None:
+        for process, _ in self._ranks:
+            process.kill()
+
+    def end(self) -> dict[int, Exception]:
+        """Return the errors of the ranks that failed."""
         failures: dict[int, Exception] = {}
         waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._ranks)}
         while waiting:
@@ -230,20 +248,18 @@ class _Group:
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 try:
-                    result, failure = cloudpickle.loads(pipe.recv_bytes())
+                    failure = cloudpickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionResetError):
                     self._ranks[rank][0].join()
-                    result, failure = None, RuntimeError(f"it died, exit code {self._ranks[rank][0].exitcode}")
-                if failure is None:
-                    results[rank] = result
-                else:
+                    failure = RuntimeError(f"it died, exit code {self._ranks[rank][0].exitcode}")
+                if failure is not None:
                     failures[rank] = failure
-        return results, dict(sorted(failures.items()))
+        return dict(sorted(failures.items()))
 
 
 @dataclass(frozen=True)
 class _Order:
-    """Order to a rank: its place in the group, its shard, and the function to run."""
+    """Order to a rank: its place in the group, and the function to run."""
 
     rank: int
     num_ranks: int
@@ -251,7 +267,6 @@ class _Order:
     timeout_s: int
     environment: dict[str, str]
     survivors: Path | None
-    shard: dict[str, Any]
     loop: Callable[[dict[str, Any]], Any]
     settings: dict[str, Any]
 
@@ -280,16 +295,26 @@ def _serve(pipe: Connection, data: bytes) -> None:
             get_world_size=lambda: order.num_ranks,
         )
         ray.train.get_context = lambda: context
-        ray.train.get_dataset_shard = lambda name: order.shard[name]
         ray.train.get_preemption_info = lambda: None
         timeout = timedelta(seconds=order.timeout_s)
         dist.init_process_group("gloo", order.store, timeout, rank=order.rank, world_size=order.num_ranks)
-        answer = (order.loop(order.settings), None)
+        serve_jobs.broadcast_from_rank_zero = _from_first
+        order.loop(order.settings)
+        answer = None
     except Exception as error:  # noqa: BLE001 - the group's end tells it
         traceback.print_exc()
-        answer = (None, error)
+        answer = error
     pipe.send_bytes(cloudpickle.dumps(answer))
     threading.Event().wait()  # others may still be reading from this rank: the group ends all of them
+
+
+def _from_first(value: Any) -> Any:
+    """`broadcast_from_rank_zero` of Ray Train."""
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _die_with(pipe: Connection) -> None:

@@ -105,7 +105,7 @@ def count_ids(config: Config, logs: Sequence[DayLog]) -> dict[str, IdCounts]:
     """Return all counts by table, which no process of a run ever holds together."""
     work = CountIds(Storage(config.logs.path), config.log_schema, config.ingest.on_bad_unit == "quarantine")
     finish = [_same] * num_partitions(sum(len(log.units) for log in logs))
-    parts = list(count_by_partition(logs, work, finish, config.ingest.label_selector))
+    parts = list(count_by_partition(logs, work, finish, config.ingest))
     return {name: merge_counts(*(part[name] for part in parts)) for name in config.log_schema.vocabularies}
 
 

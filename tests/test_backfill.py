@@ -204,7 +204,7 @@ class Cut:
     trace: Path
     victim: int | None = None
 
-    def __call__(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, job: Any, lane: Any) -> dict[str, Any]:
         commit, measure, done = MetricTable.commit, of_backfill.measure_reading, [0]
         first = not self.trace.exists()
 
@@ -227,7 +227,7 @@ class Cut:
 
         MetricTable.commit = cut_commit
         of_backfill.measure_reading = noted
-        return of_backfill.backfill_worker(settings)
+        return of_backfill.backfill_worker(job, lane)
 
     def kill(self, number: int, first: bool) -> None:
         if number == self.commit and first:
@@ -287,8 +287,8 @@ def _command(config: Config, cut: Callable[..., Any] | None) -> int:
     return 0
 
 
-def _of(settings: dict[str, Any], commit: int, moment: str, trace: Path, victim: int) -> dict[str, Any]:
-    return Cut(commit, moment, trace, victim)(settings)
+def _of(job: Any, lane: Any, commit: int, moment: str, trace: Path, victim: int) -> dict[str, Any]:
+    return Cut(commit, moment, trace, victim)(job, lane)
 
 
 def test_a_command_that_is_killed(

@@ -23,7 +23,7 @@ import yaml
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from features.errors import ConfigError, Interrupted
-from pipeline.cluster import session
+from pipeline.cluster import trainer_of_jobs
 from pipeline.cluster.failures import ending_of
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
@@ -166,8 +166,9 @@ def test_a_place_is_asked_without_a_trace(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("own", [True, False])
 def test_somebody_else_s_ray(monkeypatch: pytest.MonkeyPatch, *, own: bool) -> None:
     """Catches a helper of Ray Train that looks for our Ray, finds another one too, and ends in a traceback."""
-    monkeypatch.setattr(session, "owns_ray", lambda: own)
-    callbacks = session.TorchTrainer(lambda: None)._create_default_callbacks()
+    monkeypatch.setattr(trainer_of_jobs, "owns_ray", lambda: own)
+    trainer = trainer_of_jobs.TorchTrainer(lambda: None, train_loop_config={"queue": None})
+    callbacks = trainer._create_default_callbacks()
     assert any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks) is not own
 
 

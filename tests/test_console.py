@@ -20,10 +20,8 @@ from typing import Any
 import pytest
 from own_lines import OWN_LINE
 
-from pipeline.cluster.console import OWN_LOGGERS
 from pipeline.cluster.progress import Progress, ProgressDisplay, ProgressReporter
-from pipeline.cluster.worker_lines import MarkingHandler, SpeakingLanes, receive_lines
-from pipeline.ingest.plan import LaneConfig
+from pipeline.cluster.worker_lines import MarkingHandler, receive_lines
 
 ROOT = Path(__file__).parents[1]
 ROWS = 4000
@@ -208,20 +206,3 @@ if __name__ == "__main__":
     from jobs.command import command
 
     sys.exit(command(_begin, _run))
-
-
-def test_lines_of_the_stream_s_planner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a checkpoint that is passed over as damaged without a word, or with two: a restart plans once more."""
-    warn = logging.getLogger("pipeline.lineage.line").warning
-    monkeypatch.setattr(LaneConfig, "configure", lambda self, *_: warn("passed over: it is damaged"))
-    own = [logging.getLogger(name) for name in OWN_LOGGERS]
-    before = [(logger, list(logger.handlers), logger.propagate) for logger in own]
-    planner = SpeakingLanes.__new__(SpeakingLanes)
-    try:
-        planner.configure({}, 2)
-        planner.configure({}, 2)
-        said = capsys.readouterr().err.splitlines()
-    finally:
-        for logger, handlers, propagates in before:
-            logger.handlers, logger.propagate = handlers, propagates
-    assert said == ["counterpoise WARNING: passed over: it is damaged"] * 2

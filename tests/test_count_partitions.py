@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from features.errors import DataError
 from features.id_counts import IdCounts
+from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.units import DayLog, Unit, Units
 from pipeline.log_passes import count_partitions
 from pipeline.log_passes.count_partitions import Counts, count_by_partition, num_partitions
@@ -62,7 +63,7 @@ def _same(counts: Counts) -> Counts:
 def _counts(logs: list[DayLog], work: Draw, num_parts: int) -> dict[str, Counter[int]]:
     """Count in parts, and check that keys are in the part of their high bits, increasing."""
     found: dict[str, Counter[int]] = {"many": Counter(), "few": Counter()}
-    for part, counts in enumerate(count_by_partition(logs, work, [_same] * num_parts, {})):
+    for part, counts in enumerate(count_by_partition(logs, work, [_same] * num_parts, IngestConfig())):
         for name, (keys, numbers) in counts.items():
             listed = keys.tolist()
             assert listed == sorted(set(listed))
@@ -130,7 +131,7 @@ def test_parts_are_too_large_to_stay_in_the_driver() -> None:
 def test_days_without_units_have_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a part that has no result, which its table would wait for."""
     local_objects.keep_objects(monkeypatch.setattr)
-    assert list(count_partitions.count_by_partition([], Draw("skip"), [dict, dict], {})) == [{}, {}]
+    assert list(count_partitions.count_by_partition([], Draw("skip"), [dict, dict], IngestConfig())) == [{}, {}]
 
 
 def test_few_results_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +165,7 @@ def test_parts_grow_with_the_units(num_units: int, expected: int) -> None:
 
 
 def test_the_nodes_are_selected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches tasks that run on nodes which `ingest.label_selector` leaves out."""
+    """Catches tasks on nodes which `ingest.label_selector` leaves out, and tasks that wait for CPUs of idle workers."""
     local_objects.keep_objects(monkeypatch.setattr)
     given_options: list[dict[str, Any]] = []
     options: Callable[..., Any] = local_objects.Task.options
@@ -174,8 +175,9 @@ def test_the_nodes_are_selected(monkeypatch: pytest.MonkeyPatch) -> None:
         return options(self, **named)
 
     monkeypatch.setattr(local_objects.Task, "options", noted)
-    assert len(list(count_by_partition([_log(40)], Draw(), [_same] * 2, {"group": "data"}))) == 2
-    assert [named["label_selector"] for named in given_options] == [{"group": "data"}] * 3
+    on_data_nodes = IngestConfig(label_selector={"group": "data"}, read_cpus=0.5)
+    assert len(list(count_by_partition([_log(40)], Draw(), [_same] * 2, on_data_nodes))) == 2
+    assert [(named["label_selector"], named["num_cpus"]) for named in given_options] == [({"group": "data"}, 0.5)] * 3
     given_options.clear()
-    list(count_by_partition([_log(40)], Draw(), [_same] * 2, {}))
+    list(count_by_partition([_log(40)], Draw(), [_same] * 2, IngestConfig()))
     assert all("label_selector" not in named for named in given_options)

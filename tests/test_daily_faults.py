@@ -347,10 +347,10 @@ def test_a_clock_that_is_set_back(
     _check(config, undisturbed, tmp_path)
 
 
-def _worker_of_another_year(settings: dict[str, Any]) -> dict[str, Any]:
+def _worker_of_another_year(job: Any, lane: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         set_clock_back(patch.setattr, _TEN_YEARS_S)
-        return train_worker(settings)
+        return train_worker(job, lane)
 
 
 # --- The Ray head ---

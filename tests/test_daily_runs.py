@@ -21,6 +21,8 @@ from small_runs import make_config, weights
 from features.holdout import HoldoutConfig
 from features.synthetic.logs import SyntheticConfig, write_day
 from features.tables import VocabularyConfig
+from pipeline.cluster.session import ray_session
+from pipeline.cluster.worker_group import WorkerGroup
 from pipeline.config.project import Config
 from pipeline.daily.accepted import Accepted
 from pipeline.daily.ray_work import RayWork
@@ -94,6 +96,26 @@ def test_three_days_are_the_days_in_one_run(
     at_once = weights(config, train(config, DAYS[:3], passes=1)["checkpoint"], tmp_path)
     by_day = weights(three_days, entry_of(three_days, DAYS[2]).checkpoint, tmp_path)
     assert set(at_once) == set(by_day)
+    assert [name for name in at_once if not torch.equal(at_once[name], by_day[name])] == []
+
+
+def test_days_of_one_command(
+    three_days: Config, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_training: None
+) -> None:
+    """Catches anything that a worker keeps from one job to the next, and a second start of the workers."""
+    config = three_days.model_copy(update={"root": str(tmp_path / "root")})
+    starts: list[Config] = []
+    begin: Any = WorkerGroup.__init__
+    monkeypatch.setattr(WorkerGroup, "__init__", lambda group, one: (starts.append(one), begin(group, one))[1])
+    fit_statistics(config, DAYS[:1])
+    with ray_session(config):
+        assert len(daily(config, *DAYS[:3])["days"]) == 3
+    assert len(starts) == 1
+    for day in DAYS[:3]:
+        one, other = entry_of(config, day), entry_of(three_days, day)
+        assert (one.before, one.holdout, one.rows) == (other.before, other.holdout, other.rows)
+    at_once = weights(config, entry_of(config, DAYS[2]).checkpoint, tmp_path)
+    by_day = weights(three_days, entry_of(three_days, DAYS[2]).checkpoint, tmp_path)
     assert [name for name in at_once if not torch.equal(at_once[name], by_day[name])] == []
 
 

@@ -68,7 +68,7 @@ def _config(shape: Shape, logs: Storage, root: Path, encoder: Encoder, num_ranks
 
 
 def _worker(
-    settings: dict[str, Any], folder: Path, start: int, stop: int | None, mistake: Callable[[Patch], None] | None
+    job: Any, lane: Any, folder: Path, start: int, stop: int | None, mistake: Callable[[Patch], None] | None
 ) -> dict[str, Any]:
     """`train_worker`, which writes down the rows of every step, and fails after a number of its own steps."""
     own, file = [0], folder / f"{start}-{ray.train.get_context().get_world_rank()}"
@@ -88,7 +88,7 @@ def _worker(
     after_step(setattr, note)
     if mistake is not None:
         mistake(setattr)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
 @dataclass

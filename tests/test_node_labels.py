@@ -14,6 +14,7 @@ from small_runs import DAYS, logs, make_config, without_statistics
 from features.encoding import Encoder
 from features.errors import ConfigError
 from pipeline.cluster.session import ray_session
+from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.parts import whole_days
 from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.units import DayLog, Unit, check_days
@@ -57,7 +58,8 @@ def _node_of(unit: Unit) -> set[str]:
 
 def _nodes(days: list[DayLog], selector: Mapping[str, str]) -> set[str]:
     """Return the nodes on which a pass works."""
-    found = [part.merged for part in reduce_units(days, _node_of, set.union, selector)]
+    ingest = IngestConfig(label_selector=dict(selector))
+    found = [part.merged for part in reduce_units(days, _node_of, set.union, ingest)]
     return set().union(*(nodes for nodes in found if nodes))
 
 

@@ -148,7 +148,7 @@ class Cut:
     number: int
     noted: Path
 
-    def __call__(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, job: Any, lane: Any) -> dict[str, Any]:
         calls, write = [0], PredictionFiles.write_part
 
         def noting(files: PredictionFiles, log: Any, unit: Any, rows: Any) -> None:
@@ -166,7 +166,7 @@ class Cut:
             return cut(files, *arguments)
 
         setattr(PredictionFiles, self.moment, killed)
-        return predict_worker(settings)
+        return predict_worker(job, lane)
 
 
 @pytest.mark.parametrize(("moment", "number"), [("write_part", 2), ("join", 1), ("complete", 2)])

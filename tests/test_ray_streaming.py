@@ -90,7 +90,7 @@ def _count_blocks(split: Any) -> int:
     return sum(1 for _ in receive_blocks(split, 1))
 
 
-def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
+def _train_and_watch(job: Any, lane: Any) -> dict[str, Any]:
     """`train_worker`, noting when each unit was read; it begins late, so that reading has time to run ahead."""
     time.sleep(5)
     reads: list[float] = []
@@ -102,7 +102,7 @@ def _train_and_watch(settings: dict[str, TrainJob]) -> dict[str, Any]:
         return parcels
 
     receive.unpack = noting
-    return train_worker(settings) | {"reads": reads}
+    return train_worker(job, lane) | {"reads": reads}
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import DataError
+from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.units import Unit, list_days
 from pipeline.log_passes import reduce_units as module
 from pipeline.log_passes.reduce_units import UnitsResult, reduce_units
@@ -40,7 +41,7 @@ def test_a_task_merges_its_units(
     monkeypatch.setattr(module, "MOST_TASKS", most_tasks)
     logs = write_log([[[1, 2, 3], [4]], [[5, 6, 7]]])
     listed = list_days(logs, DAYS, 1000)
-    found: list[UnitsResult[list[str]]] = list(reduce_units(listed, _keys, _join, {}))
+    found: list[UnitsResult[list[str]]] = list(reduce_units(listed, _keys, _join, IngestConfig()))
     assert len(found) == min(most_tasks, 7)
     units = [unit for day in listed for unit in day.units]
     assert sum(part.rows for part in found) == sum(unit.num_rows for unit in units)
@@ -48,7 +49,7 @@ def test_a_task_merges_its_units(
     assert list(merged) == [unit.key for unit in units if unit.num_rows != 4]
     assert [error for part in found for error in part.errors] == ["four rows"]
     with pytest.raises(DataError, match="is refused"):
-        list(reduce_units(list_days(write_log([[[1, 9]]]), DAYS[:1], 1000), _keys, _join, {}))
+        list(reduce_units(list_days(write_log([[[1, 9]]]), DAYS[:1], 1000), _keys, _join, IngestConfig()))
 
 
 _PART = st.dictionaries(st.integers(0, 9), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8)

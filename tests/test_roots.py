@@ -16,7 +16,8 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, Fsspec
 from features.encoding import Encoder
 from features.errors import ConfigError
 from pipeline.cluster.progress import ProgressBoard
-from pipeline.cluster.session import ray_run_name, ray_storage, run_workers
+from pipeline.cluster.session import run_workers
+from pipeline.cluster.worker_group import ray_run_name, ray_storage
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.load import parse_config
 from pipeline.config.project import Config
@@ -136,7 +137,7 @@ def files(storage: Storage) -> list[str]:
     return [name for name, entry in found.items() if entry["size"]]
 
 
-def _work(settings: dict[str, Any]) -> dict[str, Any]:
+def _work(job: Any, lane: Any) -> dict[str, Any]:
     return {"rank": ray.train.get_context().get_world_rank(), "name": ray.train.get_context().get_experiment_name()}
 
 

@@ -36,7 +36,7 @@ def _models(logs: Path, root: Path) -> list[Config]:
     return [both.model_copy(update={"line": "a"}), with_tasks(both, ["vcr"]).model_copy(update={"line": "b"})]
 
 
-def _worker_that_dies(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _worker_that_dies(job: Any, lane: Any, folder: Path) -> dict[str, Any]:
     """`train_worker`, whose rank 1 is killed once, in the second model; notes how many trainers there are."""
 
     def count() -> None:
@@ -51,10 +51,10 @@ def _worker_that_dies(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     at_trainer(setattr, count)
     after_step(setattr, die)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
-def _worker_that_asks(settings: dict[str, Any]) -> dict[str, Any]:
+def _worker_that_asks(job: Any, lane: Any) -> dict[str, Any]:
     """`train_worker`, which is asked to end with the last step of its first model."""
 
     def ask(trainer: Trainer, *, complete: bool) -> None:
@@ -62,7 +62,7 @@ def _worker_that_asks(settings: dict[str, Any]) -> dict[str, Any]:
             ray.get(trainer.job.board.request_stop.remote())
 
     after_save(setattr, ask)
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
 def test_a_stop_between_models_is_heard(

@@ -17,7 +17,7 @@ from pipeline.trainer.train_line import train
 __all__ = ["logs"]  # a fixture
 
 
-def _count_and_train(settings: Any, calls: str) -> dict[str, Any]:
+def _count_and_train(job: Any, lane: Any, calls: str) -> dict[str, Any]:
     """Train; note each serialisation of a vocabulary in a file."""
     to_arrow = Vocabulary.to_arrow
 
@@ -27,7 +27,7 @@ def _count_and_train(settings: Any, calls: str) -> dict[str, Any]:
         return to_arrow(vocabulary)
 
     Vocabulary.to_arrow = noted
-    return train_worker(settings)
+    return train_worker(job, lane)
 
 
 def test_vocabularies_are_serialised_once_a_run(

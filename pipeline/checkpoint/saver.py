@@ -104,6 +104,11 @@ class Saver:
             self._thread = None
         self.check()
 
+    def leave(self) -> None:
+        """Wait for the write in progress, whatever its end: the process group and the tensors get other users."""
+        if self._thread is not None:
+            self._thread.join()
+
     def _write_and_time(self, began: float, stall_s: float, *arguments: Any) -> None:
         self._write(*arguments)
         if self._failed is None:

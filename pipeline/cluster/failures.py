@@ -21,8 +21,8 @@ def ending_of(error: BaseException) -> tuple[AttemptResult, str]:
     return "failed", " ".join(str(error).split())[:500]
 
 
-def run_failed(error: TrainingFailedError) -> RunFailed:
-    """Return Ray Train's error as one line.
+def cause_of(error: TrainingFailedError) -> str:
+    """Return the cause of Ray Train's error in one line.
 
     Args:
         error: Error with the failures of all ranks, each as text with a traceback, or that of the controller.
@@ -32,7 +32,7 @@ def run_failed(error: TrainingFailedError) -> RunFailed:
     for rank, failure in failures.items():
         ranks.setdefault(_last_line(str(failure)), []).append(str(rank))
     causes = [line for line in ranks if not any(sign in line for sign in _CONSEQUENCES)] or list(ranks)
-    return RunFailed("; ".join(_named(line, ranks[line]) for line in causes))
+    return "; ".join(_named(line, ranks[line]) for line in causes)
 
 
 def _named(line: str, ranks: list[str]) -> str:

@@ -1,60 +1,31 @@
-"""Ray session of a command, and a group of workers on it."""
+"""Ray session of a command, and the workers that are kept for its jobs."""
 
 import contextlib
 import logging
-import os
-import re
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-import ray.data
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig
-from ray.train.torch import TorchTrainer as RayTorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from features.errors import ConfigError
-from pipeline.cluster.failures import run_failed
 from pipeline.cluster.processes import adopt_orphans, no_process_left
 from pipeline.cluster.progress import Progress, ProgressWatcher
-from pipeline.cluster.ray_start import owns_ray, start_ray
+from pipeline.cluster.ray_start import start_ray
 from pipeline.cluster.signals import stop_on_sigterm
-from pipeline.cluster.worker_entry import run_worker
-from pipeline.cluster.worker_lines import SpeakingLanes, take_worker_lines
+from pipeline.cluster.worker_group import NotBegun, Worker, WorkerGroup
+from pipeline.cluster.worker_lines import take_worker_lines
 from pipeline.config.project import Config
-from pipeline.ingest.plan import SHARD, RunPlan
-from pipeline.storage.files import Storage
-
-_LONGEST_NAME = 40  # characters of a project's name that a run on Ray shows
+from pipeline.ingest.plan import RunPlan
 
 logger = logging.getLogger(__name__)
-
-
-class TorchTrainer(RayTorchTrainer):
-    """Ray Train's trainer, whose command a person can end by Ctrl-C.
-
-    Ray's handler of SIGINT ends the process as if a worker had failed. Its cleaner of placement groups is for a cluster
-    that outlives the command; on a local Ray it ends in a traceback where somebody else's Ray runs, too.
-    """
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        if not owns_ray():
-            return callbacks
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 @contextlib.contextmanager
 def ray_session(config: Config) -> Iterator[None]:
     """Connect to a Ray for the duration of a command: a new local one, or the config's cluster.
 
-    An existing connection of the process is used as it is, and left open.
+    Workers that are started within the session do all its jobs, until the outermost session ends. An existing
+    connection of the process is used as it is, and left open.
 
     Raises:
         ConfigError: No Ray can start, or it has fewer logical CPUs than the workers and one data task need.
@@ -62,14 +33,17 @@ def ray_session(config: Config) -> Iterator[None]:
     """
     if ray.is_initialized():
         _check_resources(config)
-        yield
+        with _kept:
+            _kept.make_room(config)
+            yield
         return
     with no_process_left():
         try:
             start_ray(config.ray)
             take_worker_lines()
             _check_resources(config)
-            yield
+            with _kept:
+                yield
         finally:
             adopt_orphans()  # those of the raylet, whose end they do not all notice
             ray.shutdown()
@@ -123,12 +97,14 @@ def _has_room_to_read(config: Config, nodes: Sequence[float]) -> bool:
 def run_workers(
     config: Config,
     plan: RunPlan,
-    worker: Callable[[dict[str, Any]], dict[str, Any]],
+    worker: Worker,
     job: Any,
     board: Any,
     listener: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a function on every worker of Ray Train, with the plan's stream dealt to them.
+    """Run a function on every worker, with the plan's stream dealt to them.
+
+    The workers of the command's earlier jobs do it, if they were started with the same settings.
 
     Args:
         config: The project's configuration.
@@ -145,51 +121,53 @@ def run_workers(
     Raises:
         RunFailed: The workers, or Ray Train itself, failed.
     """
-    workers, name = config.workers, ray_run_name(config.name)
-    num_workers = workers.num if workers.min is None else (workers.fewest, workers.most)
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"work": ray.put((worker, job))},
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            elastic_resize_monitor_interval_s=workers.resize_every_s,
-            use_gpu=workers.device == "cuda",
-            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.device == "cuda" else {}),
-            label_selector=workers.label_selector or None,
-        ),
-        torch_config=TorchConfig(backend="gloo" if workers.device == "cpu" else "nccl", timeout_s=workers.timeout_s),
-        run_config=RunConfig(
-            name=name,
-            storage_path=ray_storage(config),
-            failure_config=FailureConfig(
-                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
-            ),
-        ),
-        datasets={SHARD: ray.data.range(1)},  # a placeholder: SpeakingLanes plans the stream for the actual ranks
-        dataset_config=SpeakingLanes(plan),
-    )
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(workers.timeout_s))
-    logger.info("starting workers: %s", num_workers if workers.min is None else f"{workers.fewest} to {workers.most}")
-    try:
-        with stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop, listener):
-            result = trainer.fit()
-    except TrainingFailedError as error:
-        raise run_failed(error) from error
-    finally:
-        Storage(config.root).remove(f"ray/{name}")
-    return (result.return_value or {}) | {"asked_to_stop": asked_to_stop.is_set()}
+    with _kept, stop_on_sigterm() as asked_to_stop, ProgressWatcher(board, asked_to_stop, listener):
+        result = _kept.do(config, plan, worker, job)
+    return result | {"asked_to_stop": asked_to_stop.is_set()}
 
 
-def ray_storage(config: Config) -> str:
-    """Return the place of Ray Train's own files below the root, as Ray and pyarrow read it."""
-    return Storage(config.root).under("ray").uri
+class _KeptWorkers:
+    """Workers that are kept until the end of the outermost of its contexts."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._group: WorkerGroup | None = None
+
+    def __enter__(self) -> "_KeptWorkers":
+        self._depth += 1
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._end(at_once=kind is not None)
+
+    def make_room(self, config: Config) -> None:
+        """End workers that were started with other settings: passes of this configuration may need their CPUs."""
+        if self._group is not None and self._group.key != WorkerGroup.key_of(config):
+            self._end()
+
+    def do(self, config: Config, plan: RunPlan, worker: Worker, job: Any) -> dict[str, Any]:
+        """Do a job; see `WorkerGroup.do`."""
+        try:
+            return self._group_of(config).do(plan, worker, job)
+        except NotBegun as error:
+            logger.warning("the workers have ended between two jobs: %s", error)
+            return self._group_of(config).do(plan, worker, job)
+
+    def _group_of(self, config: Config) -> WorkerGroup:
+        """Return the group, or a new one where that cannot do a job of this configuration."""
+        self.make_room(config)
+        if self._group is not None and not self._group.is_usable():
+            self._end()
+        if self._group is None:
+            self._group = WorkerGroup(config)
+        return self._group
+
+    def _end(self, *, at_once: bool = False) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            group.end(at_once=at_once)
 
 
-def ray_run_name(name: str) -> str:
-    """Return a name for a run on Ray: ASCII, short and new, since it is a folder's name and a tag of Ray's metrics.
-
-    Args:
-        name: Name of the project, of any length and characters.
-    """
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:_LONGEST_NAME]
-    return f"{readable or 'run'}-{uuid.uuid4().hex[:8]}"
+_kept = _KeptWorkers()

@@ -14,7 +14,6 @@ from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.worker import print_worker_logs
 
 from pipeline.cluster.console import OWN_LOGGERS, without_colours
-from pipeline.ingest.plan import LaneConfig
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +40,6 @@ def mark_own_lines() -> None:
         if not any(isinstance(known, MarkingHandler) for known in own.handlers):
             own.addHandler(handler)
         own.propagate = False  # else Ray Train would print each line again
-
-
-class SpeakingLanes(LaneConfig):
-    """Planner of the stream whose own log lines reach the command: Ray Train calls it in a process of its own."""
-
-    def configure(self, *arguments: Any, **named: Any) -> Any:
-        """Plan the stream; see `LaneConfig.configure`."""
-        mark_own_lines()
-        return super().configure(*arguments, **named)
 
 
 def take_worker_lines() -> None:

@@ -22,7 +22,8 @@ class WorkersConfig(Declaration):
         label_selector: Labels of the Ray nodes on which workers run, e.g. `{group: training}`; empty: all nodes. A
             value is a label's, `"!VALUE"`, or `in(A, B)`.
         threads: Number of threads of a worker's matrix products, on the CPU.
-        max_failures: Number of restarts of the group from its newest checkpoint after a worker died.
+        max_failures: Number of restarts of the group after a worker died, in each training or measurement. A training
+            goes on from its newest checkpoint.
         timeout_s: Time in seconds without an answer after which a collective operation fails.
         precision: Precision of the dense part's matrix products: `float32`, `tf32` (CUDA only) or `bfloat16`.
         deterministic: True to repeat a run bit for bit. The CPU always does, for a fixed number of threads; on CUDA

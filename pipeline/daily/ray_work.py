@@ -84,7 +84,7 @@ class RayWork:
         total, pass_over_bad = DayProfile(), self._config.ingest.on_bad_unit != "fail"
         columns = tuple(read_columns(schema.columns(), holdout))
         work = ProfileUnit(self._logs, schema, columns, pass_over_bad, holdout)
-        for part in reduce_units([log], work, merge_into, self._config.ingest.label_selector):
+        for part in reduce_units([log], work, merge_into, self._config.ingest):
             for error in part.errors:
                 logger.warning("not looked at: %s", error)
             if part.merged is not None:

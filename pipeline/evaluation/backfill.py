@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train
 import torch.distributed as dist
+from ray.data import DataIterator
 
 from features.errors import ConfigError, DataError, Interrupted
 from pipeline.cluster.progress import ProgressBoard
@@ -37,7 +37,7 @@ from pipeline.evaluation.resident_models import ResidentModels, measure_reading,
 from pipeline.evaluation.subject import encoder_of
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part
-from pipeline.ingest.plan import SHARD, RunPlan
+from pipeline.ingest.plan import RunPlan
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.compatible import check_same_schema
@@ -253,14 +253,13 @@ def num_resident(config: Config, checkpoints: Sequence[DatedCheckpoint]) -> int:
 
 
 @refuse_damage
-def backfill_worker(settings: dict[str, BackfillJob]) -> dict[str, Any]:
+def backfill_worker(job: BackfillJob, lane: DataIterator) -> dict[str, Any]:
     """Measure the readings of the stream and commit each day as it ends; runs on every worker of Ray Train."""
-    job = settings["job"]
     config = job.config
     groups, device = begin_worker(config)
     resident = ResidentModels(config, job.line, groups, device)
     measured: list[tuple[Cell, Any]] = []
-    blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
+    blocks = receive_blocks(lane, config.ingest.prefetch_units)
     for segment in read_segments(blocks, passed_over(config)):
         reading = job.readings[segment.header.place]
         loaded = resident.hold(reading.checkpoints)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
+from ray.data import DataIterator
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 
 from features.errors import ConfigError, DataError, Interrupted
@@ -25,7 +25,7 @@ from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.datasource import read_columns
 from pipeline.ingest.parts import Part, whole_days
-from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.compatible import check_same_schema
@@ -216,15 +216,14 @@ def measure_together(
 
 
 @refuse_damage
-def evaluate_worker(settings: dict[str, EvaluateJob]) -> dict[str, Any]:
+def evaluate_worker(job: EvaluateJob, lane: DataIterator) -> dict[str, Any]:
     """Measure the rows of the stream; runs on every worker of Ray Train, and returns the metrics over all ranks."""
-    job = settings["job"]
     config = job.config
     groups, device = begin_worker(config)
     loaded: Loaded | None = None
     measured: list[Measured] = []
     num_rows = sum(part.log.num_rows for part in job.parts)
-    blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
+    blocks = receive_blocks(lane, config.ingest.prefetch_units)
     for segment in read_segments(blocks, passed_over(config)):
         if segment.header.model == len(measured):
             subject = job.subjects[len(measured)]

@@ -1,4 +1,4 @@
-"""The stream of a run: segments planned where the ranks are known, split by Ray Data, read lane by lane.
+"""The stream of a job: segments planned where the ranks are known, split by Ray Data, read lane by lane.
 
 The checkpoint to resume from is chosen once, when the stream is planned. It travels in the first parcel, with the
 fencing number of this start's attempt. So the weights that a rank restores and the rows that it receives cannot come
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import ray.data
-import ray.train
 from ray.data import DataContext, DataIterator, ExecutionResources
 
 from features.encoding import Encoder
@@ -33,8 +32,6 @@ from pipeline.ingest.units import Units
 from pipeline.storage.files import Storage
 
 logger = logging.getLogger(__name__)
-
-SHARD = "log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +224,19 @@ class RunPlan:
             further=self.further,
         )
 
+    def lanes(self, num_ranks: int) -> list[DataIterator]:
+        """Begin an attempt of every model, and return the remaining rows as one lane per rank.
+
+        Ray Train's own split, `equal=True`, drops rows to make the lanes even.
+        """
+        return self.begin_stream(num_ranks).streaming_split(num_ranks, equal=False)
+
     def begin_stream(self, num_ranks: int) -> ray.data.Dataset:
         """Begin an attempt of every model, and return the remaining rows as a Ray Data set of parcels."""
         try:
             segments = self.segments(self.begin_attempts(), num_ranks)
             bundles = self.bundles(segments, num_ranks)
-        except DataError as error:  # Ray Train would start the workers again and again: they say it and end
+        except DataError as error:  # the workers say it and end, as they do where an error comes later
             signal = PlannedParcel("bad", 0, text=str(error))
             segments, bundles = [], Bundles([SegmentBundles.signals(signal, num_ranks)])
         plan = self.read_plan(segments)
@@ -284,27 +288,3 @@ def _in_turns(lanes: Lanes, units: Units, rows: Sequence[int], block_rows: int) 
     dealt = [[] if number is None else blocks[number] for turn in turns for number in turn]
     ends = np.cumsum([0, *map(len, dealt)], dtype=np.int64)
     return np.fromiter(itertools.chain.from_iterable(dealt), np.int32, int(ends[-1])), ends
-
-
-class LaneConfig(ray.train.DataConfig):
-    """Planner of the stream, called by Ray Train with the number of workers at every start of the worker group.
-
-    Args:
-        plan: Plan of the run.
-    """
-
-    def __init__(self, plan: RunPlan) -> None:
-        super().__init__()
-        self._plan = plan
-
-    def configure(
-        self,
-        datasets: dict[str, Any],
-        world_size: int,
-        worker_handles: Any = None,
-        worker_node_ids: Any = None,
-        **kwargs: Any,
-    ) -> list[dict[str, DataIterator]]:
-        """Split into one lane per rank. `equal=True`, Ray Train's default, drops rows to make the lanes even."""
-        splits = self._plan.begin_stream(world_size).streaming_split(world_size, equal=False)
-        return [{SHARD: split} for split in splits]

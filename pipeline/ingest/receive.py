@@ -27,16 +27,15 @@ class Segment:
     parcels: Iterator[Parcel]
 
 
-def receive_blocks(shard: DataIterator | None, prefetch_units: int) -> Iterator[Any]:
+def receive_blocks(lane: DataIterator, prefetch_units: int) -> Iterator[Any]:
     """Yield a rank's blocks unchanged, each of them one Arrow row.
 
     Args:
-        shard: The rank's lane, as Ray Train gives it.
+        lane: The rank's lane, as `RunPlan.lanes` gives it.
         prefetch_units: Blocks to fetch ahead.
     """
-    assert shard is not None
     whole: Any = None  # a batch is a block, whatever its size
-    return iter(shard.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=prefetch_units))
+    return iter(lane.iter_batches(batch_size=whole, batch_format="pyarrow", prefetch_batches=prefetch_units))
 
 
 def read_segments(blocks: Iterator[Any], on_bad: str | None = None) -> Iterator[Segment]:

@@ -1,7 +1,7 @@
 """Choice of the checkpoint from which a run continues, at every start of its workers.
 
-Ray Data plans the stream in a process of its own, which imports this file and has to start within a second. So this
-file does not import torch, except to name the difference from a checkpoint of another configuration.
+A command that only plans a stream imports this file. So it does not import torch, except to name the difference from a
+checkpoint of another configuration.
 """
 
 from collections.abc import Sequence

@@ -142,7 +142,7 @@ def seen_ids(config: Config, vocabularies: Mapping[str, Vocabulary], day_logs: S
     num_parts = num_partitions(sum(len(day.units) for day in day_logs))
     finish = needed_by_part(vocabularies, config.log_schema.vocabularies, num_parts)
     found: dict[str, SeenIds] = {}
-    for seen in count_by_partition(day_logs, work, finish, config.ingest.label_selector):
+    for seen in count_by_partition(day_logs, work, finish, config.ingest):
         for name, ids in seen.items():
             found[name] = found[name].joined(ids, vocabularies[name].room) if name in found else ids
     return found

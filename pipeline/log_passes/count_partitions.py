@@ -13,6 +13,7 @@ from ray.exceptions import RaySystemError
 
 from features.errors import DataError
 from features.id_counts import IdCounts, merge_counts, split_keys
+from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.units import DayLog, Unit
 from pipeline.log_passes.reduce_units import MergedRuns, runs_of_units
 
@@ -50,7 +51,7 @@ def count_by_partition(
     days: Sequence[DayLog],
     work: Callable[[Unit], Counts | str],
     finish: Sequence[Callable[[Counts], Result]],
-    label_selector: Mapping[str, str],
+    ingest: IngestConfig,
 ) -> Iterator[Result]:
     """Count the ids of all units in Ray tasks, and apply a function to the counts of each part of the range of keys.
 
@@ -62,7 +63,7 @@ def count_by_partition(
         days: Days of the units.
         work: Picklable function of a unit; text is the error of a unit that the pass leaves out.
         finish: Picklable function of each part, in order of keys; `num_partitions` gives their number.
-        label_selector: Labels of the Ray nodes on which the tasks run (`ingest.label_selector`); empty: all nodes.
+        ingest: CPUs of a task, and the nodes on which tasks run.
 
     Yields:
         The results, in order of keys; the driver holds one at a time.
@@ -72,8 +73,9 @@ def count_by_partition(
     """
     # As tasks of Ray Data: on all nodes, again whenever a node goes.
     options: dict[str, Any] = {"max_retries": -1, "retry_exceptions": [RaySystemError], "scheduling_strategy": "SPREAD"}
-    if label_selector:
-        options["label_selector"] = dict(label_selector)
+    options["num_cpus"] = ingest.read_cpus  # workers that wait for their next work hold all other CPUs
+    if ingest.label_selector:
+        options["label_selector"] = dict(ingest.label_selector)
     merged = _MergedParts(ray.remote(_merge_parts).options(**options))
     for parts in _counted(days, work, len(finish), options):
         merged.add(parts)

@@ -59,7 +59,7 @@ def fit_popularity(config: Config, encoder: Encoder, days: Sequence[DayLog], fea
     place = [sparse.name for sparse in config.log_schema.sparse_features].index(feature)
     work = SumLabels(Storage(config.logs.path), encoder, place)
     runs = MergedRuns(merge_sums, lambda found: len(found[0]))
-    for part in reduce_units(days, work, merge_sums, config.ingest.label_selector):
+    for part in reduce_units(days, work, merge_sums, config.ingest):
         assert part.merged is not None
         runs.add(part.merged)
     found = runs.total()

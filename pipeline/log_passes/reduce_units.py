@@ -2,13 +2,14 @@
 
 import itertools
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray.data
 
 from features.errors import DataError
+from pipeline.config.ingest import IngestConfig
 from pipeline.ingest.units import DayLog, Unit
 
 MOST_TASKS = 4096
@@ -36,7 +37,7 @@ def reduce_units(
     days: Sequence[DayLog],
     work: Callable[[Unit], Result | str],
     merge: Callable[[Result, Result], Result],
-    label_selector: Mapping[str, str],
+    ingest: IngestConfig,
 ) -> Iterator[UnitsResult[Result]]:
     """Apply a function to every unit in data tasks, and merge the results of each task's units.
 
@@ -46,7 +47,7 @@ def reduce_units(
         days: Days of the units.
         work: Picklable function of a unit; text is the error of a unit that the pass leaves out.
         merge: Picklable function that merges two results into the first.
-        label_selector: Labels of the Ray nodes on which the tasks run (`ingest.label_selector`); empty: all nodes.
+        ingest: CPUs of a task, and the nodes on which tasks run.
 
     Yields:
         The results, in unit order; a consumer that merges one at a time does not hold them all.
@@ -57,10 +58,11 @@ def reduce_units(
     context = ray.data.DataContext.get_current().copy()  # the process's own stays as it is
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.execution_options.label_selector = dict(label_selector) or None
+    context.execution_options.label_selector = dict(ingest.label_selector) or None
     rows = [{"units": pickle.dumps(units)} for units in runs_of_units(days, MOST_TASKS)]
     with ray.data.DataContext.current(context):
-        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Reduce(work, merge))
+        items = ray.data.from_items(rows, override_num_blocks=len(rows))
+        found = items.map(_Reduce(work, merge), num_cpus=ingest.read_cpus)  # idle workers hold the others
     for row in found.iter_rows():
         result = pickle.loads(row["result"])
         if isinstance(result, DataError):

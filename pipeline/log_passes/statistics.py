@@ -1,7 +1,7 @@
 """Statistics of the log and popularity of its ids, each in one Ray Data pass over units."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from features.errors import DataError
@@ -9,6 +9,7 @@ from features.schema import Schema
 from features.statistics import Statistics, StatisticsAccumulator
 from pipeline.cluster.progress import Progress, ProgressDisplay
 from pipeline.cluster.session import ray_session
+from pipeline.config.ingest import IngestConfig
 from pipeline.config.project import Config
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.frozen_statistics import STATISTICS
@@ -43,7 +44,7 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
     day_logs = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
     logger.info("fitting statistics on %s", ", ".join(days))
     with ray_session(config):
-        statistics = collect_statistics(logs, schema, columns, day_logs, config.ingest.label_selector)
+        statistics = collect_statistics(logs, schema, columns, day_logs, config.ingest)
     line.storage.write(STATISTICS, seal(statistics.model_dump(mode="json")))
     return {
         "statistics": f"{line.storage.url}/{STATISTICS}",
@@ -54,7 +55,7 @@ def fit_statistics(config: Config, days: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_statistics(
-    logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog], label_selector: Mapping[str, str]
+    logs: Storage, schema: Schema, columns: Sequence[str], days: Sequence[DayLog], ingest: IngestConfig
 ) -> Statistics:
     """Return the statistics of a schema's features, within a running Ray session.
 
@@ -63,7 +64,7 @@ def collect_statistics(
         schema: Schema of the observed features.
         columns: Columns of the log to read: those of the features, at least.
         days: The days.
-        label_selector: Labels of the Ray nodes on which the data tasks run; empty: all nodes.
+        ingest: CPUs of a data task, and the nodes on which data tasks run.
 
     Raises:
         DataError: A unit could not be read.
@@ -71,7 +72,7 @@ def collect_statistics(
     total, display = StatisticsAccumulator(schema), ProgressDisplay()
     num_rows, done = sum(day.num_rows for day in days), 0
     work = ObserveUnit(logs, schema, tuple(columns))
-    for part in reduce_units(days, work, merge_into, label_selector):
+    for part in reduce_units(days, work, merge_into, ingest):
         assert part.merged is not None
         total.merge(part.merged)
         done += part.rows

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import ray.train
 from pydantic import TypeAdapter, ValidationError
+from ray.data import DataIterator
 
 from features.encoding import Encoder
 from features.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from pipeline.cluster.progress import ProgressBoard
 from pipeline.cluster.session import ray_session, run_workers
 from pipeline.config.project import Config, ModelConfig
 from pipeline.ingest.cursor import lanes_to_arrow
-from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import DayLog, check_days
 from pipeline.lineage.day_entry import trained_entry
@@ -217,7 +217,7 @@ def _statistics(
     fitted: dict[str, Any] = {"days": [], "rows": 0, "numbers": {}, "distinct_ids": {}, "missing_ids": {}}
     if missing:
         logs, part = Storage(config.logs.path), _schema_of(schema, missing)
-        found = collect_statistics(logs, part, _columns(missing), days, config.ingest.label_selector)
+        found = collect_statistics(logs, part, _columns(missing), days, config.ingest)
         fitted = found.model_dump(mode="json")
     if frozen is None and not missing:
         return None
@@ -313,13 +313,12 @@ def _position_files(job: MigrateJob) -> dict[str, bytes]:
 
 
 @refuse_damage
-def migrate_worker(settings: dict[str, MigrateJob]) -> dict[str, Any]:
+def migrate_worker(job: MigrateJob, lane: DataIterator) -> dict[str, Any]:
     """Build the new model, inherit from the old one, and save; runs on every worker of Ray Train."""
-    job = settings["job"]
     config, storage = job.config, job.line.storage
     old_place, old_name = job.line.place(job.parent)
     groups, device = begin_worker(config)
-    for _ in read_segments(receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)):
+    for _ in read_segments(receive_blocks(lane, config.ingest.prefetch_units)):
         raise AssertionError("a migration reads no rows")
     state = build_state(config, groups.training, device)
     inherit(state, job.old, Declared.by(config), old_place, old_name, groups.saving)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.train
 import torch
 import torch.distributed as dist
+from ray.data import DataIterator
 from torch import Tensor
 
 from features.errors import DataError, Interrupted
@@ -30,7 +30,7 @@ from pipeline.ingest.cursor import StoredCursor
 from pipeline.ingest.datasource import read_forwards
 from pipeline.ingest.lanes import ResumePoint
 from pipeline.ingest.parts import Part, whole_days
-from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import Unit, audit_sum
 from pipeline.lineage.compatible import check_same_schema
@@ -185,13 +185,13 @@ def begin_after_parts(files: PredictionFiles, left: Sequence[Part], seed: int) -
 
 
 @refuse_damage
-def predict_worker(settings: dict[str, PredictJob]) -> dict[str, Any]:
+def predict_worker(job: PredictJob, lane: DataIterator) -> dict[str, Any]:
     """Predict the rows of the stream, and complete each day as it ends; runs on every worker of Ray Train."""
-    job, reading = settings["job"], settings["job"].reading
+    reading = job.reading
     config = reading.config
     groups, device = begin_worker(config)
     loaded = load(reading.subjects[0], None, groups, device)
-    blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
+    blocks = receive_blocks(lane, config.ingest.prefetch_units)
     for segment in read_segments(blocks, passed_over(config)):
         part = next(part for part in reading.parts if part.key == (segment.header.day, segment.header.log_day))
         with UnitWriter(job, part) as writer:

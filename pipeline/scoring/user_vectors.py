@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.train
 import torch
 import torch.distributed as dist
+from ray.data import DataIterator
 from torch import Tensor, nn
 
 from features.errors import ConfigError, DataError, Interrupted
@@ -24,7 +24,7 @@ from pipeline.evaluation.evaluate import EvaluateJob, Subject, in_order, listed_
 from pipeline.evaluation.subject import encoder_of, published
 from pipeline.ingest.datasource import read_unit
 from pipeline.ingest.parts import Part, whole_days
-from pipeline.ingest.plan import SHARD, RunPlan, StreamStart
+from pipeline.ingest.plan import RunPlan, StreamStart
 from pipeline.ingest.receive import read_segments, receive_blocks
 from pipeline.ingest.units import Unit
 from pipeline.lineage.compatible import check_same_schema
@@ -108,14 +108,14 @@ def _compute(config: Config, plan: RunPlan, reading: EvaluateJob, column: str, o
 
 
 @refuse_damage
-def vectors_worker(settings: dict[str, VectorsJob]) -> dict[str, Any]:
+def vectors_worker(job: VectorsJob, lane: DataIterator) -> dict[str, Any]:
     """Compute the vectors of the stream's rows; runs on every worker of Ray Train."""
-    job, reading = settings["job"], settings["job"].reading
+    reading = job.reading
     config = reading.config
     groups, device = begin_worker(config)
     loaded = load(reading.subjects[0], None, groups, device)
     found = UserVectors(loaded.state.model, job.logs, job.column)
-    blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
+    blocks = receive_blocks(lane, config.ingest.prefetch_units)
     for segment in read_segments(blocks, passed_over(config)):
         part = next(part for part in reading.parts if part.key == (segment.header.day, segment.header.log_day))
         found.begin_part(reading.parts.index(part), part)

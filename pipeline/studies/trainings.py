@@ -148,8 +148,7 @@ class Trainings:
         def collect() -> dict[str, Any]:
             columns = schema.columns()
             found = check_days(logs, days, config.ingest.unit.max_rows, schema, columns)
-            selector = config.ingest.label_selector
-            return collect_statistics(logs, schema, columns, found, selector).model_dump(mode="json")
+            return collect_statistics(logs, schema, columns, found, config.ingest).model_dump(mode="json")
 
         common = self._steps.done(f"statistics-{_digest(inputs)}", inputs, collect)
         own = common | {"schema_fingerprint": config.log_schema.fingerprint()}

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-import ray.train
 import torch
 import torch.distributed as dist
+from ray.data import DataIterator
 from torch import Tensor
 
 from features.errors import DataError, Interrupted
@@ -23,7 +23,7 @@ from pipeline.cluster.signals import PreemptionNotice, SignalReader, asked_to_st
 from pipeline.ingest.batcher import Batcher
 from pipeline.ingest.batches_ahead import made_ahead
 from pipeline.ingest.cursor import BatchCursor
-from pipeline.ingest.plan import SHARD, Header
+from pipeline.ingest.plan import Header
 from pipeline.ingest.receive import Segment, read_segments, receive_blocks
 from pipeline.ingest.units import Units
 from pipeline.log_passes.admission import Admission
@@ -39,7 +39,7 @@ from pipeline.trainer.worker_setup import Groups, begin_worker, build_state, bui
 logger = logging.getLogger(__name__)
 
 
-def train_worker(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
+def train_worker(jobs: Sequence[TrainJob], lane: DataIterator) -> dict[str, Any]:
     """Train what the stream brings, one model after the other; runs on every worker of Ray Train.
 
     No checkpoint is handed to Ray: they are ours, and a restarted group finds the newest ones by itself.
@@ -47,10 +47,9 @@ def train_worker(settings: dict[str, Sequence[TrainJob]]) -> dict[str, Any]:
     Returns:
         What each model has `reached`, nothing of one that was at its end; and why the run ended before its own.
     """
-    jobs = settings["job"]
     config = jobs[0].config
     groups, device = begin_worker(config)
-    blocks = receive_blocks(ray.train.get_dataset_shard(SHARD), config.ingest.prefetch_units)
+    blocks = receive_blocks(lane, config.ingest.prefetch_units)
     segments = read_segments(blocks, "quarantined" if config.ingest.on_bad_unit == "quarantine" else None)
     reached: list[dict[str, Any]] = [{} for _ in jobs]
     ended: dict[str, Any] = {}
@@ -92,9 +91,11 @@ def train_model(
             trainer.train_part(segment)
         trainer.saver.wait()
         trainer.report.post(final=True)  # with the time of the last save
+    except (DataError, Interrupted):
+        trainer.saver.leave()  # the process goes on, with other jobs
+        raise
     finally:
-        newest = trainer.progress.newest
-        reached |= {"step": trainer.step, "checkpoint": newest, "first_step_at": trainer.first_step_at}
+        reached |= {"checkpoint": trainer.progress.newest, "step": trainer.step, "first_step_at": trainer.first_step_at}
 
 
 class Trainer:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 import torch.utils.deterministic
+from ray.data import DataIterator
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
@@ -67,6 +68,12 @@ class Groups:
     saving: dist.ProcessGroup
 
     @classmethod
+    @functools.lru_cache(maxsize=1)
+    def of_process(cls, timeout_s: int, saving_timeout_s: int) -> "Groups":
+        """Return the groups of this process: its jobs follow each other, and share them."""
+        return cls.create(timeout_s, saving_timeout_s)
+
+    @classmethod
     def create(cls, timeout_s: int, saving_timeout_s: int = 1800) -> "Groups":
         """Make the groups over all ranks; the default group is the training thread's."""
         assert dist.group.WORLD is not None
@@ -110,16 +117,16 @@ class Groups:
         return gathered
 
 
-def refuse_damage(worker: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+def refuse_damage(worker: Callable[[Any, DataIterator], dict[str, Any]]) -> Callable[[Any, DataIterator], Any]:
     """Let a function of the workers return `refused` where the checkpoint that it loads is damaged.
 
     The checkpoint was named, and there is no other one to take; a retry would not help.
     """
 
     @functools.wraps(worker)
-    def worker_or_refusal(settings: Any) -> dict[str, Any]:
+    def worker_or_refusal(job: Any, lane: DataIterator) -> dict[str, Any]:
         try:
-            return worker(settings)
+            return worker(job, lane)
         except DamagedFile as error:  # on all ranks alike
             return {"refused": f"{error}: restore the file, or name another checkpoint"}
 
@@ -130,7 +137,7 @@ def begin_worker(config: Config) -> tuple[Groups, torch.device]:
     """Set up a worker of Ray Train: its log, its process groups, and its device."""
     context = ray.train.get_context()
     quiet_logs(context.get_world_rank())
-    groups = Groups.create(config.workers.timeout_s, config.checkpoint.timeout_s)
+    groups = Groups.of_process(config.workers.timeout_s, config.checkpoint.timeout_s)
     return groups, set_device(config, context.get_local_rank())
 
 

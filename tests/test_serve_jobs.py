@@ -6,7 +6,7 @@ import sys
 import pytest
 
 _LIGHT = {
-    "pipeline.cluster.worker_entry": "Ray Train's controller",
+    "pipeline.cluster.serve_jobs": "Ray Train's controller",
     "pipeline.ingest.plan": "Ray Data's planning",
     "pipeline.lineage.choose_start": "where a run goes on",
     "pipeline.ingest.datasource": "reading",
