@@ -191,13 +191,18 @@ class DayCursor:
         )
 
     @classmethod
-    def from_stored(cls, stored: StoredCursor, units: Units) -> "DayCursor":
+    def from_stored(cls, stored: StoredCursor, units: Units, places: Mapping[str, int] | None = None) -> "DayCursor":
         """Find the units of a stored cursor in a log.
+
+        Args:
+            stored: The stored cursor.
+            units: Units of the log.
+            places: `units.places()`, where the caller has it.
 
         Raises:
             DataError: The log no longer has a unit that was trained.
         """
-        places, sizes = {key: index for index, key in enumerate(units.keys())}, units.num_rows.tolist()
+        places, sizes = places or units.places(), units.num_rows.tolist()
         cursor = cls(in_space=list(stored.in_space), held_out=stored.held_out)
         trained = stored.units | {key: (0, 0) for key in stored.quarantined if key not in stored.units}
         for key, (count, total) in trained.items():

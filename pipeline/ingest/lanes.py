@@ -81,16 +81,18 @@ def deal_log(
     order = unit_order(log.units, seed=seed, pass_index=pass_index, day=log.day, shuffle=ingest.shuffle.units)
     if resume is None:
         return DealtLog(deal(log.units, num_ranks, order))
-    _check_unchanged(resume, log, ingest, seed)
-    before = DayCursor.from_stored(resume.seen, log.units)
+    places = log.units.places()  # of 150,000 units it takes .3 s
+    _check_unchanged(resume, log, ingest, seed, places)
+    before = DayCursor.from_stored(resume.seen, log.units, places)
     missing = before.missing(log.units)
     if len(resume.lanes) != num_ranks:
         return DealtLog(deal(log.units, num_ranks, order, missing), before)
-    places = {key: index for index, key in enumerate(log.units.keys())}
     return DealtLog([[index for key in lane if (index := places[key]) in missing] for lane in resume.lanes], before)
 
 
-def _check_unchanged(resume: ResumePoint, log: DayLog, ingest: IngestConfig, seed: int) -> None:
+def _check_unchanged(
+    resume: ResumePoint, log: DayLog, ingest: IngestConfig, seed: int, places: Mapping[str, int]
+) -> None:
     """Refuse to continue within a log if "the first n rows of a unit" are no longer the trained ones."""
     if (resume.seed, resume.shuffle_rows) != (seed, ingest.shuffle.rows):
         raise DataError(
@@ -98,8 +100,9 @@ def _check_unchanged(resume: ResumePoint, log: DayLog, ingest: IngestConfig, see
             f"{resume.shuffle_rows}, the config has {seed} and {ingest.shuffle.rows}: restore them until the day is "
             "done"
         )
-    then = {key for lane in resume.lanes for key in lane} | set(resume.seen.units) | set(resume.seen.quarantined)
-    changed = sorted(then ^ set(log.units.keys()))
+    then = {key for lane in resume.lanes for key in lane}
+    then.update(resume.seen.units, resume.seen.quarantined)
+    changed = sorted(then ^ places.keys())
     what = f"{len(changed)} units, e.g. {changed[0]}" if changed else None
     rewritten = sorted(file for file, mark in resume.files.items() if log.files.get(file, mark) != mark)
     if rewritten and not changed:

@@ -137,6 +137,10 @@ class Units(Sequence[Unit]):
         files = self._files
         return [_key(files[file], *place) for file, *place, _ in self._units.tolist()]
 
+    def places(self) -> dict[str, int]:
+        """Return the index of each unit, by its key."""
+        return {key: index for index, key in enumerate(self.keys())}
+
     @property
     def whole(self) -> np.ndarray:
         """True for a unit that is all of its row group, bool of shape (N,)."""
