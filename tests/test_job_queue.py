@@ -49,7 +49,7 @@ def test_workers_of_an_earlier_start_are_not_heard() -> None:
         waiting = asyncio.create_task(queue.next_job("a", 0, 1))
         await _join(queue, "b")
         assert await waiting is None
-        await queue.submit("a", _job(2))  # planned for workers that have ended meanwhile
+        assert not await queue.submit("a", _job(2))  # planned for workers that have ended meanwhile
         await queue.submit("b", _job(3))
         await queue.join("a", 0, 2)
         assert await queue.next_job("a", 0, 0) is None
@@ -112,6 +112,27 @@ def test_a_repeated_call_changes_nothing() -> None:
         assert not waiting.done()
         await queue.close()
         await waiting
+
+    _run(work)
+
+
+def test_workers_of_a_node_that_goes_away() -> None:
+    """Catches a job that begins on them, a job within which they end, and ranks of which some get a job."""
+
+    async def work(queue: JobQueue) -> None:
+        await _join(queue, "a")
+        assert await queue.submit("a", _job(1))
+        assert await queue.next_job("a", 0, 0) is not None
+        await queue.lose_nodes()
+        assert await queue.next_job("a", 1, 0) is not None
+        await queue.finish("a", 1, 0, "result")
+        assert await queue.next_job("a", 0, 1) is None
+        await queue.finish("a", 1, 1, None)
+        assert (await queue.look(0)).result == "result"
+        assert not await queue.submit("a", _job(2))
+        assert await queue.next_job("a", 1, 1) is None
+        await _join(queue, "b")
+        assert await queue.submit("b", _job(3))
 
     _run(work)
 

@@ -188,8 +188,8 @@ def _press_ctrl_c(patch: pytest.MonkeyPatch, began: Path) -> None:
     """Interrupts the command once two workers have begun."""
     look_again = worker_group.WorkerGroup._look_again
 
-    def interrupted(group: Any, ended: Any) -> None:
-        look_again(group, ended)
+    def interrupted(group: Any) -> None:
+        look_again(group)
         if len(list(began.iterdir())) == 2:
             raise KeyboardInterrupt
 

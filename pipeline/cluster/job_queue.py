@@ -96,10 +96,13 @@ class JobQueue:
     async def next_job(self, start: str, rank: int, after: int) -> Share | None:
         """Wait for the next job, and return this rank's share; None: there will be none."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or start != self._start or self._has_job(after))
-        if self._closed or start != self._start or self._job is None:
+            await self._changed.wait_for(lambda: not self._goes_on(start) or self._has_job(after))
+        if self._job is None or not self._has_job(after) or self._closed or start != self._start:
             return None
         return Share(self._job.number, self._job.work, self._job.lanes[rank])
+
+    def _goes_on(self, start: str) -> bool:
+        return start == self._start and not self._closed and not self._loses_nodes
 
     def _has_job(self, after: int) -> bool:
         return self._job is not None and self._job.number > after
@@ -122,7 +125,7 @@ class JobQueue:
         await self._tell()
 
     async def lose_nodes(self) -> None:
-        """Record that nodes of the present workers are about to be taken away."""
+        """Let the present workers return after their present job: nodes of theirs are about to be taken away."""
         self._loses_nodes = True
         await self._tell()
 
@@ -144,12 +147,16 @@ class JobQueue:
         news = (self._finished, self._result, self._controller, self._loses_nodes)
         return Look(self._version, start, self._num_ranks, *news)
 
-    async def submit(self, start: str, job: Job) -> None:
-        """Give a job to the workers of a start; nothing happens if they have been replaced."""
-        if start == self._start and job.number > self._submitted:  # a call may be repeated
-            self._job, self._ended_by, self._of_first, self._result = job, set(), None, None
-            self._submitted = job.number
-            await self._tell()
+    async def submit(self, start: str, job: Job) -> bool:
+        """Give a job to the workers of a start; return False if they take none any more."""
+        if job.number == self._submitted:  # the call is repeated
+            return True
+        if not self._goes_on(start):
+            return False
+        self._job, self._ended_by, self._of_first, self._result = job, set(), None, None
+        self._submitted = job.number
+        await self._tell()
+        return True
 
     async def begin_work(self, number: int) -> None:
         """Record that the command has other work, whose failures are counted from 0."""

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.data
@@ -109,7 +109,7 @@ class WorkerGroup:
         return False
 
     def do(self, plan: RunPlan, worker: Worker, job: Any) -> dict[str, Any]:
-        """Do a job on all workers, again from its beginning whenever Ray Train starts them again.
+        """Do a job on all workers; whenever Ray Train starts them again, its stream is planned again.
 
         Args:
             plan: Plan of the job's stream.
@@ -120,38 +120,46 @@ class WorkerGroup:
             The result of rank 0.
 
         Raises:
-            NotBegun: The workers ended after earlier jobs, and before they were given this one.
+            NotBegun: Workers of earlier jobs ended before they were given this one.
             RunFailed: The workers, or Ray Train itself, failed more often than is allowed for one job.
         """
-        work, served, first = [ray.put((worker, job))], None, self._number + 1
+        work, first = [ray.put((worker, job))], self._number + 1
         lanes: Sequence[Any] = ()
+        planned_for, is_begun = None, False
         with self._or_failure():
             ray.get(self._queue.begin_work.remote(first))
             self._look = self._news(-1)  # workers may have been replaced since the last job
         try:
             while self._look.finished < first:
-                if self._look.start not in (None, served):
-                    served = self._look.start
+                if self._look.start not in (None, planned_for):
+                    planned_for = self._look.start
                     end_stream(lanes)
                     lanes = self._plan(plan, self._look.num_ranks)
-                    self._submit(served, Job(self._number + 1, work, lanes))
-                self._look_again(NotBegun if served is None and first > 1 else RunFailed)
+                    is_begun |= self._submit(planned_for, Job(self._number + 1, work, lanes))
+                if self.has_ended:
+                    self._raise_end(first, is_begun=is_begun)
+                self._look_again()
         finally:
             end_stream(lanes)
         self._busy = False
         return self._look.result or {}
 
-    def _submit(self, start: str, job: Job) -> None:
+    def _submit(self, start: str, job: Job) -> bool:
         self._number, self._busy = job.number, True
         with self._or_failure():
-            ray.get(self._queue.submit.remote(start, job))
+            is_taken: Any = ray.get(self._queue.submit.remote(start, job))
+        return is_taken
 
-    def _look_again(self, ended: type[RunFailed]) -> None:
-        """Wait for news of the queue, for a second at most; raise what has ended the group, or that it has ended."""
-        if self.has_ended:
-            if isinstance(self._error, TrainingFailedError):
-                raise ended(cause_of(self._error)) from self._error
-            raise self._error or ended("Ray Train has ended: start the same command again")
+    def _raise_end(self, first: int, *, is_begun: bool) -> NoReturn:
+        """Raise the error that has ended Ray Train, or one that says that it has ended."""
+        error = self._error
+        if error is not None and not isinstance(error, TrainingFailedError):
+            raise error
+        kind = NotBegun if not is_begun and (first > 1 or error is None) else RunFailed
+        raise kind(cause_of(error) if error else "Ray Train has ended: start the same command again") from error
+
+    def _look_again(self) -> None:
+        """Wait for news of the queue, for a second at most."""
         with self._or_failure():
             self._look = self._news(self._look.version)
 
