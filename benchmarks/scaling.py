@@ -22,7 +22,8 @@ _FLAT = 1.1
 def run(quick: bool) -> dict[str, Any]:
     """Train the paper's head, each number of workers in turns, within one Ray; batches have 1,024 rows a worker.
 
-    The slope between 1 and 5 passes over the day leaves the start out of the figure. All workers share the cores of
+    The slope between 1 and 5 passes over the day leaves the fixed cost of a training out of the figure; the workers
+    have started before. All workers share the cores of
     this machine, so that the wall time says nothing about a cluster's.
 
     Args:

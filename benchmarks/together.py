@@ -1,4 +1,4 @@
-"""Seconds of training small models with a group of workers each, over those of all models with one group."""
+"""Seconds of training small models with a stream each, over those of all models in one stream, on the same workers."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ _MODELS = 4
 def run(quick: bool) -> dict[str, Any]:
     """Train the same models both ways, within one Ray, on one worker.
 
-    The workers have started before. The saving is a reading of the day for every model but the first.
+    The workers have started before. The saving is the start of a stream, the lease and the checks of a command for
+    every model but the first; each model reads the day.
 
     Args:
         quick: An eighth of the rows.

@@ -9,7 +9,7 @@ A test says what happens and at which point; this module knows which function of
 | a part is saved      | `Trainer.save`                    |
 | a file is opened     | `HashingFileSystem.create_stream` |
 | a manifest is due    | `write.commit`                    |
-| workers are started  | `train_days.train_worker`         |
+| a training begins    | `train_days.train_worker`         |
 | a lease is taken     | `lease.this_process`              |
 | a batch is made      | `Batcher.next_batch`              |
 
@@ -110,7 +110,7 @@ def before_manifest(patch: Patch, act: Callable[[], None]) -> None:
 
 
 def replace_worker(patch: Patch, worker: Callable[..., dict[str, Any]], **arguments: Any) -> None:
-    """Start a function with the given arguments in the place of `train_worker`."""
+    """Run a function with the given arguments in the place of `train_worker`."""
     patch(train_days, "train_worker", functools.partial(worker, **arguments))
 
 

@@ -4,8 +4,8 @@ Everything of the product runs as it does on Ray: the command's part, the plan o
 real files, real gloo ranks, the trainer, the checkpoints, what a failure is told as. Only what Ray itself does is done
 here: it keeps objects, deals one-row blocks round and round (`test_ray_streaming.py::test_ray_deals_the_lanes` holds
 Ray to that), starts a group of workers, ends all of it when one of them dies or fails, and starts it again as often as
-`max_failures` says. The queue of the workers is the product's, behind a socket. The workers are forked from a process
-that has imported TorchRec.
+`max_failures` says for each training or measurement. The queue of the workers is the product's, behind a socket. The
+workers are forked from a process that has imported TorchRec.
 
 `on_processes()` puts this in Ray's place for the rest of a process: a test's, through the fixture `local_training`, or
 a command's that a test starts.

@@ -129,7 +129,7 @@ class Saver:
             self._failed = error
 
     def _retire(self, newest: str) -> None:
-        """Remove all but the newest few checkpoints within days of this start; those of other starts stay."""
+        """Remove all but the newest few checkpoints within days of this attempt; those of other attempts stay."""
         self._within_day.append(newest)
         for name in self._within_day[: -self._config.keep]:
             try:

@@ -11,7 +11,7 @@ _CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer")  # err
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - it is the command's outcome
-    """Failure of the workers beyond their allowed restarts; a restart of the command may help."""
+    """Failure of the workers, or of planning, beyond the allowed restarts; a restart of the command may help."""
 
 
 def ending_of(error: BaseException) -> tuple[AttemptResult, str]:

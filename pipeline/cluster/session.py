@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 def ray_session(config: Config) -> Iterator[None]:
     """Connect to a Ray for the duration of a command: a new local one, or the config's cluster.
 
-    Workers that are started within the session do all its jobs, until the outermost session ends. An existing
-    connection of the process is used as it is, and left open.
+    Workers that are started within the session do its jobs until the outermost session ends, as long as `workers` and
+    `checkpoint.timeout_s` stay the same and no node is taken away. An existing connection of the process is used as it
+    is, and left open.
 
     Raises:
         ConfigError: No Ray can start, or it has fewer logical CPUs than the workers and one data task need.
@@ -104,7 +105,8 @@ def run_workers(
 ) -> dict[str, Any]:
     """Run a function on every worker, with the plan's stream dealt to them.
 
-    The workers of the command's earlier jobs do it, if they were started with the same settings.
+    The workers of the command's earlier jobs do it, if they were started with the same settings, still run, and lose
+    no node.
 
     Args:
         config: The project's configuration.
@@ -115,8 +117,7 @@ def run_workers(
         listener: Function that is given the board's progress; it may not wait.
 
     Returns:
-        The result of rank 0's worker, and `asked_to_stop`: True after a SIGTERM. Reports to Ray Train would be kept
-        with its own checkpoints only.
+        The result of rank 0's worker, and `asked_to_stop`: True after a SIGTERM.
 
     Raises:
         RunFailed: The workers, or Ray Train itself, failed.

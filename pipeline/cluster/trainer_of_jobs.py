@@ -17,7 +17,8 @@ from pipeline.cluster.ray_start import owns_ray
 class TorchTrainer(RayTorchTrainer):
     """Ray Train's trainer, as a group of workers needs it.
 
-    It tells the queue of the controller, and of workers that are about to end. Failures are counted for each job apart.
+    It tells the queue of the controller, and of workers that are about to end. Failures are counted for each training
+    or measurement apart.
     Ray's cleaner of placement groups is for a cluster that outlives the command; on a local Ray it ends in a traceback
     where somebody else's Ray runs, too.
     """

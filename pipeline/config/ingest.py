@@ -40,7 +40,7 @@ class IngestConfig(Declaration):
         unit: Units of reading.
         shuffle: Order of rows.
         read_tasks: Maximum number of concurrent data tasks; absent: as many as there are free CPUs.
-        read_cpus: Logical CPUs of Ray per data task.
+        read_cpus: Logical CPUs of Ray per data task, and per task of the passes beside training.
         label_selector: Labels of the Ray nodes on which data tasks run, e.g. `{group: data}`; empty: all nodes. A value
             is a label's, `"!VALUE"`, or `in(A, B)`.
         object_store_mb: Maximum size of encoded units that wait in the object store, in MiB.

@@ -1,7 +1,7 @@
 """Lanes of a log: which rank reads which units, from the log's start or from a checkpoint within it.
 
 Lanes and cursor of a day with 150,000 units have megabytes. So they do not travel with the stream to every rank. The
-planner computes them where the ranks are known, and rank 0, which writes them into checkpoints, computes them again
+command computes them when it plans the stream, and rank 0, which writes them into checkpoints, computes them again
 from the same checkpoint.
 """
 

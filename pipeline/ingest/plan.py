@@ -1,8 +1,8 @@
-"""The stream of a job: segments planned where the ranks are known, split by Ray Data, read lane by lane.
+"""The stream of a job: segments that the command plans for the number of ranks, split by Ray Data into lanes.
 
 The checkpoint to resume from is chosen once, when the stream is planned. It travels in the first parcel, with the
-fencing number of this start's attempt. So the weights that a rank restores and the rows that it receives cannot come
-from different checkpoints, and two starts never write into one directory.
+fencing number of this plan's attempt. So the weights that a rank restores and the rows that it receives cannot come
+from different checkpoints, and two attempts never write into one directory.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """Start of the workers.
+    """Beginning of a model's stream.
 
     Args:
-        attempt: The fencing number of this start; None where nothing is written.
+        attempt: The fencing number of the attempt; None where nothing is written.
         resume: The checkpoint to continue from; None: from nothing.
         done: Number of the first parts that need no reading any more, of a run that trains nothing.
     """
@@ -61,7 +61,7 @@ class Header:
         in_space_before: Those in each task's sample space, in task order; empty without any.
         within: True if the model's checkpoint is within this log; its cursor and lanes are continued.
         checkpoint: Checkpoint to restore before the first batch; only in a model's first segment.
-        attempt: The fencing number of this start of the workers.
+        attempt: The fencing number of the attempt.
         model: Index of the segment's model, among the models that a run trains one after the other.
         place: Index of the segment among those of its model, those before them that were done already included.
     """
@@ -113,8 +113,9 @@ class RunPlan:
         encoder: Encoder of the rows.
         ingest: Sizes, shuffling and bounds.
         seed: The run's seed.
-        starts: Function of each model that begins an attempt and returns its start; called at every start of the
-            workers. Each model gets all of its remaining rows before the next model.
+        starts: Function of each model that begins an attempt and returns its start; called whenever the stream is
+            planned: at the beginning, and after every restart of the workers. Each model gets all of its remaining rows
+            before the next model.
         holdout: Rows that are never trained.
         rows: Rows that have labels: `trained`, `all` or `held_out`; with `held_out` only these rows are read.
         block_rows: Whole row groups of together at most so many rows share a read task, and a block on one rank.
@@ -236,7 +237,7 @@ class RunPlan:
         try:
             segments = self.segments(self.begin_attempts(), num_ranks)
             bundles = self.bundles(segments, num_ranks)
-        except DataError as error:  # the workers say it and end, as they do where an error comes later
+        except DataError as error:  # the workers report it, as an error that comes later, and the job ends
             signal = PlannedParcel("bad", 0, text=str(error))
             segments, bundles = [], Bundles([SegmentBundles.signals(signal, num_ranks)])
         plan = self.read_plan(segments)

@@ -1,7 +1,6 @@
-"""Choice of the checkpoint from which a run continues, at every start of its workers.
+"""Choice of the checkpoint from which a run continues, whenever its stream is planned.
 
-A command that only plans a stream imports this file. So it does not import torch, except to name the difference from a
-checkpoint of another configuration.
+This file does not import torch, except to name the difference from a checkpoint of another configuration.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pipeline.lineage.records import Manifest, RunScope
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """Function that begins an attempt of a run; called at every start of the workers.
+    """Function that begins an attempt of a run; called whenever its stream is planned.
 
     Args:
         declared: The configuration, as manifests have it.

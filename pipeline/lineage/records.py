@@ -244,7 +244,7 @@ AttemptResult = Literal["done", "failed", "refused", "interrupted", "restarted"]
 
 
 class Attempt(Record):
-    """One start of a group of workers.
+    """One attempt to train or migrate: begun with the plan of a training, and again after a restart of its workers.
 
     Args:
         run: Run that it belongs to.
@@ -255,7 +255,8 @@ class Attempt(Record):
         start_step: Steps of that checkpoint.
         serial: Serial of LATEST when it began.
         migrates: Checkpoint that it migrates; absent: it trains.
-        result: `done`: finished its days. `restarted`: lost a worker or was resized, and the next attempt continued.
+        result: `done`: finished its days. `restarted`: its stream was planned again (it lost a worker, was
+            resized, or was not planned to the end), and the next attempt continued.
             `interrupted`: was ended by SIGTERM, and saved. `refused`: was stopped by its logs, a loss that is not
             finite, or another attempt. `failed`: ended with an error. Absent: still runs, or was killed.
         reason: Error of an attempt that failed or was refused.

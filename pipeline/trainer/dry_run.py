@@ -1,6 +1,6 @@
 """Dry run of a training: TorchRec's planner on meta tables, for workers that need not exist.
 
-The design has plans in room `pipeline/cluster/`. This one stands here, since it asks the planner exactly as a start
+The design has plans in room `pipeline/cluster/`. This one stands here, since it asks the planner exactly as a training
 does (`pipeline.trainer.table_planner`), and the cluster's room may not import the trainer's. Neither Ray nor a GPU is
 used.
 """
@@ -250,7 +250,7 @@ class DryRun:
     def _place(
         self, workers: Workers, memory: int, performance: PerfModel | None = None
     ) -> tuple[list[ShardingOption] | None, EmbeddingShardingPlanner]:
-        """Return the planner's placement, None if it finds none; on the CPU with the defaults of a start."""
+        """Return the planner's placement, None if it finds none; on the CPU with the defaults of a training."""
         config = self.config
         # The memory of the host is checked afterwards, with the copy of a save, of which the planner knows nothing.
         load = TableLoad(config.ingest.batch_size, self._ids, memory, _NO_LIMIT) if workers.device == "cuda" else None

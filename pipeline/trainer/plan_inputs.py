@@ -121,7 +121,7 @@ def colliding_share(ids: int, rows: int) -> float:
 
 
 def warn_of_inputs(config: Config, tables: list[IdsOfTable], row: RowMemory, workers: int, on_a_host: int) -> list[str]:
-    """Return what a start would not refuse, but a person should know.
+    """Return what a training would not refuse, but a person should know.
 
     Args:
         config: The project's configuration.

@@ -1,4 +1,4 @@
-"""TorchRec's planner, confined to layouts that train the declared model: one for a start and for a dry run."""
+"""TorchRec's planner, confined to layouts that train the declared model: one for a training and for a dry run."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 def train_worker(jobs: Sequence[TrainJob], lane: DataIterator) -> dict[str, Any]:
     """Train what the stream brings, one model after the other; runs on every worker of Ray Train.
 
-    No checkpoint is handed to Ray: they are ours, and a restarted group finds the newest ones by itself.
+    No checkpoint is handed to Ray: they are ours. The command finds the newest ones when it plans the stream again.
 
     Returns:
         What each model has `reached`, nothing of one that was at its end; and why the run ended before its own.

@@ -41,9 +41,9 @@ def train(config: Config, days: Sequence[str], passes: int) -> dict[str, Any]:
 
 
 def train_together(read: Config, configs: Sequence[Config], days: Sequence[str], passes: int) -> list[dict[str, Any]]:
-    """Train models in turn in one group of workers, each to the same bits as alone.
+    """Train models one after the other in one stream, each to the same bits as alone.
 
-    So a model needs no start of Ray Train and of its workers, which takes longer than a small log.
+    So a model needs no stream of its own; starting one takes longer than reading a small log.
 
     Args:
         read: Configuration that reads the rows: the features, seed and reading that all models share, and all their

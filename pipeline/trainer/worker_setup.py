@@ -134,7 +134,7 @@ def refuse_damage(worker: Callable[[Any, DataIterator], dict[str, Any]]) -> Call
 
 
 def begin_worker(config: Config) -> tuple[Groups, torch.device]:
-    """Set up a worker of Ray Train: its log, its process groups, and its device."""
+    """Set up a worker for a job: its log, its process groups, which are made once, and its device."""
     context = ray.train.get_context()
     quiet_logs(context.get_world_rank())
     groups = Groups.of_process(config.workers.timeout_s, config.checkpoint.timeout_s)
