@@ -60,6 +60,7 @@ def run(quick: bool) -> dict[str, Any]:
         quick: A quarter of the rows, 1 and 4 passes, 3 turns; otherwise 10 and 20 passes, 5 turns.
     """
     rows, turns = (_QUICK_ROWS, 3) if quick else (_ROWS, 5)
+    turns = int(os.environ.get("BENCH_TURNS", turns))
     passes = _QUICK_PASSES if quick else _PASSES
     with project(rows, _ROW_GROUP_ROWS, 20_000) as folder:
         config, encoder, day = load(folder)

@@ -36,17 +36,20 @@ class DayFiles:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Footer of a Parquet file.
+    """Parts of a Parquet file's footer that a day's list keeps; all footers of a day together have gigabytes.
 
     Args:
-        metadata: Row groups and their columns.
+        row_groups: Number of rows of each row group.
         schema: The file's Arrow schema.
         mark: Size in bytes and fingerprint of the footer.
+        slots: The smallest and the largest value of the slot's column that are not negative; empty: there are none;
+            None: a row group has no statistics.
     """
 
-    metadata: pq.FileMetaData
+    row_groups: tuple[int, ...]
     schema: pa.Schema
     mark: str
+    slots: tuple[int, ...] | None = ()
 
 
 def folder_of(day: str) -> str:
@@ -104,8 +107,13 @@ def list_files(logs: Storage, day: str) -> DayFiles:
     return DayFiles(tuple(f"{folder}/{name}" for name in names), tuple(f"{folder}/{name}" for name in otherwise))
 
 
-def read_footer(logs: Storage, file: str) -> Footer:
+def read_footer(logs: Storage, file: str, slot: str | None = None) -> Footer:
     """Read the footer of a file.
+
+    Args:
+        logs: Prefix of the file.
+        file: Path below it.
+        slot: Name of the column of slots; None: none is declared.
 
     Raises:
         DataError: The file is not readable Parquet; names it.
@@ -113,9 +121,9 @@ def read_footer(logs: Storage, file: str) -> Footer:
     try:
         with logs.open_read(file) as opened:
             parquet = pq.ParquetFile(opened)
-            _check_rows(parquet.metadata)
-            mark = _mark(opened, parquet.metadata.serialized_size)
-            return Footer(parquet.metadata, parquet.schema_arrow, mark)
+            metadata, schema = parquet.metadata, parquet.schema_arrow
+            mark = _mark(opened, metadata.serialized_size)
+            return Footer(_rows_of_groups(metadata), schema, mark, _slots(metadata, schema, slot) if slot else ())
     except Exception as error:
         if not is_bad_file(error):
             raise
@@ -146,15 +154,11 @@ def _mark(opened: BinaryIO, footer_bytes: int) -> str:
     return f"{size}-{hashlib.blake2b(opened.read(), digest_size=6).hexdigest()}"
 
 
-def extremes(footer: Footer, column: str) -> list[int] | None:
-    """Return the smallest and the largest value of an integer column in each row group, by their statistics.
-
-    Returns:
-        Empty if all values are null; None if a row group with values has no statistics, as some writers make them.
-    """
-    if pa.types.is_null(footer.schema.field(column).type):
-        return []
-    metadata, values = footer.metadata, []
+def _slots(metadata: pq.FileMetaData, schema: pa.Schema, column: str) -> tuple[int, ...] | None:
+    """Return the range of slots, by the statistics of the row groups; some writers make none."""
+    if column not in schema.names or pa.types.is_null(schema.field(column).type):
+        return ()  # a column that is missing is refused with the others
+    values: list[int] = []
     place = [metadata.schema.column(place).path for place in range(metadata.num_columns)].index(column)
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
@@ -163,14 +167,19 @@ def extremes(footer: Footer, column: str) -> list[int] | None:
             values += [int(found.min), int(found.max)]
         elif group.num_rows and (found is None or found.null_count != group.num_rows):
             return None
-    return values
+    known = [value for value in values if value >= 0]  # a negative one is unknown
+    return (min(known), max(known)) if known else ()
 
 
-def _check_rows(footer: pq.FileMetaData) -> None:
-    """Check a footer, which has no checksum, for consistency: a row group without rows would be silently skipped."""
-    groups = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+def _rows_of_groups(footer: pq.FileMetaData) -> tuple[int, ...]:
+    """Return the rows of each row group.
+
+    A footer has no checksum, so it is checked for consistency: a row group without rows would be silently skipped.
+    """
+    groups = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
     if sum(groups) != footer.num_rows or min(groups, default=0) < 0:
         raise pa.ArrowInvalid(f"the footer says {footer.num_rows} rows, its row groups have {sum(groups)}")
+    return groups
 
 
 def is_bad_file(error: BaseException) -> bool:

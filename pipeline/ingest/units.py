@@ -10,7 +10,6 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features.encoding import check_columns
 from features.errors import ConfigError, DataError
@@ -18,10 +17,11 @@ from features.hashing import mix64, salt_of
 from features.ids import IdType, id_type
 from features.measured_columns import MeasuredColumns
 from features.schema import Schema
-from pipeline.ingest.day_files import Footer, extremes, folder_of, list_files, read_footer
+from pipeline.ingest.day_files import Footer, folder_of, list_files, read_footer
 from pipeline.storage.files import Storage
 
 _FOOTER_THREADS = 16
+_SCHEMAS = 8  # newest schemas that a file's is compared with: each file may have metadata of its own
 _MASK = (1 << 64) - 1
 
 
@@ -275,7 +275,7 @@ def check_days(
     types = IdTypes(columns)
     listed = []
     for day in days:
-        day_log, footers = _list_day(logs, day, max_rows)
+        day_log, footers = _list_day(logs, day, max_rows, schema.slot)
         for file, footer in footers.items():
             if any(footer.schema.equals(known) for known in checked):
                 continue
@@ -287,15 +287,15 @@ def check_days(
             except DataError as error:
                 raise DataError(f"{logs.url}/{file}: {error}") from error
             checked.append(footer.schema)
-        slots = _slots(footers.values(), schema.slot) if schema.slot else {}
+        slots = _slots(footers.values()) if schema.slot else {}
         listed.append(replace(day_log, id_types=dict(types.found), **slots))
     return listed
 
 
-def _slots(footers: Iterable[Footer], column: str) -> dict[str, Any]:
+def _slots(footers: Iterable[Footer]) -> dict[str, Any]:
     """Return the fields of a `DayLog` with the range of its slots."""
-    ranges = [extremes(footer, column) for footer in footers]
-    values = [value for found in ranges for value in found or () if value >= 0]  # a negative one is unknown
+    ranges = [footer.slots for footer in footers]
+    values = [value for found in ranges for value in found or ()]
     range_of_known = (min(values), max(values)) if values else None
     return {"slots": range_of_known, "slots_unchecked": sum(found is None for found in ranges)}
 
@@ -331,14 +331,14 @@ class IdTypes:
             self._files.setdefault(column, file)
 
 
-def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str, Footer]]:
+def _list_day(logs: Storage, day: str, max_rows: int, slot: str | None = None) -> tuple[DayLog, dict[str, Footer]]:
     found = list_files(logs, day)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda file: read_footer(logs, file), found.read))
+        footers = _with_shared_schemas(pool.map(lambda file: read_footer(logs, file, slot), found.read))
     units = Units(
         unit
         for file, footer in zip(found.read, footers, strict=True)
-        for unit in _units_of(day, file, footer.metadata, max_rows)
+        for unit in _units_of(day, file, footer.row_groups, max_rows)
     )
     if not units:
         where = f"{logs.url}/{folder_of(day)}"
@@ -348,10 +348,23 @@ def _list_day(logs: Storage, day: str, max_rows: int) -> tuple[DayLog, dict[str,
     return log, dict(zip(found.read, footers, strict=True))
 
 
-def _units_of(day: str, file: str, metadata: pq.FileMetaData, max_rows: int) -> list[Unit]:
+def _with_shared_schemas(footers: Iterable[Footer]) -> list[Footer]:
+    """Return footers of which those with equal schemas have one in common: a day may have 150,000 files."""
+    schemas: list[pa.Schema] = []
+    shared = []
+    for footer in footers:
+        known = next(
+            (schema for schema in schemas[-_SCHEMAS:] if schema.equals(footer.schema, check_metadata=True)), None
+        )
+        if known is None:
+            schemas.append(footer.schema)
+        shared.append(footer if known is None else replace(footer, schema=known))
+    return shared
+
+
+def _units_of(day: str, file: str, row_groups: Sequence[int], max_rows: int) -> list[Unit]:
     units = []
-    for row_group in range(metadata.num_row_groups):
-        rows = metadata.row_group(row_group).num_rows
+    for row_group, rows in enumerate(row_groups):
         for first in range(0, rows, max_rows):
             units.append(Unit(day, file, row_group, first, min(max_rows, rows - first), whole=rows <= max_rows))
     return units
