@@ -111,11 +111,11 @@ def test_footers_are_not_kept(write_log: WriteLog, monkeypatch: pytest.MonkeyPat
             most = max(most, sum(one() is not None for one in alive))
 
     monkeypatch.setattr(pq, "ParquetFile", Watched)
-    logs = write_log([[[2, 3]] * 60])
+    logs = write_log([[[2, 3]] * 100])
     (day,) = check_days(logs, ["2026-03-01"], 10, tiny_encoder.schema, tiny_encoder.columns)
-    assert len(day.units) == 120
-    assert len(alive) == 60
-    assert most <= 17, "more than one a thread"
+    assert len(day.units) == 200
+    assert len(alive) == 100
+    assert most < 50, "16 threads have one each, and some that are on their way"
     gc.collect()
     assert not any(one() for one in alive)
 
