@@ -160,6 +160,25 @@ def test_workers_that_die_between_jobs(
         assert not set(before["pids"]) & set(after["pids"])
 
 
+def test_workers_that_end_while_a_job_comes(
+    logs: Path,
+    tmp_path: Path,
+    plan_of: Callable[..., RunPlan],
+    local_training: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a job that fails, without having begun, with the workers of the job before."""
+    config = _config(logs, tmp_path, max_failures=0)
+    is_usable = worker_group.WorkerGroup.is_usable
+    with ray_session(config):
+        before = _do(config, plan_of(), _read)
+        os.kill(before["pids"][1], signal.SIGKILL)
+        time.sleep(4)
+        looks = iter([True])  # as if the command had looked before
+        monkeypatch.setattr(worker_group.WorkerGroup, "is_usable", lambda group: next(looks, None) or is_usable(group))
+        assert _do(config, plan_of(), _read)["rows"] == 40
+
+
 def test_a_stream_that_cannot_be_planned_at_once(
     logs: Path,
     tmp_path: Path,
