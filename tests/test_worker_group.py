@@ -37,11 +37,14 @@ __all__ = ["logs"]  # a fixture
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file
 
 
+ConfigOf, PlanOf = Callable[..., Config], Callable[..., RunPlan]
+
+
 # --- Jobs on processes ---
 
 
 @pytest.fixture
-def plan_of(write_log: Callable[..., Storage], tiny_encoder: Encoder) -> Callable[..., RunPlan]:
+def plan_of(write_log: Callable[..., Storage], tiny_encoder: Encoder) -> PlanOf:
     """A plan of one day of forty rows; takes a function that is called whenever the stream is planned."""
     log = write_log([[[10, 10, 10, 10]]])
 
@@ -56,8 +59,10 @@ def plan_of(write_log: Callable[..., Storage], tiny_encoder: Encoder) -> Callabl
     return plan
 
 
-def _config(logs: Path, root: Path, **workers: Any) -> Config:
-    return make_config(logs, root, workers={"num": 2, "timeout_s": 60} | workers)
+@pytest.fixture
+def config_of(logs: Path, tmp_path: Path) -> ConfigOf:
+    """A configuration of two workers; takes further settings of `workers`."""
+    return lambda **workers: make_config(logs, tmp_path, workers={"num": 2, "timeout_s": 60} | workers)
 
 
 def _read(job: Any, lane: Any) -> dict[str, Any]:
@@ -96,18 +101,16 @@ def _do(config: Config, plan: RunPlan, worker: Any, job: Any = None) -> dict[str
     return run_workers(config, plan, worker, job, ProgressBoard.remote())
 
 
-def test_one_start_does_all_jobs(
-    logs: Path, tmp_path: Path, plan_of: Callable[..., RunPlan], local_training: None
-) -> None:
+def test_one_start_does_all_jobs(config_of: ConfigOf, plan_of: PlanOf, tmp_path: Path, local_training: None) -> None:
     """Catches workers that start for each job, groups that each job makes anew, and a row that no job's worker gets."""
-    config = _config(logs, tmp_path)
+    config = config_of()
     with ray_session(config):
         with ray_session(config):  # as within a comparison
             first = _do(config, plan_of(), _read)
         second = _do(config, plan_of(), _read)
         assert first == second
         assert first["rows"] == 40
-        three = _do(_config(logs, tmp_path, num=3), plan_of(), _read)
+        three = _do(config_of(num=3), plan_of(), _read)
         assert len(set(three["pids"])) == 3
         assert not any(map(psutil.pid_exists, first["pids"])), "two groups at once"
     assert not any(map(psutil.pid_exists, three["pids"]))
@@ -117,10 +120,10 @@ def test_one_start_does_all_jobs(
 
 
 def test_a_job_is_done_again_after_a_failure(
-    logs: Path, tmp_path: Path, plan_of: Callable[..., RunPlan], local_training: None
+    config_of: ConfigOf, plan_of: PlanOf, tmp_path: Path, local_training: None
 ) -> None:
     """Catches a stream that is not planned anew, and failures that are summed over the days of a command."""
-    config, begun = _config(logs, tmp_path, max_failures=1), []
+    config, begun = config_of(max_failures=1), []
     with ray_session(config):
         for number in range(3):
             found = _do(config, plan_of(lambda: begun.append(0)), _fail_once, tmp_path / str(number))
@@ -128,9 +131,9 @@ def test_a_job_is_done_again_after_a_failure(
             assert len(begun) == 2 * (number + 1)
 
 
-def test_too_many_failures(logs: Path, tmp_path: Path, plan_of: Callable[..., RunPlan], local_training: None) -> None:
+def test_too_many_failures(config_of: ConfigOf, plan_of: PlanOf, local_training: None) -> None:
     """Catches a failure that is tried again for ever, one without its cause, and a session that is of no more use."""
-    config, begun = _config(logs, tmp_path, max_failures=1), []
+    config, begun = config_of(max_failures=1), []
     with ray_session(config):
         with pytest.raises(RunFailed, match="no luck on rank") as failed:
             _do(config, plan_of(lambda: begun.append(0)), _fail)
@@ -141,16 +144,16 @@ def test_too_many_failures(logs: Path, tmp_path: Path, plan_of: Callable[..., Ru
 
 @pytest.mark.parametrize(("max_failures", "wait_s", "worker"), [(0, 4, _read), (1, 4, _fail_once), (1, 0, _read)])
 def test_workers_that_die_between_jobs(
-    logs: Path,
+    config_of: ConfigOf,
+    plan_of: PlanOf,
     tmp_path: Path,
-    plan_of: Callable[..., RunPlan],
     local_training: None,
     max_failures: int,
     wait_s: float,
     worker: Any,
 ) -> None:
     """Catches a job that waits for ever for a worker that died before it, or that is charged with that failure."""
-    config = _config(logs, tmp_path, max_failures=max_failures)
+    config = config_of(max_failures=max_failures)
     with ray_session(config):
         before = _do(config, plan_of(), _read)
         os.kill(before["pids"][1], signal.SIGKILL)
@@ -161,14 +164,10 @@ def test_workers_that_die_between_jobs(
 
 
 def test_workers_that_end_while_a_job_comes(
-    logs: Path,
-    tmp_path: Path,
-    plan_of: Callable[..., RunPlan],
-    local_training: None,
-    monkeypatch: pytest.MonkeyPatch,
+    config_of: ConfigOf, plan_of: PlanOf, local_training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a job that fails, without having begun, with the workers of the job before."""
-    config = _config(logs, tmp_path, max_failures=0)
+    config = config_of(max_failures=0)
     is_usable = worker_group.WorkerGroup.is_usable
     with ray_session(config):
         before = _do(config, plan_of(), _read)
@@ -180,15 +179,11 @@ def test_workers_that_end_while_a_job_comes(
 
 
 def test_a_stream_that_cannot_be_planned_at_once(
-    logs: Path,
-    tmp_path: Path,
-    plan_of: Callable[..., RunPlan],
-    local_training: None,
-    monkeypatch: pytest.MonkeyPatch,
+    config_of: ConfigOf, plan_of: PlanOf, local_training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a storage that does not answer once, and ends a training; and one that is asked for ever."""
     monkeypatch.setattr(worker_group, "_AGAIN_S", 0.01)
-    config, left = _config(logs, tmp_path, max_failures=2), [2]
+    config, left = config_of(max_failures=2), [2]
 
     def fail() -> None:
         left[0] -= 1
@@ -217,14 +212,10 @@ def _press_ctrl_c(patch: pytest.MonkeyPatch, began: Path) -> None:
 
 
 def test_a_command_that_ends_within_a_job(
-    logs: Path,
-    tmp_path: Path,
-    plan_of: Callable[..., RunPlan],
-    local_training: None,
-    monkeypatch: pytest.MonkeyPatch,
+    config_of: ConfigOf, plan_of: PlanOf, tmp_path: Path, local_training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches workers that go on after Ctrl-C, and a command that waits for them."""
-    config, began = _config(logs, tmp_path), tmp_path / "began"
+    config, began = config_of(), tmp_path / "began"
     _press_ctrl_c(monkeypatch, began)
     with pytest.raises(KeyboardInterrupt), ray_session(config):
         _do(config, plan_of(), _wait_long, began)
@@ -232,17 +223,13 @@ def test_a_command_that_ends_within_a_job(
 
 
 def test_ctrl_c_before_there_is_a_worker(
-    logs: Path,
-    tmp_path: Path,
-    plan_of: Callable[..., RunPlan],
-    local_training: None,
-    monkeypatch: pytest.MonkeyPatch,
+    config_of: ConfigOf, plan_of: PlanOf, local_training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a command that first waits for its workers to start, and then ends them."""
     monkeypatch.setattr(worker_group.WorkerGroup, "_look_again", _interrupt)
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), ray_session(_config(logs, tmp_path)):
-        _do(_config(logs, tmp_path), plan_of(), _read)
+    with pytest.raises(KeyboardInterrupt), ray_session(config_of()):
+        _do(config_of(), plan_of(), _read)
     assert time.monotonic() - began < worker_group._END_S / 2
 
 
@@ -250,11 +237,9 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_workers_whose_node_is_taken_away(
-    logs: Path, tmp_path: Path, plan_of: Callable[..., RunPlan], local_training: None
-) -> None:
+def test_workers_whose_node_is_taken_away(config_of: ConfigOf, plan_of: PlanOf, local_training: None) -> None:
     """Catches a job that begins on workers that end at the deadline of a notice."""
-    config = _config(logs, tmp_path, max_failures=0)
+    config = config_of(max_failures=0)
     with ray_session(config):
         _do(config, plan_of(), _read)
         group: Any = session._kept._group
@@ -263,11 +248,9 @@ def test_workers_whose_node_is_taken_away(
         assert not set(before["pids"]) & set(after["pids"])
 
 
-def test_other_settings_end_the_workers_before_a_pass(
-    logs: Path, tmp_path: Path, plan_of: Callable[..., RunPlan], local_training: None
-) -> None:
+def test_other_settings_end_workers_before_a_pass(config_of: ConfigOf, plan_of: PlanOf, local_training: None) -> None:
     """Catches a pass that waits for ever for CPUs which idle workers of another configuration hold."""
-    config, other = _config(logs, tmp_path), _config(logs, tmp_path, num=1)
+    config, other = config_of(), config_of(num=1)
     with ray_session(config):
         pids = _do(config, plan_of(), _read)["pids"]
         with ray_session(config):
@@ -317,9 +300,9 @@ def _wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @pytest.mark.ray
-def test_on_ray(ray_cluster: None, logs: Path, tmp_path: Path, plan_of: Callable[..., RunPlan]) -> None:
+def test_on_ray(config_of: ConfigOf, plan_of: PlanOf, tmp_path: Path, ray_cluster: None) -> None:
     """Catches a Ray Train that does not do what the processes of these tests do, and workers that are left on Ray."""
-    config = _config(logs, tmp_path, max_failures=1)
+    config = config_of(max_failures=1)
     before = _free_cpus()
     with ray_session(config):
         first = _do(config, plan_of(), _read)

@@ -99,15 +99,14 @@ class Saver:
         Raises:
             Exception: The error of that write.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.leave()
         self.check()
 
     def leave(self) -> None:
         """Wait for the write in progress, whatever its end: the process group and the tensors get other users."""
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
 
     def _write_and_time(self, began: float, stall_s: float, *arguments: Any) -> None:
         self._write(*arguments)

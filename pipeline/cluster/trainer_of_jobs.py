@@ -18,9 +18,8 @@ class TorchTrainer(RayTorchTrainer):
     """Ray Train's trainer, as a group of workers needs it.
 
     It tells the queue of the controller, and of workers that are about to end. Failures are counted for each training
-    or measurement apart.
-    Ray's cleaner of placement groups is for a cluster that outlives the command; on a local Ray it ends in a traceback
-    where somebody else's Ray runs, too.
+    or measurement apart. Ray's cleaner of placement groups is for a cluster that outlives the command; on a local Ray
+    it ends in a traceback where somebody else's Ray runs, too.
     """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:

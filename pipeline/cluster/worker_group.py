@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import ray
-import ray.data
-import ray.train
 from ray.data import DataIterator
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -101,11 +99,8 @@ class WorkerGroup:
 
     def is_usable(self) -> bool:
         """Return True if the workers can begin a job: they have not ended, and no node of theirs is taken away."""
-        self._look = Look()
-        if not self.has_ended:
-            with contextlib.suppress(RayError):
-                self._look = self._news(-1)
-                return not self._look.loses_nodes
+        with contextlib.suppress(RayError):
+            return not self.has_ended and not self._news(-1).loses_nodes
         return False
 
     def do(self, plan: RunPlan, worker: Worker, job: Any) -> dict[str, Any]:
